@@ -1,0 +1,15 @@
+"""sglang-power: sequence-level power sampling as a plugin for existing SGLang deployments.
+
+The package is laid out in the order in which a request meets it: `request` (what a client may ask),
+`sglang_host` (where the server hands the request over), `serving` (runs the chains under a budget),
+`algorithms` (the mathematics, pure), `engines` (what continues token sequences).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("sglang-power")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__"]

@@ -1,0 +1,47 @@
+"""The Engine protocol: what an algorithm needs from anything that can continue token sequences.
+
+Implemented by `engines.tabular` (an exact language model) and by `sglang_host.children` (child requests
+inside a running server). Algorithms describe the call they want; drivers await it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.types import Continuation, ProposalLaw
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationCall:
+    """Continue `prefix` (generated token ids, prompt excluded) until a stop or `horizon` tokens in all.
+
+    Args:
+        prefix: kept tokens; the engine prepends the prompt.
+        horizon: largest total number of generated tokens, prefix included; > len(prefix).
+        law: the law to draw from.
+        seed: the draws of this call are a function of it and of the position.
+        forced: emit these ids instead of drawing, and report the statistics of their rows.
+        early_rejection: stop as soon as the proposal can no longer be accepted.
+        deadline: unix time in seconds after which a proposal may be cut short.
+    """
+
+    prefix: tuple[int, ...]
+    horizon: int
+    law: ProposalLaw
+    seed: int
+    forced: tuple[int, ...] | None = None
+    early_rejection: EarlyRejection | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        assert self.horizon > len(self.prefix)
+
+
+class Engine(Protocol):
+    """Continues token sequences of one prompt."""
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        """Run one call to its end; cancelling the awaiting task cancels the generation."""
+        ...

@@ -1,0 +1,270 @@
+"""Metropolis-Hastings power sampling: the chain as pure functions.
+
+Target on Y_L (sequences that stop within L tokens, or have exactly L): pi(y) proportional to p(y)^alpha.
+Karan & Du, arXiv 2510.14901, Algorithm 1, made exact. Stage k works at horizon L_k = min(k*B, L):
+
+    1. extend an unfinished state with q to L_k or to a stop
+    2. N times: draw a cut m, regenerate the suffix with q up to L_k, accept with min(1, exp(log_ratio))
+
+schedule "exact": a state that is finished when its stage ends skips to the last stage (horizon L), whose
+steps leave pi invariant. schedule "paper": it is returned at once; the limit law is then another one.
+
+A driver repeats `next_action`; the action names a ContinuationCall; `extended` or `decide` takes the
+answer and gives the next state. `Info` holds the proposal as proposed, every term and the decision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sglang_power.algorithms import acceptance, cuts
+from sglang_power.algorithms.acceptance import HastingsTerms
+from sglang_power.algorithms.cuts import CutLaw
+from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
+from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.rng import Key, Purpose
+from sglang_power.types import Continuation, ProposalLaw, Tokens
+
+Schedule = Literal["exact", "paper"]
+
+
+@dataclass(frozen=True, slots=True)
+class MHConfig:
+    """One chain's frozen configuration.
+
+    Args:
+        alpha: exponent of the target, >= 1.
+        law: proposal law q.
+        horizon: L, the largest number of generated tokens.
+        block_size: B;  steps: N, per stage.
+        cut: where proposals cut.
+        schedule: "exact" or "paper".
+        early_rejection: stop lost proposals; only used where it is exact.
+        lookback_blocks: cuts reach at most this many blocks back; None means the whole sequence.
+    """
+
+    alpha: float
+    law: ProposalLaw
+    horizon: int
+    block_size: int
+    steps: int
+    cut: CutLaw
+    schedule: Schedule = "exact"
+    early_rejection: bool = True
+    lookback_blocks: int | None = None
+
+    @property
+    def stages(self) -> int:
+        """Number of stages K."""
+        return math.ceil(self.horizon / self.block_size)
+
+    def stage_horizon(self, stage: int) -> int:
+        """L_k for stage k = 1..K."""
+        return min(stage * self.block_size, self.horizon)
+
+    @property
+    def rejects_early(self) -> bool:
+        return self.early_rejection and is_exact(self.alpha, self.law)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """What the next step needs.
+
+    Args:
+        tokens: the current sequence.
+        finished: it ends with a stop.
+        stage: 1..K;  stage_step: steps done in this stage;  step: steps done in all.
+        frozen: F, leading tokens that no cut may touch any more.
+    """
+
+    tokens: Tokens
+    finished: bool
+    stage: int = 1
+    stage_step: int = 0
+    step: int = 0
+    frozen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Continue the unfinished state with q."""
+
+    call: ContinuationCall
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Regenerate the suffix behind a cut.
+
+    Args:
+        cut: m, tokens kept.
+        log_u: log of the uniform that decides.
+        call: the continuation that makes the proposal.
+    """
+
+    cut: int
+    log_u: float
+    call: ContinuationCall
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The schedule has ended; the state is the answer."""
+
+
+Action = Extend | Propose | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """One step, for people: the proposal as proposed, every term, the decision."""
+
+    stage: int
+    step: int
+    cut: int
+    current_length: int
+    proposal: Tokens
+    proposal_finished: bool
+    terms: HastingsTerms
+    log_ratio: float
+    log_u: float
+    accepted: bool
+    early_rejected: bool
+
+
+def initial_state() -> ChainState:
+    """The empty state before the first stage."""
+    return ChainState(Tokens.EMPTY, finished=False)
+
+
+def drafted_state(config: MHConfig, draft: Tokens, finished: bool) -> ChainState:
+    """A chain that starts from a given draft, at the last stage (horizon L)."""
+    return ChainState(draft, finished, stage=config.stages)
+
+
+def next_action(config: MHConfig, key: Key, state: ChainState) -> Action:
+    """What the chain needs next."""
+    horizon = config.stage_horizon(state.stage)
+    if not state.finished and len(state.tokens) < horizon:
+        return Extend(extension_call(config, key, state, horizon))
+    if state.stage_step < config.steps:
+        return propose(config, key, state)
+    return Done()
+
+
+def _enter_next_stage_if_over(config: MHConfig, state: ChainState) -> ChainState:
+    """The state itself, or where the schedule sends it once its stage has had its steps."""
+    whole = state.finished or len(state.tokens) == config.stage_horizon(state.stage)
+    if not whole or state.stage_step < config.steps or state.stage == config.stages:
+        return state
+    if state.finished:
+        if config.schedule == "paper":
+            return state
+        return dataclasses.replace(state, stage=config.stages, stage_step=0)
+    stage = state.stage + 1
+    frozen = state.frozen
+    if config.lookback_blocks is not None:
+        frozen = max(frozen, (stage - config.lookback_blocks) * config.block_size)
+    return dataclasses.replace(state, stage=stage, stage_step=0, frozen=frozen)
+
+
+def extension_call(config: MHConfig, key: Key, state: ChainState, horizon: int) -> ContinuationCall:
+    """Continue the state with q to `horizon` tokens or to a stop."""
+    seed = key.child_seed(len(state.tokens), Purpose.EXTENSION)
+    return ContinuationCall(state.tokens.ids, horizon, config.law, seed)
+
+
+def propose(config: MHConfig, key: Key, state: ChainState) -> Propose:
+    """Draw the cut and the uniform of this step, and describe the proposal."""
+    m = cuts.draw(config.cut, key, state.step, state.tokens.entropy, state.frozen)
+    log_u = math.log1p(-key.uniform(state.step, Purpose.ACCEPT))
+    call = ContinuationCall(
+        prefix=state.tokens.ids[:m],
+        horizon=config.stage_horizon(state.stage),
+        law=config.law,
+        seed=key.child_seed(state.step, Purpose.PROPOSAL),
+        early_rejection=_early_rejection(config, state, m, log_u) if config.rejects_early else None,
+    )
+    return Propose(m, log_u, call)
+
+
+def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) -> EarlyRejection | None:
+    entropy = state.tokens.entropy
+    log_w = acceptance.log_weight(config.alpha, state.tokens.after(m))
+    if log_w == math.inf:
+        return None
+    return EarlyRejection(
+        threshold=log_u + log_w + cuts.log_prob(config.cut, m, entropy, state.frozen),
+        alpha=config.alpha,
+        cut=config.cut,
+        count=m - state.frozen,
+        total_gain=float(cuts.gains(config.cut, entropy[:m])[state.frozen :].sum()) if m else 0.0,
+        previous_entropy=float(entropy[m - 1]) if m else 0.0,
+    )
+
+
+def extended(config: MHConfig, state: ChainState, continuation: Continuation) -> ChainState:
+    """The state after an extension."""
+    grown = dataclasses.replace(
+        state, tokens=state.tokens + continuation.tokens, finished=continuation.finished
+    )
+    return _enter_next_stage_if_over(config, grown)
+
+
+def hastings_terms(config: MHConfig, state: ChainState, m: int, suffix: Tokens) -> HastingsTerms:
+    """Every term of the ratio for replacing what follows `m` tokens by `suffix`."""
+    candidate_entropy = np.concatenate([state.tokens.entropy[:m], suffix.entropy])
+    return HastingsTerms(
+        log_w_proposal=acceptance.log_weight(config.alpha, suffix),
+        log_w_current=acceptance.log_weight(config.alpha, state.tokens.after(m)),
+        log_cut_proposal=cuts.log_prob(config.cut, m, candidate_entropy, state.frozen),
+        log_cut_current=cuts.log_prob(config.cut, m, state.tokens.entropy, state.frozen),
+    )
+
+
+def undecided(config: MHConfig, state: ChainState, proposal: Propose, continuation: Continuation) -> bool:
+    """True when generation was cut short although the tokens so far do not reject the proposal yet."""
+    if not continuation.cut_short:
+        return False
+    terms = hastings_terms(config, state, proposal.cut, continuation.tokens)
+    return acceptance.accepts(proposal.log_u, acceptance.log_ratio(terms))
+
+
+def decide(
+    config: MHConfig, state: ChainState, proposal: Propose, continuation: Continuation
+) -> tuple[ChainState, Info]:
+    """Accept or reject one proposal.
+
+    Where generation was cut short, the ratio over the tokens there are is an upper bound of the full
+    one, and it rejects (`undecided` is False).
+    """
+    m = proposal.cut
+    terms = hastings_terms(config, state, m, continuation.tokens)
+    ratio = acceptance.log_ratio(terms)
+    accepted = acceptance.accepts(proposal.log_u, ratio)
+    assert not (accepted and continuation.cut_short)
+    info = Info(
+        stage=state.stage,
+        step=state.step,
+        cut=m,
+        current_length=len(state.tokens),
+        proposal=continuation.tokens,
+        proposal_finished=continuation.finished,
+        terms=terms,
+        log_ratio=ratio,
+        log_u=proposal.log_u,
+        accepted=accepted,
+        early_rejected=continuation.cut_short,
+    )
+    stepped = dataclasses.replace(state, stage_step=state.stage_step + 1, step=state.step + 1)
+    if accepted:
+        stepped = dataclasses.replace(
+            stepped, tokens=state.tokens.first(m) + continuation.tokens, finished=continuation.finished
+        )
+    return _enter_next_stage_if_over(config, stepped), info

@@ -1,0 +1,1 @@
+"""What continues token sequences: implementations of `algorithms.engine.Engine` outside of a server."""

@@ -1,0 +1,57 @@
+"""The error tree. Every message names the field, the value and what to do.
+
+    PowerError
+      RequestError (ValueError)    the caller's mistake: HTTP 400
+        UnsupportedError           a combination that this version or this server does not support: HTTP 400
+      ConfigError                  a bad configuration file: the process ends
+      HostError                    the server cannot do what was promised: HTTP 500
+      OverloadedError              try again later: HTTP 503
+      ChainAborted                 the client or an operator ended the request
+
+SGLang turns ValueError into HTTP 400 (in OpenAI's error shape on the OpenAI routes), which is why
+RequestError is one; the other statuses are mapped in `sglang_host.orchestrator`.
+"""
+
+from __future__ import annotations
+
+
+class PowerError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class RequestError(PowerError, ValueError):
+    """A request that cannot be served as it stands.
+
+    Args:
+        field: the name that the client wrote, e.g. "alpha".
+        value: what it was.
+        problem: what is wrong with it.
+        hint: what to do instead.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, hint: str) -> None:
+        self.field, self.value, self.problem, self.hint = field, value, problem, hint
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field}={shown}: {problem}. {hint}")
+
+
+class UnsupportedError(RequestError):
+    """A valid request that this version, or this server's configuration, does not support."""
+
+
+class ConfigError(PowerError):
+    """A configuration file that cannot be used; the message carries file, line and field."""
+
+
+class HostError(PowerError, RuntimeError):
+    """A hook or an assumption about the host does not hold."""
+
+
+class OverloadedError(PowerError):
+    """The server stayed too busy for every retry."""
+
+
+class ChainAborted(PowerError):
+    """The request was aborted while its chain was running."""

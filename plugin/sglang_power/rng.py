@@ -1,0 +1,57 @@
+"""Counter-based random numbers: a draw is a function of (seed, chain, step, purpose).
+
+No state, no clock: the same key gives the same numbers on any machine, whatever was drawn before,
+so that decisions can be replayed. The generator is Philox 4x64 of numpy (Salmon et al., 2011).
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang_power.types import FloatArray
+
+SEED_BITS = 53
+"""Seeds are echoed in JSON; JavaScript keeps integers exact up to 2^53."""
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for; different purposes never share random numbers."""
+
+    CUT = 1
+    ACCEPT = 2
+    PROPOSAL = 3
+    EXTENSION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The random key of one chain of one request."""
+
+    seed: int
+    chain: int = 0
+
+    def _generator(self, step: int, purpose: Purpose) -> np.random.Generator:
+        return np.random.Generator(
+            np.random.Philox(key=self.seed, counter=[0, self.chain, step, int(purpose)])
+        )
+
+    def uniform(self, step: int, purpose: Purpose) -> float:
+        """One uniform in [0, 1)."""
+        return float(self._generator(step, purpose).random())
+
+    def exponentials(self, step: int, purpose: Purpose, count: int) -> FloatArray:
+        """`count` standard exponentials; a shorter request gives a prefix of a longer one."""
+        return -np.log1p(-self._generator(step, purpose).random(count))
+
+    def child_seed(self, step: int, purpose: Purpose) -> int:
+        """A hashed 62-bit seed for an engine call, so that no call replays another's draws."""
+        return int(self._generator(step, purpose).integers(0, 1 << 62))
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, for requests that name none."""
+    return secrets.randbits(SEED_BITS)

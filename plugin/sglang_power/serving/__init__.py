@@ -1,0 +1,1 @@
+"""From a validated request to an answer: presets, budgets, the chain driver, the response's numbers."""

@@ -1,0 +1,42 @@
+"""Budgets: what may end a run before its schedule does, and by which name the response says so.
+
+A budget never leaves a client without an answer: tokens that would bring an unfinished state to the
+horizon are reserved before any proposal is made.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+StoppedBy = Literal["completed", "max_steps", "max_total_tokens", "deadline_ms", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of one chain.
+
+    Args:
+        max_total_tokens: decoded tokens of all calls together.
+        max_steps: Metropolis-Hastings steps of all stages together; None means no limit.
+        deadline: unix time in seconds; None means no limit.
+    """
+
+    max_total_tokens: int
+    max_steps: int | None = None
+    deadline: float | None = None
+
+    def spent_by(self, *, steps: int, tokens: int, next_tokens: int) -> StoppedBy | None:
+        """The limit that forbids one more proposal of at most `next_tokens` tokens, if any."""
+        if self.max_steps is not None and steps >= self.max_steps:
+            return "max_steps"
+        if tokens + next_tokens > self.max_total_tokens:
+            return "max_total_tokens"
+        if self.expired():
+            return "deadline_ms"
+        return None
+
+    def expired(self) -> bool:
+        """True when the deadline has passed."""
+        return self.deadline is not None and time.time() > self.deadline

@@ -1,0 +1,159 @@
+"""Drives one pure Metropolis-Hastings chain over an Engine, under a budget.
+
+The one place where the algorithm meets waiting: every engine call of a chain is awaited here. Knows
+neither SGLang nor HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sglang_power.algorithms import mh
+from sglang_power.algorithms.engine import ContinuationCall, Engine
+from sglang_power.algorithms.mh import ChainState, Done, Extend, Info, MHConfig, Propose
+from sglang_power.rng import Key
+from sglang_power.serving.budgets import Budget, StoppedBy
+from sglang_power.types import Continuation, Usage
+
+Observer = Callable[[ChainState, Info | None], None]
+"""Called after every extension (Info is None) and every step."""
+
+
+@dataclass(slots=True)
+class Shadow:
+    """Checks of early rejection: lost proposals that were generated to their end all the same."""
+
+    resumed: int = 0
+    violations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChainResult:
+    """The last state, every step and what it cost."""
+
+    state: ChainState
+    infos: tuple[Info, ...]
+    usage: Usage
+    stopped_by: StoppedBy
+    in_last_stage: bool
+    shadow: Shadow
+
+
+class Chain:
+    """One chain in progress; `run` is the whole life of it.
+
+    Args:
+        engine: continues sequences of the request's prompt.
+        config: the algorithm.
+        key: the chain's random key.
+        budget: when to stop early.
+        observer: told of every state.
+        shadow: generate lost proposals to their end and count wrong early rejections (a diagnostic).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: MHConfig,
+        key: Key,
+        budget: Budget,
+        observer: Observer = lambda state, info: None,
+        *,
+        shadow: bool = False,
+    ) -> None:
+        self._engine, self._config, self._key, self._budget = engine, config, key, budget
+        self._observer, self._shadowing = observer, shadow
+        self.state = mh.initial_state()
+        self.infos: list[Info] = []
+        self.usage = Usage()
+        self.shadow = Shadow()
+
+    async def run(self, draft: tuple[int, ...] | None = None) -> ChainResult:
+        """Run the schedule, or as much of it as the budget allows, from an optional draft."""
+        if draft is not None:
+            await self._score(draft)
+        stopped_by: StoppedBy = "completed"
+        while not isinstance(action := mh.next_action(self._config, self._key, self.state), Done):
+            if isinstance(action, Extend):
+                self._set(mh.extended(self._config, self.state, await self._generate(action.call)))
+                continue
+            limit = self._limit_before(action) or await self._step(action)
+            if limit is not None:
+                stopped_by = limit
+                break
+        in_last_stage = self._in_last_stage()
+        await self._finish_answer()
+        return self.result(stopped_by, in_last_stage)
+
+    def result(self, stopped_by: StoppedBy, in_last_stage: bool) -> ChainResult:
+        """What there is so far."""
+        return ChainResult(self.state, tuple(self.infos), self.usage, stopped_by, in_last_stage, self.shadow)
+
+    def _in_last_stage(self) -> bool:
+        return self.state.stage == self._config.stages
+
+    def _set(self, state: ChainState, info: Info | None = None) -> None:
+        self.state = state
+        if info is not None:
+            self.infos.append(info)
+        self._observer(state, info)
+
+    async def _generate(self, call: ContinuationCall) -> Continuation:
+        continuation = await self._engine.generate(call)
+        self.usage += continuation.usage
+        return continuation
+
+    async def _score(self, draft: tuple[int, ...]) -> None:
+        config = self._config
+        call = dataclasses.replace(mh.extension_call(config, self._key, self.state, len(draft)), forced=draft)
+        scored = await self._generate(call)
+        self._set(mh.drafted_state(config, scored.tokens, scored.finished))
+
+    def _limit_before(self, proposal: Propose) -> StoppedBy | None:
+        """The limit that forbids this proposal; an answer at the horizon stays affordable after it."""
+        worst = self._config.horizon - proposal.cut
+        return self._budget.spent_by(steps=self.state.step, tokens=self.usage.decoded, next_tokens=worst)
+
+    async def _step(self, proposal: Propose) -> StoppedBy | None:
+        call = dataclasses.replace(proposal.call, deadline=self._budget.deadline)
+        continuation = await self._generate(call)
+        while mh.undecided(self._config, self.state, proposal, continuation):
+            if self._budget.expired():
+                self.usage += Usage(wasted=len(continuation.tokens))
+                return "deadline_ms"
+            continuation = await self._resume(proposal, continuation)
+        if self._shadowing and continuation.cut_short:
+            await self._check_rejection(proposal, continuation)
+        self._set(*mh.decide(self._config, self.state, proposal, continuation))
+        return None
+
+    async def _resume(self, proposal: Propose, so_far: Continuation) -> Continuation:
+        """Generate a cut-short proposal on to its end."""
+        call = dataclasses.replace(
+            proposal.call, prefix=proposal.call.prefix + so_far.tokens.ids, early_rejection=None
+        )
+        rest = await self._generate(call)
+        return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens)
+
+    async def _check_rejection(self, proposal: Propose, lost: Continuation) -> None:
+        whole = await self._resume(proposal, lost)
+        self.shadow.resumed += 1
+        _, info = mh.decide(self._config, self.state, proposal, whole)
+        self.shadow.violations += info.accepted
+
+    async def _finish_answer(self) -> None:
+        """Bring a state whose schedule was cut off to a stop or to the horizon."""
+        if self.state.finished or len(self.state.tokens) == self._config.horizon:
+            return
+        call = mh.extension_call(self._config, self._key, self.state, self._config.horizon)
+        continuation = await self._generate(call)
+        self._set(
+            dataclasses.replace(
+                self.state,
+                tokens=self.state.tokens + continuation.tokens,
+                finished=continuation.finished,
+                stage=self._config.stages,
+            )
+        )

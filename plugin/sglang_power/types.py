@@ -1,0 +1,140 @@
+"""The nouns of the package.
+
+Owns the records that every layer exchanges. Knows nothing of SGLang, of HTTP or of any algorithm:
+everything else imports this module, it imports only numpy. All logarithms are natural, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+ROW_FIELDS = ("log_p", "log_q", "log_z", "entropy", "varentropy", "gap")
+"""Statistics of the logits row that a token was drawn from, in the order of `Tokens.rows`.
+
+log_p      log p(y_t | c, y_<t), the base law at temperature 1
+log_q      log q(y_t | c, y_<t), the law that the token was actually drawn from
+log_z      log sum_v p(v)^kappa over the whole vocabulary
+entropy    H_t of p;  varentropy  V_t of p;  gap  p(1st) - p(2nd)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalLaw:
+    """The token law q that proposals are drawn from: q(v) is proportional to p(v)^kappa on a kept set.
+
+    Args:
+        kappa: inverse proposal temperature, > 0.
+        top_k, top_p, min_p: truncation of the tempered law, in joint order; None means off.
+    """
+
+    kappa: float
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """True when q does not cover the support of p."""
+        return self.top_k is not None or self.top_p is not None or self.min_p is not None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tokens:
+    """Generated tokens, each with the statistics of the row that it was drawn from.
+
+    Args:
+        ids: token ids, length T.
+        rows: [T, len(ROW_FIELDS)] float64, nats (gap: probability).
+    """
+
+    ids: tuple[int, ...]
+    rows: FloatArray
+
+    EMPTY: ClassVar[Tokens]
+
+    def __post_init__(self) -> None:
+        assert self.rows.shape == (len(self.ids), len(ROW_FIELDS)), (self.rows.shape, len(self.ids))
+
+    @classmethod
+    def of(cls, ids: Sequence[int], rows: Sequence[Sequence[float]] | FloatArray) -> Self:
+        """Tokens from plain lists; `rows` holds one ROW_FIELDS record per token."""
+        table = np.asarray(rows, dtype=np.float64).reshape(len(ids), len(ROW_FIELDS))
+        return cls(tuple(ids), table)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.ids + other.ids, np.concatenate([self.rows, other.rows]))
+
+    def first(self, count: int) -> Tokens:
+        """The first `count` tokens."""
+        return Tokens(self.ids[:count], self.rows[:count])
+
+    def after(self, count: int) -> Tokens:
+        """What follows the first `count` tokens."""
+        return Tokens(self.ids[count:], self.rows[count:])
+
+    @property
+    def log_p(self) -> FloatArray:
+        return self.rows[:, 0]
+
+    @property
+    def log_q(self) -> FloatArray:
+        return self.rows[:, 1]
+
+    @property
+    def entropy(self) -> FloatArray:
+        return self.rows[:, 3]
+
+
+Tokens.EMPTY = Tokens((), np.empty((0, len(ROW_FIELDS))))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a run cost. All fields count tokens, except `children` (engine calls).
+
+    decoded    tokens produced by decode steps;  prefilled  prompt tokens computed, not cached
+    wasted     decoded tokens that no decision used;  depth  sequential decode steps
+    """
+
+    decoded: int = 0
+    prefilled: int = 0
+    wasted: int = 0
+    depth: int = 0
+    children: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.decoded + other.decoded,
+            self.prefilled + other.prefilled,
+            self.wasted + other.wasted,
+            self.depth + other.depth,
+            self.children + other.children,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """An engine's answer: the tokens that follow a prefix.
+
+    Args:
+        tokens: the new tokens, up to and including a stop.
+        finished: the sequence ended with a stop (end-of-sequence, stop token, completed stop string).
+        cut_short: generation ended before a stop and before the horizon, because it was told that the
+            proposal can no longer be accepted, or that the deadline has passed.
+        usage: what this call cost.
+    """
+
+    tokens: Tokens
+    finished: bool
+    cut_short: bool
+    usage: Usage
