@@ -6,7 +6,8 @@
       ConfigError                  a bad configuration file: the process ends
       HostError                    the server cannot do what was promised: HTTP 500
       OverloadedError              try again later: HTTP 503
-      ChainAborted                 the client or an operator ended the request
+      WeightsChangedError          the weights were updated during the chain: HTTP 503
+      ChainAbortedError            the client or an operator ended the request
 
 SGLang turns ValueError into HTTP 400 (in OpenAI's error shape on the OpenAI routes), which is why
 RequestError is one; the other statuses are mapped in `sglang_host.orchestrator`.
@@ -53,5 +54,9 @@ class OverloadedError(PowerError):
     """The server stayed too busy for every retry."""
 
 
-class ChainAborted(PowerError):
+class WeightsChangedError(PowerError):
+    """The model's weights were updated while a chain was running; a chain never mixes weights."""
+
+
+class ChainAbortedError(PowerError):
     """The request was aborted while its chain was running."""

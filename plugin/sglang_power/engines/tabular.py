@@ -64,7 +64,7 @@ class TabularModel:
         if law.min_p is not None:
             keep &= tempered >= law.min_p * ranked[0]
         q = np.where(keep, tempered, 0.0)
-        return q / q.sum()
+        return np.asarray(q / q.sum(), dtype=np.float64)
 
     def row(self, prefix: Prefix, token: int, law: ProposalLaw) -> tuple[float, ...]:
         """The ROW_FIELDS record of drawing `token` after `prefix` from `law`."""
@@ -118,11 +118,13 @@ class TabularEngine:
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call; see ContinuationCall."""
         monitor = RejectionMonitor(call.early_rejection) if call.early_rejection else None
-        ids, rows, cut_short = call.prefix, [], False
+        ids, cut_short = call.prefix, False
+        rows: list[tuple[float, ...]] = []
         while not self.model.ends(ids) and len(ids) < call.horizon and not cut_short:
             token = self._next_token(call, ids)
             row = self.model.row(ids, token, call.law)
-            ids, rows = (*ids, token), [*rows, row]
+            ids = (*ids, token)
+            rows.append(row)
             cut_short = monitor is not None and monitor.rejects(row[0], row[1], row[3])
             cut_short |= call.deadline is not None and time.time() > call.deadline
         finished = self.model.ends(ids)

@@ -59,7 +59,7 @@ class Chain:
         config: MHConfig,
         key: Key,
         budget: Budget,
-        observer: Observer = lambda state, info: None,
+        observer: Observer | None = None,
         *,
         shadow: bool = False,
     ) -> None:
@@ -98,7 +98,8 @@ class Chain:
         self.state = state
         if info is not None:
             self.infos.append(info)
-        self._observer(state, info)
+        if self._observer is not None:
+            self._observer(state, info)
 
     async def _generate(self, call: ContinuationCall) -> Continuation:
         continuation = await self._engine.generate(call)

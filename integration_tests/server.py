@@ -1,0 +1,141 @@
+"""Starts and stops the real, unmodified SGLang server on this machine's loopback.
+
+Without a GPU the out-of-tree platform of `torch_cpu` serves on the CPU; with one, the same calls use it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import torch
+
+PIVOT_MODEL = Path(__file__).parent / "pivot" / "model"
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """One server configuration.
+
+    Args:
+        model: folder of the model.
+        name: of the log file, and the served model's name.
+        arguments: further command-line arguments of SGLang.
+        environment: further environment variables.
+    """
+
+    model: Path
+    name: str
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    pid: int
+    log: Path
+    name: str
+
+    def log_text(self) -> str:
+        """Everything that it printed so far."""
+        return self.log.read_text(errors="replace")
+
+
+def device_arguments() -> list[str]:
+    """A GPU where there is one; otherwise the CPU, with sizes for a small machine."""
+    if torch.cuda.is_available():
+        return ["--mem-fraction-static", "0.3"]
+    return ["--device", "cpu", "--dtype", "float32", "--mem-fraction-static", "0.1"]
+
+
+def free_port() -> int:
+    """A port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command_line(spec: ServerSpec, port: int) -> list[str]:
+    """The command that serves `spec`."""
+    return [
+        *[sys.executable, "-m", "sglang.launch_server"],
+        *["--model-path", str(spec.model), "--served-model-name", spec.name],
+        *["--host", "127.0.0.1", "--port", str(port)],
+        *device_arguments(),
+        *(["--max-total-tokens", "40000"] if "--max-total-tokens" not in spec.arguments else []),
+        *spec.arguments,
+    ]
+
+
+@contextmanager
+def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
+    """A server for the time of a with-block; stopped by its pid, with everything that it started."""
+    port = free_port()
+    log = log_dir / f"{spec.name}.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **spec.environment}
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            command_line(spec, port),
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process.pid, log, spec.name)
+    try:
+        _wait_until_ready(server, process)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended while starting:\n{server.log_text()[-4000:]}")
+        try:
+            if httpx.get(server.url + "/health_generate", timeout=10).status_code == httpx.codes.OK:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise RuntimeError(f"the server did not start in {START_TIMEOUT_S} s:\n{server.log_text()[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server's process group: politely, then for certain."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signum)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(timeout=STOP_TIMEOUT_S if signum == signal.SIGTERM else 10)
+        except subprocess.TimeoutExpired:
+            continue
+        if signum == signal.SIGTERM and _group_alive(process.pid):
+            continue
+        return
+
+
+def _group_alive(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,67 @@
+"""One server per configuration for the whole session; a test that needs none starts none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration_tests import server
+from integration_tests.law_model import write_law_model
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEST_CONFIG = Path(__file__).parent / "server.yaml"
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the servers' logs."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def pivot_server(logs: Path) -> Iterator[Server]:
+    """The pivot model, page size 1, with the presets of server.yaml and metrics."""
+    spec = ServerSpec(
+        PIVOT_MODEL,
+        "pivot",
+        ["--page-size", "1", "--enable-metrics", "--enable-cache-report"],
+        {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)},
+    )
+    with server.running(spec, logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def matrix_server(logs: Path) -> Iterator[Server]:
+    """The pivot model with everything else that the support matrix names, at once."""
+    arguments = [
+        *["--page-size", "16", "--tokenizer-worker-num", "2", "--dp-size", "2"],
+        *["--sampling-backend", "power", "--chunked-prefill-size", "16", "--enable-metrics"],
+    ]
+    spec = ServerSpec(
+        PIVOT_MODEL, "matrix", arguments, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "30"}
+    )
+    with server.running(spec, logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def law_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model small enough to enumerate every answer."""
+    return write_law_model(tmp_path_factory.mktemp("law") / "model")
+
+
+@pytest.fixture(scope="session")
+def law_server(logs: Path, law_model: Path) -> Iterator[Server]:
+    """The law model; early rejection is checked in shadow mode."""
+    spec = ServerSpec(
+        law_model,
+        "law",
+        ["--page-size", "1", "--max-running-requests", "64"],
+        {"SGLANG_POWER_CONFIG": str(Path(__file__).parent / "law.yaml")},
+    )
+    with server.running(spec, logs) as running:
+        yield running

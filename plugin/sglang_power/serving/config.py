@@ -1,0 +1,160 @@
+"""The server-side configuration file: presets, a default sampler per served model, limits.
+
+`SGLANG_POWER_CONFIG=configs/<file>.yaml`. A file that cannot be used is a ConfigError with the file, the
+line and the field; `sglang_host` ends the process with it, since SGLang would swallow an exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sglang_power.errors import ConfigError, RequestError
+from sglang_power.request import PowerRequest, parse_request
+
+ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Limits(BaseModel):
+    """What one server allows.
+
+    Args:
+        max_horizon: largest max_new_tokens of a power request; the cost grows with its square.
+        max_total_tokens: decoded tokens of one request, all chains together.
+        max_chains: largest n.
+        max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.
+        busy_retries, busy_backoff_s: retries of a child that the scheduler's full queue refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_horizon: Positive = 3072
+    max_total_tokens: Positive = 262_144
+    max_chains: Positive = 64
+    max_concurrent_requests: Positive = 64
+    busy_retries: Annotated[int, Field(ge=0)] = 8
+    busy_backoff_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.05
+
+
+class Diagnostics(BaseModel):
+    """Checks that cost tokens; off in production.
+
+    Args:
+        shadow_early_rejection: generate early-rejected proposals to their end and count wrong decisions.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    shadow_early_rejection: bool = False
+
+
+class ServerConfig(BaseModel):
+    """One configuration file.
+
+    Args:
+        presets: name -> sampler parameters, as a client would write them.
+        defaults: served model name (or "*") -> preset that requests get which name no sampler.
+        limits: see Limits.
+        diagnostics: see Diagnostics.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    presets: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, str] = {}
+    limits: Limits = Limits()
+    diagnostics: Diagnostics = Diagnostics()
+
+    def preset(self, name: object) -> dict[str, Any]:
+        """A preset's parameters.
+
+        Raises:
+            RequestError: no such preset on this server.
+        """
+        if not isinstance(name, str) or name not in self.presets:
+            known = ", ".join(sorted(self.presets)) or "none are configured"
+            raise RequestError("preset", name, "unknown preset", f"Presets of this server: {known}")
+        return dict(self.presets[name])
+
+    def default_for(self, served_model: str) -> str | None:
+        """The preset that requests to this model get by default."""
+        return self.defaults.get(served_model, self.defaults.get("*"))
+
+    def resolve(self, values: dict[str, Any]) -> PowerRequest:
+        """Parse a request's parameters on top of the preset that it names."""
+        own = dict(values)
+        base = self.preset(own.pop("preset")) if "preset" in own else {}
+        return parse_request({**base, **own})
+
+
+@functools.cache
+def server_config() -> ServerConfig:
+    """This process's configuration, from the environment; defaults where none is named."""
+    path = os.environ.get(ENVIRONMENT_VARIABLE)
+    return load_config(Path(path)) if path else ServerConfig()
+
+
+def load_config(path: Path) -> ServerConfig:
+    """Read and validate one file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or a field that does not validate; with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        config = ServerConfig.model_validate({} if values is None else values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _at(path, root, first["loc"], f"{first['msg']}, got {first['input']!r}") from error
+    _check_references(path, root, config)
+    return config
+
+
+def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+    for name, values in config.presets.items():
+        try:
+            parse_request(values)
+        except RequestError as error:
+            raise _at(path, root, ("presets", name, error.field), str(error)) from error
+    for model, preset in config.defaults.items():
+        if preset not in config.presets:
+            raise _at(path, root, ("defaults", model), f"preset {preset!r} is not defined in this file")
+
+
+def _at(path: Path, root: yaml.Node | None, loc: Sequence[int | str], problem: str) -> ConfigError:
+    field = ".".join(str(part) for part in loc)
+    return ConfigError(f"{path}, line {_line(root, loc)}, field '{field}': {problem}")
+
+
+def _line(node: yaml.Node | None, loc: Sequence[int | str]) -> int:
+    """The line of the deepest node on the way to `loc` that the file has."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in loc:
+        children = _children(node)
+        if part not in children:
+            break
+        key, node = children[part]
+        line = key.start_mark.line + 1
+    return line
+
+
+def _children(node: yaml.Node | None) -> dict[int | str, tuple[yaml.Node, yaml.Node]]:
+    """Key or index -> (where it is written, its value)."""
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: (key, value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return {i: (value, value) for i, value in enumerate(node.value)}
+    return {}

@@ -1,0 +1,130 @@
+"""`meta_info.power`: what a response says of how its answer was made. Pure; no SGLang."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import sglang_power
+from sglang_power.algorithms.mh import Info, MHConfig
+from sglang_power.request import PowerRequest
+from sglang_power.serving.chain import ChainResult
+from sglang_power.types import Usage
+
+MAX_TRACED_IDS = 4096
+"""A traced proposal longer than this is cut in the trace, which says so by `proposal_length`."""
+
+
+def law_of(config: MHConfig, result: ChainResult) -> Literal["power", "approximate"]:
+    """ "power" where every last-stage step left p^alpha invariant and nothing else shaped the answer."""
+    exact = (
+        config.schedule == "exact"
+        and config.lookback_blocks is None
+        and not config.law.truncated
+        and result.in_last_stage
+        and result.stopped_by in ("completed", "max_steps")
+    )
+    return "power" if exact else "approximate"
+
+
+def power_report(
+    request: PowerRequest,
+    config: MHConfig,
+    result: ChainResult,
+    *,
+    seed: int,
+    chain: int,
+    neutralised: list[str],
+    prompt_usage: Usage,
+    weight_version: str | None,
+) -> dict[str, Any]:
+    """The summary of one chain; counters of all chains of a request add up to its whole cost.
+
+    Args:
+        request, config: what was asked, after defaults.
+        result: the chain's end.
+        seed, chain: the random key.
+        neutralised: model defaults that were not applied.
+        prompt_usage: cost of caching the prompt; passed for the first chain only.
+        weight_version: of the weights that drew every token.
+    """
+    usage = result.usage + prompt_usage
+    infos = result.infos
+    early = [info for info in infos if info.early_rejected]
+    log_p = float(result.state.tokens.log_p.sum())
+    report: dict[str, Any] = {
+        "sampler": request.sampler,
+        "params": {**request.echo(config.horizon), "neutralised": neutralised},
+        "seed": seed,
+        "chain": chain,
+        "steps": len(infos),
+        "proposals": len(infos),
+        "accepted": sum(info.accepted for info in infos),
+        "acceptance_rate": sum(info.accepted for info in infos) / len(infos) if infos else None,
+        "not_a_number": sum(math.isnan(info.log_ratio) for info in infos),
+        "decoded_tokens": usage.decoded,
+        "prefilled_tokens": usage.prefilled,
+        "early_rejected": len(early),
+        "saved_tokens_max": sum(_saved_at_most(config, info) for info in early),
+        "wasted_tokens": usage.wasted,
+        "depth": usage.depth,
+        "law": law_of(config, result),
+        "fallback_reason": None,
+        "children": usage.children,
+        "log_p": _finite(log_p),
+        "log_target": _finite(config.alpha * log_p),
+        "stopped_by": result.stopped_by,
+        "weight_version": weight_version,
+        "version": sglang_power.__version__,
+    }
+    if result.shadow.resumed:
+        report["shadow"] = {"resumed": result.shadow.resumed, "violations": result.shadow.violations}
+    if request.return_trace:
+        report["trace"] = [traced(info) for info in infos]
+    return report
+
+
+def _saved_at_most(config: MHConfig, info: Info) -> int:
+    return config.stage_horizon(info.stage) - info.cut - len(info.proposal)
+
+
+def traced(info: Info) -> dict[str, Any]:
+    """One step as JSON: the proposal as proposed, every term, the decision."""
+    return {
+        "stage": info.stage,
+        "step": info.step,
+        "cut": info.cut,
+        "current_length": info.current_length,
+        "proposal_ids": list(info.proposal.ids[:MAX_TRACED_IDS]),
+        "proposal_length": len(info.proposal),
+        "proposal_finished": info.proposal_finished,
+        "log_w_proposal": _finite(info.terms.log_w_proposal),
+        "log_w_current": _finite(info.terms.log_w_current),
+        "log_cut_proposal": _finite(info.terms.log_cut_proposal),
+        "log_cut_current": _finite(info.terms.log_cut_current),
+        "log_ratio": _finite(info.log_ratio),
+        "log_u": info.log_u,
+        "accepted": info.accepted,
+        "early_rejected": info.early_rejected,
+    }
+
+
+def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int) -> dict[str, Any]:
+    """What a stream says while a chain runs."""
+    return {
+        "stage": stage,
+        "stages": config.stages,
+        "step": step,
+        "accepted": accepted,
+        "tokens": tokens,
+    }
+
+
+def fallback_report(reason: str) -> dict[str, Any]:
+    """`meta_info.power` of a request that a default preset could not serve: it ran plain."""
+    return {"sampler": "none", "fallback_reason": reason, "version": sglang_power.__version__}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinities."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,149 @@
+"""Dresses a chain's state as SGLang's own response dictionaries. Tokenizer process.
+
+The keys are those that the serving layers of SGLang 0.5.20 to 0.5.23 index; log probabilities are those
+of the final sequence under the base law (temperature 1), not of the proposal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sglang_power.sglang_host.children import Prompt
+from sglang_power.sglang_host.parent import Parent
+from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.types import Tokens
+
+Answer = dict[str, Any]
+"""SGLang's response dictionary: text, output_ids, meta_info."""
+
+Emit = Callable[[int, Answer], None]
+"""Takes the chunks and answers of a stream, with the index of the choice."""
+
+
+_KEPT_META = frozenset(
+    {
+        "weight_version",
+        "cached_tokens",
+        "cached_tokens_details",
+        "dp_rank",
+        "reasoning_tokens",
+        "request_received_ts",
+        "input_token_logprobs",
+        "input_top_logprobs",
+        "input_token_ids_logprobs",
+    }
+)
+"""What holds for the whole request in the answer to the request that cached its prompt."""
+
+
+class AnswerWriter:
+    """Writes the chunks and the answer of one parent request.
+
+    Args:
+        parent: the request.
+        prompt: its cached prompt.
+        stop, text: when it stops and how it is decoded.
+    """
+
+    def __init__(self, parent: Parent, prompt: Prompt, stop: StopRule, text: TextRule) -> None:
+        self._parent, self._prompt, self._stop, self._text = parent, prompt, stop, text
+        self._started = time.perf_counter()
+
+    async def final(self, tokens: Tokens, finished: bool, power: dict[str, Any]) -> Answer:
+        """The whole answer."""
+        reason = self._stop.finish_reason(tokens.ids, finished)
+        answer = self._answer(tokens, self._text.final_text(tokens.ids, reason), reason, power)
+        await self._add_top_logprobs(tokens, answer["meta_info"])
+        return answer
+
+    def aborted(self, tokens: Tokens, message: str, power: dict[str, Any]) -> Answer:
+        """What there was when the request was aborted."""
+        reason = {"type": "abort", "message": message}
+        return self._answer(tokens, self._text.decode(tokens.ids), reason, power)
+
+    @property
+    def metrics_on(self) -> bool:
+        """Whether the server exports metrics."""
+        return bool(self._parent.manager.enable_metrics)
+
+    def partial(self, committed: Tokens, power: dict[str, Any]) -> Answer:
+        """A chunk of a stream: tokens that no later step can change, maybe none."""
+        return self._answer(committed, self._committed_text(committed), None, power)
+
+    def _committed_text(self, committed: Tokens) -> str:
+        """Text that the final answer begins with: no split character, no beginning of a stop string."""
+        text = self._text.decode(committed.ids)
+        while text.endswith("�"):
+            text = text[:-1]
+        held_back = max((len(s) - 1 for s in self._stop.strings), default=0)
+        return text[: len(text) - held_back] if held_back else text
+
+    def _answer(
+        self, tokens: Tokens, text: str, reason: dict[str, Any] | None, power: dict[str, Any]
+    ) -> Answer:
+        meta = {
+            **{key: value for key, value in self._prompt.meta_info.items() if key in _KEPT_META},
+            "id": self._parent.obj.rid,
+            "finish_reason": reason,
+            "prompt_tokens": len(self._prompt.ids),
+            "completion_tokens": len(tokens),
+            "e2e_latency": time.perf_counter() - self._started,
+            "power": power,
+        }
+        self._add_logprobs(tokens, meta)
+        answer: Answer = {"text": text, "output_ids": list(tokens.ids), "meta_info": meta}
+        if self._parent.obj.return_prompt_token_ids:
+            answer["prompt_token_ids"] = self._prompt.ids
+        return answer
+
+    def _add_logprobs(self, tokens: Tokens, meta: dict[str, Any]) -> None:
+        obj = self._parent.obj
+        if not obj.return_logprob:
+            return
+        manager = self._parent.manager
+        meta.setdefault("input_token_logprobs", [])
+        meta["output_token_logprobs"] = manager.detokenize_logprob_tokens(
+            tokens.log_p.tolist(), list(tokens.ids), obj.return_text_in_logprobs
+        )
+        meta["output_token_logprobs_length"] = len(tokens)
+
+    async def _add_top_logprobs(self, tokens: Tokens, meta: dict[str, Any]) -> None:
+        """Alternatives at every position, from one prefill pass over the final sequence."""
+        obj = self._parent.obj
+        if not obj.return_logprob or not (obj.top_logprobs_num or obj.token_ids_logprob):
+            return
+        start = len(self._prompt.ids)
+        child = self._parent.child(
+            [*self._prompt.ids, *tokens.ids],
+            0,
+            return_logprob=True,
+            logprob_start_len=start,
+            top_logprobs_num=obj.top_logprobs_num,
+            token_ids_logprob=obj.token_ids_logprob,
+        )
+        scored = (await self._parent.run(child))["meta_info"]
+        power = meta["power"]
+        power["children"] += 1
+        power["prefilled_tokens"] += scored["prompt_tokens"] - scored["cached_tokens"]
+        for kind in ("top_logprobs", "token_ids_logprobs"):
+            if f"input_{kind}" in scored:
+                meta[f"output_{kind}"] = scored[f"input_{kind}"][-len(tokens) :]
+
+
+def as_delta(previous: Answer | None, current: Answer) -> Answer:
+    """A chunk as `--incremental-streaming-output` wants it: only what is new since `previous`."""
+    if previous is None:
+        return current
+    seen = len(previous["output_ids"])
+    meta = dict(current["meta_info"])
+    for key in ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs"):
+        if key in meta:
+            meta[key] = meta[key][seen:]
+    return {
+        **current,
+        "text": current["text"][len(previous["text"]) :],
+        "output_ids": current["output_ids"][seen:],
+        "meta_info": meta,
+    }

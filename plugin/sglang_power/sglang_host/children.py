@@ -1,0 +1,144 @@
+"""The Engine protocol over child requests of a running server. Tokenizer process.
+
+A call becomes one child: prompt + kept tokens as ids, so that the radix cache serves the prefix. Stops
+are decided here on the whole sequence (`stopping`), since a child sees its prefix as prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.errors import HostError
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.parent import Parent
+from sglang_power.sglang_host.stopping import StopRule
+from sglang_power.types import Continuation, Tokens, Usage
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt as the server tokenised it, with the answer to the request that cached it.
+
+    Args:
+        ids: prompt token ids.
+        meta_info: of the caching request: cached_tokens, dp_rank, input log probabilities.
+        usage: what caching it cost.
+    """
+
+    ids: list[int]
+    meta_info: dict[str, Any]
+    usage: Usage
+
+
+async def prepare_prompt(parent: Parent) -> Prompt:
+    """Tokenise and cache the prompt, before chains fan out from it."""
+    obj = parent.obj
+    logprob_fields = {
+        "return_logprob": obj.return_logprob,
+        "logprob_start_len": obj.logprob_start_len,
+        "top_logprobs_num": obj.top_logprobs_num,
+        "token_ids_logprob": obj.token_ids_logprob,
+    }
+    asked = logprob_fields if obj.return_logprob and obj.logprob_start_len >= 0 else {}
+    out = await parent.run(parent.child(None, 0, return_prompt_token_ids=True, **asked))
+    ids = [int(token) for token in out["prompt_token_ids"]]
+    return Prompt(ids, out["meta_info"], Usage(prefilled=_prefilled(out["meta_info"]), children=1))
+
+
+class ChildEngine:
+    """Continues sequences of one prompt by child requests, pinned to one data-parallel rank.
+
+    Args:
+        parent: the request.
+        prompt: its cached prompt.
+        stop: when sequences end.
+        dp_rank: the rank whose cache holds the prompt; None with a single rank.
+    """
+
+    def __init__(self, parent: Parent, prompt: Prompt, stop: StopRule, dp_rank: int | None) -> None:
+        self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        """One call; a child that SGLang stopped although the whole sequence has not is resumed."""
+        whole = await self._generate_once(call)
+        while not (whole.finished or whole.cut_short or self._reaches_horizon(call, whole)):
+            rest = await self._generate_once(_resumed(call, whole))
+            whole = dataclasses.replace(
+                rest, tokens=whole.tokens + rest.tokens, usage=whole.usage + rest.usage
+            )
+        return whole
+
+    @staticmethod
+    def _reaches_horizon(call: ContinuationCall, so_far: Continuation) -> bool:
+        return len(call.prefix) + len(so_far.tokens) >= call.horizon
+
+    async def _generate_once(self, call: ContinuationCall) -> Continuation:
+        input_ids = [*self._prompt.ids, *call.prefix]
+        child = self._parent.child(
+            input_ids,
+            call.horizon - len(call.prefix),
+            min_new_tokens=max(0, (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)),
+            routed_dp_rank=self._dp_rank,
+            custom_params=ChildParams(
+                law=call.law,
+                seed=call.seed,
+                origin=len(input_ids) - 1,
+                forced=call.forced,
+                early_rejection=call.early_rejection,
+                deadline=call.deadline,
+            ).to_custom_params(),
+        )
+        return self._continuation(call, await self._parent.run(child))
+
+    def _continuation(self, call: ContinuationCall, out: dict[str, Any]) -> Continuation:
+        """Read a child's answer: trim what lies behind a stop or behind an early end."""
+        meta = out["meta_info"]
+        ids = [int(token) for token in out["output_ids"]]
+        rows = _rows(meta, ids)
+        reason = meta["finish_reason"]
+        asked = call.horizon - len(call.prefix)
+        cut_short = reason["type"] == "length" and reason["length"] < asked
+        kept = min(reason["length"], len(ids)) if cut_short else len(ids)
+        stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
+        if stop is not None:
+            kept, cut_short = stop - len(call.prefix), False
+        usage = Usage(
+            decoded=len(ids),
+            prefilled=_prefilled(meta),
+            wasted=len(ids) - kept,
+            depth=len(ids),
+            children=1,
+        )
+        finished = stop is not None or isinstance(reason.get("matched"), int)
+        return Continuation(Tokens.of(ids[:kept], rows[:kept]), finished, cut_short, usage)
+
+
+def _resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
+    done = len(so_far.tokens)
+    return dataclasses.replace(
+        call,
+        prefix=call.prefix + so_far.tokens.ids,
+        forced=None if call.forced is None else call.forced[done:],
+        early_rejection=None,
+    )
+
+
+def _prefilled(meta: dict[str, Any]) -> int:
+    """Prompt tokens computed, not taken from the cache."""
+    return int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
+
+
+def _rows(meta: dict[str, Any], ids: list[int]) -> list[list[float]]:
+    rows: list[list[float]] = meta.get(META_KEY) or []
+    if len(rows) != len(ids):
+        raise HostError(
+            f"the scheduler returned statistics for {len(rows)} of {len(ids)} tokens: the plugin's sampler "
+            "is not live there. Run 'sglang-power check --url ...'"
+        )
+    if any(math.isnan(row[0]) for row in rows):
+        raise HostError("the model returned logits that are not numbers")
+    return rows

@@ -1,0 +1,112 @@
+"""The hooks on SGLang's request path. Each is a plain function around the original."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from sglang_power.errors import RequestError
+from sglang_power.serving.config import server_config
+from sglang_power.sglang_host import intake, orchestrator
+from sglang_power.sglang_host.child_params import META_KEY
+from sglang_power.sglang_host.plan import PowerPlan, plan_request
+
+
+def generate_request(
+    original: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    """Around TokenizerManager.generate_request: power requests are served, all others pass untouched.
+
+    A plain function, so that errors in a request are raised before anything is generated.
+    """
+    if not isinstance(obj, GenerateReqInput):
+        return original(manager, obj, request)
+    config = server_config()
+    plans = plan_request(manager, obj, intake.body_of(request), config)
+    _strip_plugin_keys(obj)
+    if any(isinstance(plan, PowerPlan) for plan in plans):
+        return orchestrator.serve(manager, original, obj, request, plans, config)
+    responses = original(manager, obj, request)
+    reasons = [plan for plan in plans if not isinstance(plan, PowerPlan) and plan.fallback_reason]
+    return orchestrator.annotated(responses, reasons[0]) if reasons else responses
+
+
+def _strip_plugin_keys(obj: Any) -> None:
+    params = obj.sampling_params
+    if isinstance(params, list):
+        obj.sampling_params = [intake.without_plugin_keys(one) for one in params]
+    elif params:
+        obj.sampling_params = intake.without_plugin_keys(params)
+
+
+def update_request_meta_info(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict[str, Any],
+    state: Any,
+    customized_info: dict[str, Any],
+    index: int,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Around TokenizerManager.update_request_meta_info: SGLang pads our key for every co-emitted request."""
+    rows = customized_info.get(META_KEY)
+    if rows is not None and all(row is None for row in rows[index]):
+        customized_info = {key: value for key, value in customized_info.items() if key != META_KEY}
+    original(manager, meta_info, state, customized_info, index, *args, **kwargs)
+
+
+def generate_contract_error(original: Callable[[Any], str | None], body: Any) -> str | None:
+    """Around the JSON contract of /generate (from 0.5.22): accept our keys, refuse bad streams with 400."""
+    if not isinstance(body, dict):
+        return original(body)
+    params = body.get("sampling_params")
+    each = params if isinstance(params, list) else [params]
+    stripped = [intake.without_plugin_keys(one) if isinstance(one, dict) else one for one in each]
+    clean = {key: value for key, value in body.items() if key not in ("sampler", "preset")}
+    if "sampling_params" in body:
+        clean["sampling_params"] = stripped if isinstance(params, list) else stripped[0]
+    error = original(clean)
+    return error if error is not None or not body.get("stream") else _streaming_error(body)
+
+
+def _streaming_error(body: dict[str, Any]) -> str | None:
+    """What generate_request would raise after the 200 of a stream had been sent."""
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    fields = GenerateReqInput.__dataclass_fields__.keys()
+    obj = GenerateReqInput(**{key: value for key, value in body.items() if key in fields})
+    try:
+        plan_request(get_global_state().tokenizer_manager, obj, body, server_config())
+    except RequestError as error:
+        return str(error)
+    return None
+
+
+class _DefaultBackend:
+    """SGLang's view of its arguments, with the sampling backend not chosen."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self.sampling_backend = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+
+def sampling_backend_default(original: Callable[[Any], dict[str, Any]], view: Any) -> dict[str, Any]:
+    """Around the resolution of --sampling-backend: "power" means the platform's default backend.
+
+    The plugin serves its rows under any name; under "power" SGLang's own sampler would refuse top-p rows.
+    """
+    return original(_DefaultBackend(view) if view.sampling_backend == "power" else view)
+
+
+def uvicorn_run(original: Callable[..., Any], app: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around uvicorn.run: 0.5.20 to 0.5.22 name the workers' application literally."""
+    from sglang_power.sglang_host.register import APP_PATH
+
+    literal = app == "sglang.srt.entrypoints.http_server:app"
+    return original(APP_PATH if literal else app, *args, **kwargs)

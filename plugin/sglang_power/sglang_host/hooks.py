@@ -1,0 +1,152 @@
+"""Every touch of SGLang, in one table: what is hooked, where it must be live, and whether it is.
+
+Targets exist with these signatures in SGLang 0.5.20 to 0.5.23 unless `optional` says otherwise. SGLang
+logs and swallows hooks that cannot be applied, so `state` looks at the target itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["around", "after", "replace"]
+State = Literal["live", "missing", "absent"]
+
+_HOST = "sglang_power.sglang_host"
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One hook point.
+
+    Args:
+        target: dotted path in SGLang.
+        kind: how the plugin's function or class is applied.
+        own: "module:name" of the plugin's side, imported when hooks are installed.
+        purpose: what breaks without it.
+        roles: process roles that need it.
+        optional: a version of SGLang may lack the target.
+    """
+
+    target: str
+    kind: Kind
+    own: str
+    purpose: str
+    roles: tuple[str, ...]
+    optional: bool = False
+
+    def load(self) -> Any:
+        """The plugin's side."""
+        module, name = self.own.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def exists(self) -> bool:
+        """Whether this version of SGLang has the target."""
+        try:
+            pkgutil.resolve_name(self.target)
+        except (ImportError, AttributeError):
+            return False
+        return True
+
+    def state(self) -> State:
+        """ "live", or "missing" where the target is not ours, or "absent" where there is none."""
+        try:
+            found = pkgutil.resolve_name(self.target)
+        except (ImportError, AttributeError):
+            return "absent"
+        return "live" if _leads_to(found, self.load()) else "missing"
+
+
+def _leads_to(found: Any, own: Any) -> bool:
+    """Follow SGLang's wrappers (closures over the hook, chained by __wrapped__) to our object."""
+    while found is not None:
+        cells = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+        if found is own or own in [cell for cell in cells if callable(cell)]:
+            return True
+        found = getattr(found, "__wrapped__", None)
+    return False
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        "around",
+        f"{_HOST}.entry:generate_request",
+        "power requests are served",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        "around",
+        f"{_HOST}.entry:update_request_meta_info",
+        "statistics of power rows do not leak into other requests' meta_info",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo",
+        "replace",
+        f"{_HOST}.rows:PowerSamplingBatchInfo",
+        "the sampler sees which rows are its own",
+        ("scheduler",),
+    ),
+    Hook(
+        "sglang.srt.entrypoints.api_contract.generate_contract_error",
+        "around",
+        f"{_HOST}.entry:generate_contract_error",
+        "sampling_params.sampler is accepted; streaming /generate answers bad requests with 400",
+        ("tokenizer",),
+        optional=True,
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_completion_response",
+        "around",
+        f"{_HOST}.openai:build_response",
+        "completions carry metadata.power",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._build_chat_response",
+        "around",
+        f"{_HOST}.openai:build_response",
+        "chat completions carry metadata.power",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion._generate_completion_stream",
+        "around",
+        f"{_HOST}.openai:stream",
+        "completion streams carry progress and metadata.power",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._generate_chat_stream",
+        "around",
+        f"{_HOST}.openai:stream",
+        "chat streams carry progress and metadata.power",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.entrypoints.http_server.set_global_state",
+        "after",
+        f"{_HOST}.status:add_routes",
+        "GET /sglang_power/status exists",
+        ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.arg_groups.overrides._sampling_backend_default",
+        "around",
+        f"{_HOST}.entry:sampling_backend_default",
+        "--sampling-backend power means the platform's default backend",
+        ("main",),
+        optional=True,
+    ),
+    Hook(
+        "uvicorn.run",
+        "around",
+        f"{_HOST}.entry:uvicorn_run",
+        "tokenizer workers load the plugin (0.5.20 to 0.5.22)",
+        ("main",),
+    ),
+)

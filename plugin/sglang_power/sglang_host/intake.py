@@ -1,0 +1,127 @@
+"""What the client asked, whichever way it was written. Tokenizer process.
+
+A sampler can be named in `custom_params`, in `sampling_params.sampler`, at the top level of the body, or
+by the server's default for the model. SGLang fills sampling parameters from the model's generation
+config, so what counts is what the client's body *named*; everything else is neutralised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_power.errors import RequestError
+from sglang_power.request import NO_SAMPLER, PowerRequest
+from sglang_power.serving.config import ServerConfig
+
+Fields = dict[str, Any]
+
+TRUNCATION = ("top_p", "top_k", "min_p")
+_NEUTRAL: Fields = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+}
+_TOP_K_ALL = 1 << 30
+"""SGLang writes "whole vocabulary" as -1 or as this number."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt's sampler as asked.
+
+    Args:
+        values: flat parameters, preset not yet resolved.
+        explicit: named by the client, not by the server's default.
+    """
+
+    values: Fields
+    explicit: bool
+
+
+def body_of(request: Any) -> Fields | None:
+    """The JSON body of a Starlette request that the host has already read, without awaiting."""
+    body = getattr(request, "_json", None)
+    if body is None and getattr(request, "_body", None):
+        try:
+            body = json.loads(request._body)
+        except ValueError:
+            return None
+    return body if isinstance(body, dict) else None
+
+
+def is_openai(body: Fields | None) -> bool:
+    """True where sampling fields stand at the top level of the body (OpenAI's shape)."""
+    return body is not None and not ({"sampling_params", "text", "input_ids", "input_embeds"} & body.keys())
+
+
+def named_by_client(params: Mapping[str, Any], body: Fields | None) -> Fields:
+    """The sampling fields that the client wrote; None counts as not written."""
+    source = body if body is not None and is_openai(body) else params
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def asked(params: Mapping[str, Any], body: Fields | None, default_preset: str | None) -> Asked | None:
+    """The sampler that one prompt asks for; None means SGLang's own.
+
+    Raises:
+        RequestError: two places name different samplers.
+    """
+    custom = params.get("custom_params")
+    values = dict(custom) if isinstance(custom, dict) and {"sampler", "preset"} & custom.keys() else {}
+    for place in (params, body or {}):
+        for key in ("sampler", "preset"):
+            if place.get(key) is not None:
+                _lift(values, key, place[key])
+    if not values:
+        return None if default_preset is None else Asked({"preset": default_preset}, explicit=False)
+    return None if values.get("sampler") == NO_SAMPLER else Asked(values, explicit=True)
+
+
+def _lift(values: Fields, key: str, value: object) -> None:
+    if values.setdefault(key, value) != value:
+        raise RequestError(
+            key, value, f"contradicts custom_params.{key}={values[key]!r}", "Name it in one place"
+        )
+
+
+def without_plugin_keys(params: Mapping[str, Any]) -> Fields:
+    """Sampling parameters as SGLang knows them."""
+    return {key: value for key, value in params.items() if key not in ("sampler", "preset")}
+
+
+def resolve(asked_for: Asked, config: ServerConfig, named: Fields) -> PowerRequest:
+    """Validate the parameters, with the client's own truncation and seed lifted in.
+
+    Raises:
+        RequestError: anything in them is wrong, or two places contradict each other.
+    """
+    values = dict(asked_for.values)
+    if named.get("temperature", 1.0) != 1.0:
+        raise RequestError(
+            "temperature",
+            named["temperature"],
+            "the power distribution has no token temperature",
+            "Leave it out, or set proposal_temperature",
+        )
+    for key in TRUNCATION:
+        if key in named:
+            value = -1 if key == "top_k" and named[key] == _TOP_K_ALL else named[key]
+            _lift(values, key, value)
+    seed = named.get("seed", named.get("sampling_seed"))
+    if seed is not None:
+        values.setdefault("seed", seed)
+    return config.resolve(values)
+
+
+def neutralised(params: Mapping[str, Any], named: Fields) -> list[str]:
+    """Sampling fields that the model's generation config set and the client did not name."""
+    return sorted(
+        key
+        for key, neutral in _NEUTRAL.items()
+        if key not in named and params.get(key) not in (None, neutral, _TOP_K_ALL)
+    )

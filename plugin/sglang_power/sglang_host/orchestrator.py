@@ -1,0 +1,166 @@
+"""Serves one generate_request call in which some prompt asks for power sampling. Tokenizer process.
+
+Each such prompt becomes a PromptRun; prompts that ask for nothing go to SGLang. The generator that
+`serve` returns keeps SGLang's protocol: one dictionary (or list) without streaming, dictionaries with an
+`index` with it. All bookkeeping is done before the last one is yielded: callers drop the generator there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+
+from sglang_power.errors import HostError, OverloadedError, PowerError, WeightsChangedError
+from sglang_power.serving.config import ServerConfig
+from sglang_power.serving.report import fallback_report
+from sglang_power.sglang_host.answers import Answer, Emit, as_delta
+from sglang_power.sglang_host.openai import StreamNotes, notes_of
+from sglang_power.sglang_host.parent import GenerateRequest
+from sglang_power.sglang_host.plan import PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.prompt_run import PromptRun
+from sglang_power.sglang_host.tasks import gather_or_cancel
+
+STATUS: dict[type[PowerError], HTTPStatus] = {
+    OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    WeightsChangedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""
+
+
+def serve(
+    manager: Any,
+    original: GenerateRequest,
+    obj: Any,
+    request: Any,
+    plans: Sequence[Plan],
+    config: ServerConfig,
+) -> AsyncIterator[Any]:
+    """Answer a normalised-by-us GenerateReqInput in which at least one plan is a PowerPlan."""
+    obj.normalize_batch_and_arguments()
+    manager.auto_create_handle_loop()
+    call = _Call(manager, original, request, config)
+    prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
+    each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
+    if obj.stream:
+        return _stream(call, prompts, each, notes_of(obj))
+    return _collect(call, prompts, each, single=obj.is_single)
+
+
+async def annotated(responses: AsyncIterator[Any], plan: PlainPlan) -> AsyncIterator[Any]:
+    """SGLang's own responses, saying why a default preset was not applied."""
+    async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
+        async for response in source:
+            for answer in response if isinstance(response, list) else [response]:
+                answer["meta_info"]["power"] = fallback_report(plan.fallback_reason or "")
+            yield response
+
+
+class _Call:
+    """What all prompts of one call share."""
+
+    def __init__(self, manager: Any, original: GenerateRequest, request: Any, config: ServerConfig) -> None:
+        self.manager, self.original, self.request, self.config = manager, original, request, config
+
+    async def answer(self, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
+        if isinstance(plan, PowerPlan):
+            run = PromptRun(self.manager, self.original, obj, self.request, plan, self.config)
+            return await run.answers(emit, first_index)
+        count = obj.sampling_params.get("n") or 1
+        copies = [_plain_copy(obj) for _ in range(count)]
+        return await gather_or_cancel(
+            [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
+        )
+
+    async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
+        answer: Answer = {}
+        async with aclosing(self.original(self.manager, obj, self.request)) as responses:
+            async for answer in responses:
+                if plan.fallback_reason is not None:
+                    answer["meta_info"]["power"] = fallback_report(plan.fallback_reason)
+                if emit is not None:
+                    emit(index, answer)
+        return answer
+
+
+def _plain_copy(obj: Any) -> Any:
+    sample = copy.copy(obj)
+    sample.rid = uuid.uuid4().hex
+    sample.sampling_params = {**obj.sampling_params, "n": 1}
+    return sample
+
+
+async def _collect(
+    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], *, single: bool
+) -> AsyncIterator[Any]:
+    try:
+        groups = await gather_or_cancel(
+            [call.answer(obj, plan, None, 0) for obj, plan in zip(prompts, plans, strict=True)]
+        )
+    except PowerError as error:
+        status = STATUS.get(type(error))
+        if status is None or call.request is None:
+            raise
+        raise HTTPException(status, str(error)) from error
+    answers = [answer for group in groups for answer in group]
+    yield answers[0] if single else answers
+
+
+async def _stream(
+    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
+) -> AsyncIterator[Answer]:
+    chunks: asyncio.Queue[Answer | None] = asyncio.Queue()
+    sent: dict[int, Answer] = {}
+
+    def emit(index: int, answer: Answer) -> None:
+        if notes is None or notes.takes(index, answer):
+            chunks.put_nowait({**answer, "index": index})
+
+    async def produce() -> None:
+        firsts = _first_indices(prompts)
+        await gather_or_cancel(
+            [call.answer(obj, plan, emit, i) for obj, plan, i in zip(prompts, plans, firsts, strict=True)]
+        )
+
+    producer = asyncio.create_task(produce())
+    producer.add_done_callback(lambda _: chunks.put_nowait(None))
+    try:
+        while (chunk := await chunks.get()) is not None:
+            index = chunk["index"]
+            plain = "power" not in chunk["meta_info"]
+            incremental = call.manager.incremental_streaming_output and not plain
+            yield as_delta(sent.get(index), chunk) if incremental else chunk
+            sent[index] = chunk
+        await producer
+    except PowerError as error:
+        if type(error) not in STATUS:
+            raise
+        yield _failed_chunk(prompts[0], error)
+    finally:
+        producer.cancel()
+        await asyncio.gather(producer, return_exceptions=True)
+
+
+def _first_indices(prompts: Sequence[Any]) -> list[int]:
+    """Index of each prompt's first answer: prompts first, samples within."""
+    firsts, at = [], 0
+    for obj in prompts:
+        firsts.append(at)
+        at += obj.sampling_params.get("n") or 1
+    return firsts
+
+
+def _failed_chunk(obj: Any, error: PowerError) -> Answer:
+    """A stream can no longer change its HTTP status: SGLang's own form of a server error inside it."""
+    reason = {"type": "abort", "message": str(error), "status_code": STATUS[type(error)]}
+    meta = {"id": obj.rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
+    meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta, "index": 0}

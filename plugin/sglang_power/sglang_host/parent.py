@@ -1,0 +1,158 @@
+"""The life of one parent request inside SGLang's TokenizerManager: identity, abort, child requests.
+
+Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/DEVELOPERS.md):
+a placeholder under the parent's id keeps graceful shutdown waiting and makes /abort_request work; child
+ids extend the parent's by a fixed-width number, because the scheduler aborts by prefix; children go
+through the original generate_request, never while a lock of the manager is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import HTTPException
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
+from sglang_power.serving.config import Limits
+
+GenerateRequest = Callable[..., Any]
+
+_NEUTRAL_PARAMS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "n": 1,
+}
+"""Named in every child, so that neither the model's defaults nor --preferred-sampling-params act on it."""
+
+_KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
+
+
+class Parent:
+    """One power request (one prompt, n chains) and its child requests.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        original: its own generate_request.
+        obj: the normalised GenerateReqInput of one prompt.
+        request: the HTTP request, or None in an Engine.
+        limits: the server's limits.
+    """
+
+    def __init__(
+        self, manager: Any, original: GenerateRequest, obj: Any, request: Any, limits: Limits
+    ) -> None:
+        self.manager, self._original = manager, original
+        self.obj, self._request, self._limits = obj, request, limits
+        self.params: Mapping[str, Any] = obj.sampling_params
+        self._numbers = itertools.count()
+        self._state: Any = None
+        self._weight_version: str | None = None
+
+    def __enter__(self) -> Parent:
+        self.manager._init_req_state(self.obj, self._request)
+        self._state = self.manager.rid_to_state[self.obj.rid]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.manager.rid_to_state.get(self.obj.rid) is self._state:
+            del self.manager.rid_to_state[self.obj.rid]
+
+    def check_abort(self) -> None:
+        """Raises ChainAbortedError once /abort_request has named this request."""
+        if self._state is not None and self._state.abort_sent:
+            raise ChainAbortedError(f"request {self.obj.rid} was aborted")
+
+    async def wait_for_slot(self, slots: asyncio.Semaphore) -> None:
+        """Take a slot of the concurrency limit; keep watching for an abort or a lost client meanwhile."""
+        while True:
+            self.check_abort()
+            try:
+                await asyncio.wait_for(slots.acquire(), timeout=1.0)
+            except TimeoutError:
+                if self._request is not None and await self._request.is_disconnected():
+                    raise ValueError(f"Request {self.obj.rid} is disconnected from the client side") from None
+            else:
+                return
+
+    def child(self, input_ids: list[int] | None, max_new_tokens: int, **fields: Any) -> Any:
+        """A child request object; `custom_params` and other GenerateReqInput fields by keyword."""
+        child = copy.copy(self.obj)
+        child.rid = f"{self.obj.rid}.{next(self._numbers):06d}"
+        child.stream, child.log_metrics = False, False
+        child.return_logprob, child.top_logprobs_num, child.token_ids_logprob = False, 0, None
+        child.logprob_start_len = -1
+        child.return_prompt_token_ids = False
+        if input_ids is not None:
+            child.text, child.input_ids = None, input_ids
+        kept = {key: self.params[key] for key in _KEPT_PARAMS if self.params.get(key) is not None}
+        child.sampling_params = {
+            **_NEUTRAL_PARAMS,
+            **kept,
+            "max_new_tokens": max_new_tokens,
+            "custom_params": fields.pop("custom_params", None),
+            "min_new_tokens": fields.pop("min_new_tokens", 0),
+        }
+        for name, value in fields.items():
+            setattr(child, name, value)
+        return child
+
+    async def run(self, child: Any) -> dict[str, Any]:
+        """Run one child to its end.
+
+        Raises:
+            ChainAbortedError: the parent or the child was aborted.
+            OverloadedError: the scheduler's queue stayed full for every retry.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_queue_full),
+            wait=wait_exponential_jitter(initial=self._limits.busy_backoff_s, max=5.0),
+            stop=stop_after_attempt(self._limits.busy_retries + 1),
+            reraise=True,
+        )
+        try:
+            out: dict[str, Any] = await retrying(self._run_once, child)
+        except HTTPException as error:
+            if _is_queue_full(error):
+                raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
+            raise
+        self._check_weights(out["meta_info"].get("weight_version"))
+        return out
+
+    async def _run_once(self, child: Any) -> dict[str, Any]:
+        self.check_abort()
+        async with aclosing(self._original(self.manager, child, self._request)) as responses:
+            out: dict[str, Any] = await anext(responses)
+        self.check_abort()
+        if (out["meta_info"].get("finish_reason") or {}).get("type") == "abort":
+            raise ChainAbortedError(f"child {child.rid} was aborted")
+        return out
+
+    def _check_weights(self, version: str | None) -> None:
+        """A chain never mixes weights: it fails when they are updated under it."""
+        if self._weight_version is None:
+            self._weight_version = version
+        if version != self._weight_version:
+            raise WeightsChangedError(
+                f"the weights changed from {self._weight_version} to {version} during the chain; "
+                "send the request again"
+            )
+
+
+def _is_queue_full(error: BaseException) -> bool:
+    return isinstance(error, HTTPException) and error.status_code == 503

@@ -1,0 +1,156 @@
+"""A validated plan for one prompt: everything that can be wrong is wrong here, before any token.
+
+Used by the hook on generate_request and, for streaming /generate, by the contract hook, where an error
+can still become an HTTP 400. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_power.errors import RequestError
+from sglang_power.request import PowerRequest
+from sglang_power.serving.config import ServerConfig
+from sglang_power.sglang_host import intake, support
+from sglang_power.sglang_host.intake import Asked, Fields
+from sglang_power.sglang_host.stopping import StopRule
+
+
+@dataclass(frozen=True)
+class PowerPlan:
+    """One prompt that power sampling serves.
+
+    Args:
+        request: validated parameters.
+        chains: n.
+        draft: initial token ids, if any.
+        neutralised: model defaults that are not applied.
+    """
+
+    request: PowerRequest
+    chains: int
+    draft: tuple[int, ...] | None
+    neutralised: list[str]
+
+
+@dataclass(frozen=True)
+class PlainPlan:
+    """One prompt that SGLang serves; `fallback_reason` is set where a default preset did not fit."""
+
+    fallback_reason: str | None = None
+
+
+Plan = PowerPlan | PlainPlan
+
+
+def plan_request(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> list[Plan]:
+    """One plan per prompt of a GenerateReqInput that is not normalised yet.
+
+    Raises:
+        RequestError: an explicit request that cannot be served.
+    """
+    params = obj.sampling_params
+    each = params if isinstance(params, list) else [params or {}]
+    default = _default_preset(manager, obj, config)
+    return [_plan_prompt(manager, obj, one, body, config, default) for one in each]
+
+
+def asks_for_power(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> bool:
+    """Whether a single prompt's request names a sampler, or gets one by default; validates nothing."""
+    default = _default_preset(manager, obj, config)
+    return intake.asked(obj.sampling_params or {}, body, default) is not None
+
+
+def _default_preset(manager: Any, obj: Any, config: ServerConfig) -> str | None:
+    """The served model's default, for user requests only: never health checks or input scoring."""
+    rid = obj.rid[0] if isinstance(obj.rid, list) else obj.rid
+    if not obj.log_metrics or (rid or "").startswith("HEALTH_CHECK"):
+        return None
+    if obj.return_logprob and obj.logprob_start_len not in (None, -1):
+        return None
+    return config.default_for(manager.served_model_name)
+
+
+def _plan_prompt(
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    body: Fields | None,
+    config: ServerConfig,
+    default: str | None,
+) -> Plan:
+    limit = params.get("max_new_tokens", 128)
+    scoring = isinstance(limit, int) and limit <= 1
+    asked = intake.asked(params, body, None if scoring else default)
+    if asked is None:
+        return PlainPlan()
+    try:
+        return _power_plan(manager, obj, params, body, config, asked)
+    except RequestError as error:
+        if asked.explicit:
+            raise
+        return PlainPlan(fallback_reason=str(error))
+
+
+def _power_plan(
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    body: Fields | None,
+    config: ServerConfig,
+    asked: Asked,
+) -> PowerPlan:
+    named = intake.named_by_client(params, body)
+    request = intake.resolve(asked, config, named)
+    support.check_server(manager.server_args)
+    support.check_request(obj, params, named)
+    chains = _chains(params)
+    horizon = support.horizon_of(params, config.limits, manager.context_len)
+    if params.get("max_new_tokens", 128) is not None:
+        support.total_tokens_of(request.max_total_tokens, config.limits, horizon, chains)
+    return PowerPlan(
+        request=request,
+        chains=chains,
+        draft=_draft(manager, request, params, horizon),
+        neutralised=intake.neutralised(params, named),
+    )
+
+
+def _chains(params: Mapping[str, Any]) -> int:
+    n = params.get("n")
+    if n is None:
+        return 1
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise RequestError("n", n, "not a positive integer", "Ask for at least 1 answer")
+    return n
+
+
+def _draft(
+    manager: Any, request: PowerRequest, params: Mapping[str, Any], horizon: int
+) -> tuple[int, ...] | None:
+    """The draft's ids, checked against the vocabulary, the horizon and stops inside."""
+    field = "initial_ids" if request.initial_ids is not None else "initial_text"
+    shown: object = request.initial_ids or request.initial_text
+    if request.initial_ids is not None:
+        ids = tuple(request.initial_ids)
+    elif request.initial_text is not None:
+        ids = tuple(manager.tokenizer.encode(request.initial_text, add_special_tokens=False))
+    else:
+        return None
+    vocab = manager.model_config.vocab_size
+    if outside := [token for token in ids if token >= vocab]:
+        raise RequestError(
+            field, outside[0], f"outside of the vocabulary of {vocab}", "Use the served model's token ids"
+        )
+    if len(ids) > horizon:
+        raise RequestError(
+            field, shown, f"{len(ids)} tokens, more than max_new_tokens={horizon}", "Shorten the draft"
+        )
+    stop = StopRule.of(manager, params).first_stop(ids, 0)
+    if stop is not None and stop < len(ids):
+        raise RequestError(
+            field, shown, f"a stop at token {stop} of {len(ids)}", "End the draft at its first stop"
+        )
+    return ids

@@ -1,0 +1,125 @@
+"""One prompt's power request, from the parent's placeholder to its n answers. Tokenizer process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from typing import Any
+
+from sglang_power.errors import ChainAbortedError
+from sglang_power.rng import Key, fresh_seed
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.config import ServerConfig
+from sglang_power.sglang_host import support
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
+from sglang_power.sglang_host.chain_run import ChainRun
+from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_prompt
+from sglang_power.sglang_host.parent import GenerateRequest, Parent
+from sglang_power.sglang_host.plan import PowerPlan
+from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.sglang_host.tasks import gather_or_cancel
+from sglang_power.types import Tokens, Usage
+
+_slots: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+
+def slots_of(manager: Any, config: ServerConfig) -> asyncio.Semaphore:
+    """The concurrency limit of one TokenizerManager."""
+    if manager not in _slots:
+        _slots[manager] = asyncio.Semaphore(config.limits.max_concurrent_requests)
+    return _slots[manager]
+
+
+class PromptRun:
+    """One parent request: caches the prompt, runs n chains from it, writes n answers.
+
+    Args:
+        manager, original: SGLang's TokenizerManager and its own generate_request.
+        obj: the request of one prompt.
+        request: the HTTP request, None in an Engine.
+        plan: what was asked, validated.
+        config: the server's configuration.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        original: GenerateRequest,
+        obj: Any,
+        request: Any,
+        plan: PowerPlan,
+        config: ServerConfig,
+    ) -> None:
+        self._manager, self._plan, self._config = manager, plan, config
+        self._parent = Parent(manager, original, obj, request, config.limits)
+        self._seed = fresh_seed() if plan.request.seed is None else plan.request.seed
+        self._arrived = time.time()
+
+    async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers; chunks and answers also go to `emit`, numbered from `first_index`."""
+        slots = slots_of(self._manager, self._config)
+        with self._parent as parent:
+            try:
+                await parent.wait_for_slot(slots)
+                try:
+                    prompt = await prepare_prompt(parent)
+                    runs = self._chain_runs(prompt, emit, first_index)
+                    return await gather_or_cancel([run.answer() for run in runs])
+                finally:
+                    slots.release()
+            except ChainAbortedError as error:
+                return self._aborted_before_any_chain(str(error), emit, first_index)
+
+    def _chain_runs(self, prompt: Prompt, emit: Emit | None, first_index: int) -> list[ChainRun]:
+        parent, asked, limits, count = (
+            self._parent,
+            self._plan.request,
+            self._config.limits,
+            self._plan.chains,
+        )
+        room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids)
+        horizon = support.horizon_of(parent.params, limits, room)
+        cap = support.total_tokens_of(asked.max_total_tokens, limits, horizon, count)
+        deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
+        stop = StopRule.of(self._manager, parent.params)
+        return [
+            ChainRun(
+                plan=self._plan,
+                config=asked.mh_config(horizon),
+                engine=ChildEngine(parent, prompt, stop, self._rank(prompt, chain)),
+                key=Key(self._seed, chain),
+                budget=Budget(cap // count, asked.max_steps, deadline),
+                writer=AnswerWriter(parent, prompt, stop, TextRule.of(self._manager, parent.params)),
+                prompt=prompt,
+                emit=None if emit is None else _numbered(emit, first_index + chain),
+                shadow=self._config.diagnostics.shadow_early_rejection,
+            )
+            for chain in range(count)
+        ]
+
+    def _rank(self, prompt: Prompt, chain: int) -> int | None:
+        """A chain stays on one data-parallel rank, whose cache holds its trunk; chains spread over ranks."""
+        ranks: int = self._manager.server_args.dp_size
+        asked: int | None = self._parent.obj.routed_dp_rank
+        if ranks <= 1 or asked is not None:
+            return asked
+        return (int(prompt.meta_info.get("dp_rank") or 0) + chain) % ranks
+
+    def _aborted_before_any_chain(self, message: str, emit: Emit | None, first_index: int) -> list[Answer]:
+        prompt = Prompt([], {"cached_tokens": 0}, Usage())
+        power = {"sampler": self._plan.request.sampler, "stopped_by": "abort"}
+        stop = StopRule.of(self._manager, self._parent.params)
+        text = TextRule.of(self._manager, self._parent.params)
+        answers = [
+            AnswerWriter(self._parent, prompt, stop, text).aborted(Tokens.EMPTY, message, power)
+            for _ in range(self._plan.chains)
+        ]
+        for chain, answer in enumerate(answers):
+            if emit is not None:
+                emit(first_index + chain, answer)
+        return answers
+
+
+def _numbered(emit: Emit, index: int) -> Emit:
+    return lambda _, answer: emit(index, answer)

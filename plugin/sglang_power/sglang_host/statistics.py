@@ -1,0 +1,85 @@
+"""Carries row statistics from the device to the request, and ends lost proposals. Scheduler process.
+
+SGLang copies a DeviceAuxiliaryOutput with the token ids (no extra synchronisation) and calls `consume`
+when tokens are committed, before they are streamed. State that must survive retraction, chunked prefill
+and overshoot steps lives on the request and advances only with its committed output position.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+
+from sglang_power.algorithms.early_rejection import RejectionMonitor
+from sglang_power.sglang_host import probe
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.rows import RowBlock
+from sglang_power.types import ROW_FIELDS
+
+_MONITOR = "_sglang_power_monitor"
+
+
+@dataclass(frozen=True)
+class DeviceStatistics:
+    """Statistics on the device: [active rows, len(ROW_FIELDS)] float32, nats."""
+
+    block: RowBlock
+    values: torch.Tensor
+
+    def copy_to_host(self, copy_tensor: Callable[[torch.Tensor], torch.Tensor]) -> HostStatistics:
+        """Start the asynchronous copy."""
+        return HostStatistics(self.block, copy_tensor(self.values))
+
+
+@dataclass(frozen=True)
+class HostStatistics:
+    """The same on the host, valid once the copy is done."""
+
+    block: RowBlock
+    values: torch.Tensor
+
+    def consume(self, batch: Any, commits: Sequence[Any]) -> None:
+        """Attach the records of newly committed tokens to their requests."""
+        records = self.values.tolist()
+        for index, params, record in zip(self.block.indices, self.block.active, records, strict=True):
+            commit = commits[index]
+            if commit is not None:
+                _commit(batch.reqs[index], params, commit.output_index, record)
+
+
+def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -> None:
+    if req.customized_info is None:
+        req.customized_info = {}
+    if params.probe:
+        req.customized_info.setdefault(META_KEY, []).append(probe.scheduler_report())
+        return
+    rows: list[list[float]] = req.customized_info.setdefault(META_KEY, [])
+    if len(rows) != position:  # never seen; `children` fails the request on rows that are not numbers
+        rows[:] = (rows + [[math.nan] * len(ROW_FIELDS)] * position)[:position]
+    rows.append(record)
+    if req.finished() or req.to_finish is not None:
+        return
+    if _is_lost(req, params, record) or _is_late(params):
+        req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
+
+
+def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
+    """Advance the request's rejection monitor by one committed token."""
+    if params.early_rejection is None:
+        return False
+    monitor: RejectionMonitor | None = getattr(req, _MONITOR, None)
+    if monitor is None:
+        monitor = RejectionMonitor(params.early_rejection)
+        setattr(req, _MONITOR, monitor)
+    log_p, log_q, _, entropy, _, _ = record
+    return monitor.rejects(log_p, log_q, entropy)
+
+
+def _is_late(params: ChildParams) -> bool:
+    return params.deadline is not None and time.time() > params.deadline

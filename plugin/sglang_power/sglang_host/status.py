@@ -1,0 +1,69 @@
+"""GET /sglang_power/status: what `sglang-power check` reads. Tokenizer process.
+
+The scheduler side is asked by a probe child: one token whose statistics are replaced by the scheduler's
+own report, sent to every data-parallel rank.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from sglang_power.cli import STATUS_ROUTE
+from sglang_power.serving.config import server_config
+from sglang_power.sglang_host import probe
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.support import server_refusals
+from sglang_power.types import ProposalLaw
+
+ROUTE = STATUS_ROUTE
+
+
+def add_routes(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's hook signature)
+    """After http_server.set_global_state: the application exists, the manager too."""
+    from sglang.srt.entrypoints.http_server import app
+
+    async def status() -> dict[str, Any]:
+        return await server_status(global_state.tokenizer_manager)
+
+    if ROUTE not in {getattr(route, "path", None) for route in app.routes}:
+        app.add_api_route(ROUTE, status, methods=["GET"])
+
+
+async def server_status(manager: Any) -> dict[str, Any]:
+    """Reports of this tokenizer process and of every scheduler rank, and what this server refuses."""
+    import sglang
+
+    config = server_config()
+    args = manager.server_args
+    return {
+        "sglang": sglang.__version__,
+        "served_model": manager.served_model_name,
+        "processes": [
+            probe.report("tokenizer"),
+            *[await _probe_scheduler(manager, rank) for rank in range(args.dp_size)],
+        ],
+        "refused": [str(refusal) for refusal in server_refusals(args)],
+        "limits": config.limits.model_dump(),
+        "presets": config.presets,
+        "default": config.default_for(manager.served_model_name),
+    }
+
+
+async def _probe_scheduler(manager: Any, rank: int) -> dict[str, Any]:
+    """One probe child; a scheduler without the plugin answers without a report."""
+    params = ChildParams(law=ProposalLaw(1.0), seed=0, origin=0, probe=True)
+    child = GenerateReqInput(
+        rid=f"sglang-power-probe-{uuid.uuid4().hex}",
+        input_ids=[0],
+        sampling_params={"max_new_tokens": 1, "custom_params": params.to_custom_params()},
+        log_metrics=False,
+        routed_dp_rank=rank if manager.server_args.dp_size > 1 else None,
+    )
+    original = type(manager).generate_request.__wrapped__  # the hook would refuse the marker of a child
+    answer: dict[str, Any] = await anext(original(manager, child, None))
+    reports = answer["meta_info"].get(META_KEY)
+    missing = {"role": "scheduler", "version": None, "hooks": {"PowerSampler": "missing"}}
+    return {"dp_rank": rank, **(reports[0] if reports else missing)}
