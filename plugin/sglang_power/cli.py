@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_check(url: str, api_key: str | None, timeout: float) -> int:
-    """Print what a running server reports; 0 when every hook is live in every process and nothing is refused."""
+    """Print what a server reports; 0 when every hook is live in every process and nothing is refused."""
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
         response = httpx.get(url.rstrip("/") + STATUS_ROUTE, headers=headers, timeout=timeout)

@@ -163,6 +163,5 @@ def _request_error(model: type[PowerRequest], error: ValidationError) -> Request
     if first["type"] == "extra_forbidden":
         names = ", ".join(sorted(model.model_fields))
         return RequestError(field, first["input"], "unknown parameter", f"Known parameters: {names}")
-    root = model.model_fields.get(str(first["loc"][0]))
-    default = "" if root is None else f" The default is {root.default!r}."
-    return RequestError(field, first["input"], problem, f"See sampler '{model.__name__}'.{default}")
+    default = model.model_fields[str(first["loc"][0])].default
+    return RequestError(field, first["input"], problem, f"Leave it out for the default of {default!r}")

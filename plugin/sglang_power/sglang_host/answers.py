@@ -68,6 +68,11 @@ class AnswerWriter:
         """Whether the server exports metrics."""
         return bool(self._parent.manager.enable_metrics)
 
+    @property
+    def incremental(self) -> bool:
+        """Whether the server streams deltas instead of cumulative text."""
+        return bool(self._parent.manager.incremental_streaming_output)
+
     def partial(self, committed: Tokens, power: dict[str, Any]) -> Answer:
         """A chunk of a stream: tokens that no later step can change, maybe none."""
         return self._answer(committed, self._committed_text(committed), None, power)

@@ -13,7 +13,7 @@ from sglang_power.rng import Key
 from sglang_power.serving import metrics, report
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain, ChainResult
-from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.plan import PowerPlan
 from sglang_power.types import Usage
@@ -38,6 +38,7 @@ class ChainRun:
     _accepted: int = field(default=0, init=False)
     _last_progress: float = field(default=0.0, init=False)
     _streamed: int = field(default=0, init=False)
+    _sent: Answer | None = field(default=None, init=False)
 
     async def answer(self) -> Answer:
         """Run the chain to its end, or to its abort, and write what it found."""
@@ -57,9 +58,15 @@ class ChainRun:
             result = chain.result("abort", in_last_stage=False)
             answer = self.writer.aborted(result.state.tokens, str(error), self._report(result))
         metrics.observe(answer["meta_info"]["power"], time.perf_counter() - started, self.writer.metrics_on)
-        if self.emit is not None:
-            self.emit(0, answer)
+        self._send(answer)
         return answer
+
+    def _send(self, answer: Answer) -> None:
+        """Hand a chunk or the answer to the stream, if there is one, in the form that the server streams."""
+        if self.emit is None:
+            return
+        self.emit(0, as_delta(self._sent, answer) if self.writer.incremental else answer)
+        self._sent = answer
 
     def _report(self, result: ChainResult) -> dict[str, Any]:
         return report.power_report(
@@ -75,7 +82,6 @@ class ChainRun:
 
     def _observe(self, state: ChainState, info: Info | None) -> None:
         """Stream progress, and text once no later step can change it."""
-        assert self.emit is not None
         self._accepted += info is not None and info.accepted
         now = time.perf_counter()
         committed = state.frozen
@@ -84,4 +90,4 @@ class ChainRun:
         self._last_progress, self._streamed = now, committed
         progress = report.progress(self.config, state.step, state.stage, self._accepted, len(state.tokens))
         power = {"sampler": self.plan.request.sampler, "progress": progress}
-        self.emit(0, self.writer.partial(state.tokens.first(committed), power))
+        self._send(self.writer.partial(state.tokens.first(committed), power))

@@ -34,11 +34,13 @@ def generate_request(
 
 
 def _strip_plugin_keys(obj: Any) -> None:
+    """SGLang would refuse `sampling_params.sampler`; parameters without our keys stay the same object."""
     params = obj.sampling_params
-    if isinstance(params, list):
-        obj.sampling_params = [intake.without_plugin_keys(one) for one in params]
-    elif params:
-        obj.sampling_params = intake.without_plugin_keys(params)
+    each = params if isinstance(params, list) else [params or {}]
+    if not any(intake.PLUGIN_KEYS & one.keys() for one in each):
+        return
+    stripped = [intake.without_plugin_keys(one) for one in each]
+    obj.sampling_params = stripped if isinstance(params, list) else stripped[0]
 
 
 def update_request_meta_info(
@@ -65,7 +67,7 @@ def generate_contract_error(original: Callable[[Any], str | None], body: Any) ->
     params = body.get("sampling_params")
     each = params if isinstance(params, list) else [params]
     stripped = [intake.without_plugin_keys(one) if isinstance(one, dict) else one for one in each]
-    clean = {key: value for key, value in body.items() if key not in ("sampler", "preset")}
+    clean = intake.without_plugin_keys(body)
     if "sampling_params" in body:
         clean["sampling_params"] = stripped if isinstance(params, list) else stripped[0]
     error = original(clean)

@@ -18,6 +18,7 @@ from sglang_power.serving.config import ServerConfig
 
 Fields = dict[str, Any]
 
+PLUGIN_KEYS = frozenset({"sampler", "preset"})
 TRUNCATION = ("top_p", "top_k", "min_p")
 _NEUTRAL: Fields = {
     "top_p": 1.0,
@@ -72,9 +73,9 @@ def asked(params: Mapping[str, Any], body: Fields | None, default_preset: str | 
         RequestError: two places name different samplers.
     """
     custom = params.get("custom_params")
-    values = dict(custom) if isinstance(custom, dict) and {"sampler", "preset"} & custom.keys() else {}
+    values = dict(custom) if isinstance(custom, dict) and PLUGIN_KEYS & custom.keys() else {}
     for place in (params, body or {}):
-        for key in ("sampler", "preset"):
+        for key in PLUGIN_KEYS:
             if place.get(key) is not None:
                 _lift(values, key, place[key])
     if not values:
@@ -90,8 +91,8 @@ def _lift(values: Fields, key: str, value: object) -> None:
 
 
 def without_plugin_keys(params: Mapping[str, Any]) -> Fields:
-    """Sampling parameters as SGLang knows them."""
-    return {key: value for key, value in params.items() if key not in ("sampler", "preset")}
+    """Parameters, or a body, as SGLang knows them."""
+    return {key: value for key, value in params.items() if key not in PLUGIN_KEYS}
 
 
 def resolve(asked_for: Asked, config: ServerConfig, named: Fields) -> PowerRequest:

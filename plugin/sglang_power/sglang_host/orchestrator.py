@@ -20,7 +20,7 @@ from fastapi import HTTPException
 from sglang_power.errors import HostError, OverloadedError, PowerError, WeightsChangedError
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import fallback_report
-from sglang_power.sglang_host.answers import Answer, Emit, as_delta
+from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import PlainPlan, Plan, PowerPlan
@@ -118,7 +118,6 @@ async def _stream(
     call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
 ) -> AsyncIterator[Answer]:
     chunks: asyncio.Queue[Answer | None] = asyncio.Queue()
-    sent: dict[int, Answer] = {}
 
     def emit(index: int, answer: Answer) -> None:
         if notes is None or notes.takes(index, answer):
@@ -134,11 +133,7 @@ async def _stream(
     producer.add_done_callback(lambda _: chunks.put_nowait(None))
     try:
         while (chunk := await chunks.get()) is not None:
-            index = chunk["index"]
-            plain = "power" not in chunk["meta_info"]
-            incremental = call.manager.incremental_streaming_output and not plain
-            yield as_delta(sent.get(index), chunk) if incremental else chunk
-            sent[index] = chunk
+            yield chunk
         await producer
     except PowerError as error:
         if type(error) not in STATUS:

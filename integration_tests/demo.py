@@ -1,0 +1,166 @@
+"""`make demo`: power sampling against its controls on the built-in model, through a real server.
+
+Starts the server, asks fresh problems of both families with every sampler, prints the tables and writes
+results/demo.json and results/demo.png. The model shows the mechanism, not the quality of large models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from integration_tests import plots
+from integration_tests.evaluation import Evaluator, Run, mcnemar_p
+from integration_tests.pivot.problems import problems
+from integration_tests.server import PIVOT_MODEL, ServerSpec, running
+
+RESULTS = Path(__file__).parent / "results"
+ALPHA = 4.0
+PROBLEM_SEED = 20_261_122
+
+POWER: dict[str, dict[str, Any]] = {
+    "Q": {"alpha": ALPHA, "proposal_temperature": 1.0, "block_size": 96, "steps": 30},
+    "R": {
+        "alpha": ALPHA,
+        "proposal_temperature": 1.0,
+        "block_size": 16,
+        "steps": 20,
+        "cut": "entropy",
+        "cut_beta": 1.0,
+    },
+}
+"""Parameters per family. R has a pivot at every operation, which the entropy cut finds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; the exit status says whether every claim of the README held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=200, help="problems per family")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for demo.json and demo.png")
+    options = parser.parse_args(argv)
+    options.results.mkdir(parents=True, exist_ok=True)
+    arguments = ["--page-size", "1", "--max-running-requests", "64"]
+    with tempfile.TemporaryDirectory() as logs:
+        print("starting SGLang with the built-in model ...", flush=True)
+        with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
+            runs = asyncio.run(evaluate(server.url, options.problems))
+    claims = check_claims(runs)
+    record = {
+        "hardware": hardware(),
+        "versions": {
+            name: version(name) for name in ("sglang", "sglang-power", "torch", "flashinfer-python")
+        },
+        "command": "make demo" if argv is None and len(sys.argv) == 1 else " ".join(["demo", *sys.argv[1:]]),
+        "problems": options.problems,
+        "rows": [
+            run.row(suite, suite_runs["plain"])
+            for suite, suite_runs in runs.items()
+            for run in suite_runs.values()
+        ],
+        "paired_p": {suite: paired_p(suite_runs) for suite, suite_runs in runs.items()},
+    }
+    (options.results / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
+    plots.demo(record["rows"], options.results / "demo.png")
+    print(table(record["rows"]))
+    for suite, values in record["paired_p"].items():
+        print(
+            f"{suite}: paired one-sided p, power against "
+            + ", ".join(f"{k} {v:.1e}" for k, v in values.items())
+        )
+    for claim, holds in claims.items():
+        print(f"{'holds' if holds else 'FAILS'}: {claim}")
+    print(f"written: {options.results / 'demo.json'}, {options.results / 'demo.png'}")
+    return 0 if all(claims.values()) else 1
+
+
+async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
+    """Every sampler on both families, in the order of the table."""
+    runs: dict[str, dict[str, Run]] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        evaluator = Evaluator(client)
+        for suite, params in POWER.items():
+            asked = problems(suite, count, PROBLEM_SEED)
+            plain = await evaluator.plain("plain", asked, 1.0)
+            lowtemp = await evaluator.plain("lowtemp", asked, 1.0 / ALPHA)
+            greedy = await evaluator.plain("greedy", asked, 0.0)
+            power = await evaluator.power(asked, params)
+            best_of, vote = await evaluator.controls(asked, plain, power)
+            runs[suite] = {run.sampler: run for run in (plain, lowtemp, greedy, best_of, vote, power)}
+    return runs
+
+
+def paired_p(runs: dict[str, Run]) -> dict[str, float]:
+    """Power against every other sampler on the same problems."""
+    return {name: mcnemar_p(runs["power"], run) for name, run in runs.items() if name != "power"}
+
+
+def check_claims(runs: dict[str, dict[str, Run]]) -> dict[str, bool]:
+    """What the README says of this table."""
+    accuracy = {
+        suite: {name: run.total("correct") / len(run.outcomes) for name, run in suite_runs.items()}
+        for suite, suite_runs in runs.items()
+    }
+    p = paired_p(runs["R"])
+    return {
+        "Q: power at least 0.85": accuracy["Q"]["power"] >= 0.85,
+        "R: power at least 0.85": accuracy["R"]["power"] >= 0.85,
+        "Q: plain above low temperature": accuracy["Q"]["plain"] > accuracy["Q"]["lowtemp"],
+        "R: plain above low temperature": accuracy["R"]["plain"] > accuracy["R"]["lowtemp"],
+        "R: power above best_of at equal decoded tokens, p < 0.01": p["best_of"] < 0.01,
+        "R: power above vote at equal decoded tokens, p < 0.01": p["vote"] < 0.01,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    head = (
+        "| suite | sampler | accuracy (95% interval) | decoded / returned | prefilled / returned "
+        "| depth / returned | acceptance | wall / plain |\n|---|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *(_table_line(row) for row in rows)])
+
+
+def _table_line(row: dict[str, Any]) -> str:
+    low, high = row["ci95"]
+    acceptance = "" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.2f}"
+    cells = [
+        row["suite"],
+        row["sampler"],
+        f"{row['accuracy']:.3f} ({low:.2f} to {high:.2f})",
+        f"{row['decoded_per_returned']:.1f}",
+        f"{row['prefilled_per_returned']:.2f}",
+        f"{row['depth_per_returned']:.1f}",
+        acceptance,
+        f"{row['wall_vs_plain']:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def hardware() -> str:
+    """The machine, in words."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} CPU cores ({model}), no GPU"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,194 @@
+"""Runs samplers over problems through a server and measures accuracy and cost. Used by the demo.
+
+Every figure comes from counters in the responses; the controls best_of and vote get as many plain draws
+per problem as make their decoded tokens at least those of power sampling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from scipy import stats
+from tqdm import tqdm
+
+from integration_tests.pivot.problems import Problem, extract_answer, is_correct
+
+CONCURRENCY = 48
+MAX_NEW_TOKENS = 96
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One problem's answer and its cost in tokens."""
+
+    correct: bool
+    returned: int
+    decoded: int
+    prefilled: int
+    depth: int
+    steps: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sampler on one suite."""
+
+    sampler: str
+    params: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+
+    def total(self, counter: str) -> int:
+        """Sum of one counter over all problems."""
+        return sum(int(getattr(outcome, counter)) for outcome in self.outcomes)
+
+    def row(self, suite: str, plain: Run) -> dict[str, Any]:
+        """The table row, in the names of demo.json."""
+        returned, count = self.total("returned"), len(self.outcomes)
+        interval = stats.binomtest(self.total("correct"), count).proportion_ci(method="wilson")
+        steps = self.total("steps")
+        return {
+            "suite": suite,
+            "sampler": self.sampler,
+            "params": self.params,
+            "accuracy": self.total("correct") / count,
+            "ci95": [interval.low, interval.high],
+            "decoded_per_returned": self.total("decoded") / returned,
+            "prefilled_per_returned": self.total("prefilled") / returned,
+            "depth_per_returned": self.total("depth") / returned,
+            "acceptance_rate": self.total("accepted") / steps if steps else None,
+            "wall_vs_plain": self.seconds / plain.seconds,
+        }
+
+
+class Evaluator:
+    """Asks one server; shows one progress bar per sampler."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def plain(self, name: str, problems: Sequence[Problem], temperature: float) -> Run:
+        """SGLang's own sampling at one temperature; 0 is greedy."""
+        params = {"temperature": temperature}
+
+        async def one(problem: Problem, seed: int) -> Outcome:  # noqa: ARG001  (plain draws take no seed)
+            return _outcome(problem, await self._ask(problem, params))
+
+        return await self._run(name, params, problems, one)
+
+    async def power(self, problems: Sequence[Problem], params: dict[str, Any]) -> Run:
+        """The plugin, with a seed per problem."""
+
+        async def one(problem: Problem, seed: int) -> Outcome:
+            custom = {"sampler": "power", **params, "seed": seed}
+            answer = await self._ask(problem, {"custom_params": custom})
+            report = answer["meta_info"]["power"]
+            assert report["sampler"] == "power"
+            return Outcome(
+                correct=is_correct(problem, answer["text"]),
+                returned=len(answer["output_ids"]),
+                decoded=report["decoded_tokens"],
+                prefilled=report["prefilled_tokens"],
+                depth=report["depth"],
+                steps=report["steps"],
+                accepted=report["accepted"],
+            )
+
+        return await self._run("power", params, problems, one)
+
+    async def controls(self, problems: Sequence[Problem], plain: Run, power: Run) -> tuple[Run, Run]:
+        """best_of (by likelihood) and majority vote over the same plain draws, at power's decoded tokens."""
+        samples = math.ceil(power.total("decoded") / plain.total("decoded"))
+        draws: dict[str, list[Answer]] = {}
+
+        async def draw(problem: Problem, seed: int) -> Outcome:  # noqa: ARG001
+            drawn = await asyncio.gather(
+                *(self._ask(problem, {"temperature": 1.0}, logprobs=True) for _ in range(samples))
+            )
+            draws[problem.text] = drawn
+            return _pooled(problem, max(drawn, key=_log_p), drawn)
+
+        best = await self._run("best_of", {"samples": samples, "by": "log p"}, problems, draw)
+        voted = tuple(_pooled(one, _majority(draws[one.text]), draws[one.text]) for one in problems)
+        return best, Run("vote", {"samples": samples}, voted, best.seconds)
+
+    async def _run(
+        self,
+        name: str,
+        params: dict[str, Any],
+        problems: Sequence[Problem],
+        one: Callable[[Problem, int], Coroutine[Any, Any, Outcome]],
+    ) -> Run:
+        started = time.perf_counter()
+        with tqdm(total=len(problems), desc=f"{problems[0].family} {name:8}", unit="problem") as bar:
+
+            async def tracked(problem: Problem, seed: int) -> Outcome:
+                outcome = await one(problem, seed)
+                bar.update()
+                return outcome
+
+            outcomes = await asyncio.gather(*(tracked(p, seed) for seed, p in enumerate(problems)))
+        return Run(name, params, tuple(outcomes), time.perf_counter() - started)
+
+    async def _ask(self, problem: Problem, params: dict[str, Any], *, logprobs: bool = False) -> Answer:
+        body = {
+            "text": problem.text,
+            "sampling_params": {"max_new_tokens": MAX_NEW_TOKENS, **params},
+            "return_logprob": logprobs,
+        }
+        async with self._slots:
+            response = await self._client.post("/generate", json=body)
+        response.raise_for_status()
+        answer: Answer = response.json()
+        return answer
+
+
+def _outcome(problem: Problem, answer: Answer) -> Outcome:
+    return _pooled(problem, answer, [answer])
+
+
+def _pooled(problem: Problem, chosen: Answer, drawn: Sequence[Answer]) -> Outcome:
+    """The chosen answer, with the cost of all that were drawn side by side."""
+    lengths = [len(answer["output_ids"]) for answer in drawn]
+    metas = [answer["meta_info"] for answer in drawn]
+    return Outcome(
+        correct=is_correct(problem, chosen["text"]),
+        returned=len(chosen["output_ids"]),
+        decoded=sum(lengths),
+        prefilled=sum(meta["prompt_tokens"] - meta["cached_tokens"] for meta in metas),
+        depth=max(lengths),
+    )
+
+
+def _log_p(answer: Answer) -> float:
+    return sum(entry[0] for entry in answer["meta_info"]["output_token_logprobs"])
+
+
+def _majority(drawn: Sequence[Answer]) -> Answer:
+    """The first draw of the most frequent answer; a draw without an answer cannot win."""
+    votes = Counter(extract_answer(answer["text"]) for answer in drawn)
+    votes.pop(None, None)
+    if not votes:
+        return drawn[0]
+    winner = votes.most_common(1)[0][0]
+    return next(answer for answer in drawn if extract_answer(answer["text"]) == winner)
+
+
+def mcnemar_p(first: Run, second: Run) -> float:
+    """Exact paired test that `first` is right more often than `second` (one-sided sign test)."""
+    pairs = [(a.correct, b.correct) for a, b in zip(first.outcomes, second.outcomes, strict=True)]
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    if wins + losses == 0:
+        return 1.0
+    return float(stats.binomtest(wins, wins + losses, alternative="greater").pvalue)

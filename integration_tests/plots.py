@@ -1,0 +1,47 @@
+"""The pictures of the demo. Matplotlib without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+LABELS = {
+    "plain": "plain T = 1",
+    "lowtemp": "T = 1/alpha",
+    "greedy": "greedy",
+    "best_of": "best-of-n",
+    "vote": "vote",
+    "power": "power (ours)",
+}
+
+
+def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy against decoded tokens per returned token, one panel per family."""
+    suites = sorted({row["suite"] for row in rows})
+    figure, panels = plt.subplots(1, len(suites), figsize=(5.2 * len(suites), 3.8), sharey=True)
+    for panel, suite in zip(panels, suites, strict=True):
+        for row in (row for row in rows if row["suite"] == suite):
+            low, high = row["ci95"]
+            panel.errorbar(
+                row["decoded_per_returned"],
+                row["accuracy"],
+                yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
+                fmt="D" if row["sampler"] == "power" else "o",
+                capsize=3,
+                label=LABELS[row["sampler"]],
+            )
+        panel.set(xscale="log", ylim=(0, 1.02), title=f"family {suite}")
+        panel.set_xlabel("decoded tokens per returned token (log scale)")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy, 95% interval")
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
