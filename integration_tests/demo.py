@@ -22,7 +22,7 @@ import httpx
 import torch
 
 from integration_tests import plots
-from integration_tests.evaluation import Evaluator, Run, mcnemar_p
+from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
 from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("starting SGLang with the built-in model ...", flush=True)
         with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
             runs = asyncio.run(evaluate(server.url, options.problems))
+            plots.chain(one_chain(server.url), options.results / "chain.png")
     claims = check_claims(runs)
     record = {
         "hardware": hardware(),
@@ -99,6 +100,18 @@ async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
             best_of, vote = await evaluator.controls(asked, plain, power)
             runs[suite] = {run.sampler: run for run in (plain, lowtemp, greedy, best_of, vote, power)}
     return runs
+
+
+def one_chain(url: str) -> list[dict[str, Any]]:
+    """The steps of one power request on an R problem, for the picture."""
+    custom = {"sampler": "power", **POWER["R"], "seed": 7, "return_trace": True}
+    body = {
+        "text": problems("R", 1, PROBLEM_SEED)[0].text,
+        "sampling_params": {"max_new_tokens": MAX_NEW_TOKENS, "custom_params": custom},
+    }
+    answer = httpx.post(url + "/generate", json=body, timeout=600).raise_for_status().json()
+    steps: list[dict[str, Any]] = answer["meta_info"]["power"]["trace"]
+    return steps
 
 
 def paired_p(runs: dict[str, Run]) -> dict[str, float]:

@@ -45,3 +45,21 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def chain(trace: Sequence[dict[str, Any]], path: Path) -> None:
+    """One chain, a line per step: what was kept, what was proposed, what became of it."""
+    colours = {"accepted": "#2a7f4f", "rejected": "#c0504d", "stopped early": "#e8a33d"}
+    figure, panel = plt.subplots(figsize=(8.5, 0.22 * len(trace) + 1.2))
+    for step in trace:
+        fate = "accepted" if step["accepted"] else "stopped early" if step["early_rejected"] else "rejected"
+        panel.barh(step["step"], step["cut"], color="#d9d9d9", height=0.8)
+        panel.barh(step["step"], step["proposal_length"], left=step["cut"], color=colours[fate], height=0.8)
+    for fate, colour in {"kept (from the radix cache)": "#d9d9d9", **colours}.items():
+        panel.bar(0, 0, color=colour, label=fate)
+    panel.invert_yaxis()
+    panel.set(xlabel="token position", ylabel="step", title="one chain: cuts and proposals")
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

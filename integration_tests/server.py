@@ -76,6 +76,7 @@ def command_line(spec: ServerSpec, port: int) -> list[str]:
         *[sys.executable, "-m", "sglang.launch_server"],
         *["--model-path", str(spec.model), "--served-model-name", spec.name],
         *["--host", "127.0.0.1", "--port", str(port)],
+        "--sleep-on-idle",  # several servers share a small machine
         *device_arguments(),
         *(["--max-total-tokens", "40000"] if "--max-total-tokens" not in spec.arguments else []),
         *spec.arguments,

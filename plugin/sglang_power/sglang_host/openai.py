@@ -32,7 +32,7 @@ class StreamNotes:
     def takes(self, index: int, answer: dict[str, Any]) -> bool:
         """Note a chunk of choice `index`; True where the stream itself must carry it (it has new text)."""
         power = answer["meta_info"].get("power") or {}
-        tokens = answer["meta_info"].get("completion_tokens", 0)
+        tokens = int(answer["meta_info"].get("completion_tokens", 0))
         new_tokens = tokens > self._tokens.get(index, 0)
         self._tokens[index] = tokens
         if "progress" not in power:
