@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as logs:
         loaded = ServerSpec(PIVOT_MODEL, "loaded")
-        excluded = ServerSpec(PIVOT_MODEL, "excluded", environment={"SGLANG_PLUGINS": "none"})
+        excluded = ServerSpec(PIVOT_MODEL, "excluded", environment={"SGLANG_PLUGINS": "torch_cpu"})
         with running(loaded, Path(logs)) as ours, running(excluded, Path(logs)) as stock:
             record = asyncio.run(measure(ours.url, stock.url, options.rounds, options.requests))
     record |= {

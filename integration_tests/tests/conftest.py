@@ -35,6 +35,18 @@ def pivot_server(logs: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def plain_server(logs: Path) -> Iterator[Server]:
+    """The pivot model on SGLang without the plugin: the reference for requests that ask for nothing.
+
+    SGLANG_PLUGINS filters platform plugins too, so it names the CPU platform and nothing else.
+    """
+    arguments = ["--page-size", "1", "--enable-metrics", "--enable-cache-report"]
+    spec = ServerSpec(PIVOT_MODEL, "plain", arguments, {"SGLANG_PLUGINS": "torch_cpu"})
+    with server.running(spec, logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def matrix_server(logs: Path) -> Iterator[Server]:
     """The pivot model with everything else that the support matrix names, at once."""
     arguments = [

@@ -14,13 +14,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import exact
 import pytest
 from sglang_power.algorithms import acceptance, mh
 from sglang_power.algorithms.acceptance import HastingsTerms
-from sglang_power.algorithms.mh import ChainState, MHConfig
+from sglang_power.algorithms.mh import ChainState, MHConfig, Schedule
 from sglang_power.engines.tabular import Prefix, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget
@@ -29,14 +28,13 @@ from sglang_power.types import ProposalLaw, Tokens
 FAMILY = 40
 LEVEL = 1e-3 / FAMILY
 REJECTED = 1e-6
-CHAINS = 2500
+CHAINS = 1500
 
 TAU_ONE = ProposalLaw(1.0)
 BETWEEN = ProposalLaw(1.6)
 ABOVE = ProposalLaw(3.5)
 JOINT = ProposalLaw(1.2, top_k=3, top_p=0.9, min_p=0.05)
 
-narrow = exact.make_config
 UNFINISHED_DRAFT: Prefix = (1, 2)
 FINISHED_DRAFT: Prefix = (2, 1, 0)
 
@@ -56,9 +54,7 @@ class Case:
     def sample(self, seed: int, count: int = CHAINS) -> list[Prefix]:
         budget = Budget(max_total_tokens=1_000_000, max_steps=self.max_steps)
         keys = exact.seeds(seed, count)
-        return exact.answers(
-            exact.run_chains(self.model, self.config, keys, draft=self.draft, budget=budget)
-        )
+        return exact.answers(exact.run_chains(self.model, self.config, keys, draft=self.draft, budget=budget))
 
 
 def outside_support(model: TabularModel, law: ProposalLaw) -> Prefix:
@@ -71,7 +67,6 @@ def _cases() -> dict[str, Case]:
     make = exact.make_config
     cases: dict[str, Case] = {}
     for name, cut in exact.CUTS.items():
-        early = {"cut": cut, "early_rejection": True}
         cases |= {
             f"{name}, exact": Case(make(n, cut=cut)),
             f"{name}, paper": Case(make(n, cut=cut, schedule="paper")),
@@ -105,7 +100,7 @@ CASES = _cases()
 
 
 def test_the_family_is_as_large_as_stated() -> None:
-    assert len(CASES) + 4 <= FAMILY
+    assert len(CASES) + len(PARTNERS) + 4 <= FAMILY
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -113,3 +108,147 @@ def test_answers_follow_the_exact_law_of_their_steps(name: str) -> None:
     seed = 1_000_000 * (1 + list(CASES).index(name))
     case = CASES[name]
     assert exact.g_test(case.sample(seed), case.law()) > LEVEL
+
+
+# --- the chains of one request, and those of neighbouring seeds ---------------------------------------
+
+PARTNERS: dict[str, Callable[[int], Key]] = {
+    "next chain of the same request": lambda seed: Key(seed, chain=1),
+    "first chain of the next seed": lambda seed: Key(seed + 1),
+}
+
+
+def outline(y: Prefix) -> tuple[int, int]:
+    """A coarse view of an answer: first token and length."""
+    return y[0], len(y)
+
+
+def joint_outlines(partner: Callable[[int], Key]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    keys = [key for seed in range(0, 2 * CHAINS, 2) for key in (Key(seed), partner(seed))]
+    answers = exact.answers(exact.run_chains(exact.NARROW, exact.make_config(exact.NARROW), keys))
+    outlines = [outline(y) for y in answers]
+    return list(zip(outlines[::2], outlines[1::2], strict=True))
+
+
+def product_law() -> dict[tuple[tuple[int, int], tuple[int, int]], float]:
+    single: dict[tuple[int, int], float] = {}
+    for y, w in exact.chain_law(exact.NARROW, exact.make_config(exact.NARROW)).items():
+        single[outline(y)] = single.get(outline(y), 0.0) + w
+    return {(a, b): v * w for a, v in single.items() for b, w in single.items()}
+
+
+@pytest.mark.parametrize("partner", PARTNERS.values(), ids=list(PARTNERS))
+def test_chains_are_independent(partner: Callable[[int], Key]) -> None:
+    assert exact.g_test(joint_outlines(partner), product_law()) > LEVEL
+
+
+def test_control_chains_with_one_key_are_not_independent() -> None:
+    assert exact.g_test(joint_outlines(Key), product_law()) < REJECTED
+
+
+def test_the_chains_of_one_request_follow_the_law() -> None:
+    config = exact.make_config(exact.NARROW)
+    keys = [Key(2026, chain=i) for i in range(CHAINS)]
+    sample = exact.answers(exact.run_chains(exact.NARROW, config, keys))
+    assert exact.g_test(sample, exact.chain_law(exact.NARROW, config)) > LEVEL
+
+
+# --- the two schedules --------------------------------------------------------------------------------
+
+MIXING = exact.random_model(5, horizon=4)
+"""A model on which 8 steps per stage come within 0.01 of the limit."""
+
+
+def long_run(schedule: Schedule) -> Case:
+    config = exact.make_config(
+        MIXING, alpha=2.0, law=ProposalLaw(1.4), cut=exact.ENTROPY, steps=8, schedule=schedule
+    )
+    return Case(config, model=MIXING)
+
+
+def test_the_exact_schedule_reaches_the_target() -> None:
+    case = long_run("exact")
+    pi = exact.target(MIXING, case.config)
+    assert exact.total_variation(case.law(), pi) < 0.005
+    assert exact.g_test(case.sample(41_000_000), pi) > LEVEL
+
+
+def test_the_paper_schedule_reaches_its_own_limit_and_is_rejected_against_the_target() -> None:
+    case = long_run("paper")
+    limit, pi = exact.paper_limit(MIXING, case.config), exact.target(MIXING, case.config)
+    assert exact.total_variation(case.law(), limit) < 0.01
+    sample = case.sample(42_000_000)
+    assert exact.g_test(sample, case.law()) > LEVEL
+    assert exact.g_test(sample, pi) < REJECTED
+
+
+def test_without_steps_the_answer_is_a_draw_of_low_temperature_which_is_another_law() -> None:
+    case = Case(exact.make_config(exact.NARROW, steps=0))
+    sample = case.sample(43_000_000)
+    low_temperature = exact.extend(exact.NARROW, case.config.law, {(): 1.0}, exact.NARROW.horizon)
+    assert exact.g_test(sample, low_temperature) > LEVEL
+    assert exact.g_test(sample, exact.target(exact.NARROW, case.config)) < REJECTED
+
+
+# --- negative controls: the running chain with a known mistake ----------------------------------------
+
+TermsFunction = Callable[[MHConfig, ChainState, int, Tokens], HastingsTerms]
+correct_terms = mh.hastings_terms
+
+
+def without_cut_ratio(config: MHConfig, state: ChainState, m: int, suffix: Tokens) -> HastingsTerms:
+    terms = correct_terms(config, state, m, suffix)
+    return dataclasses.replace(terms, log_cut_proposal=0.0, log_cut_current=0.0)
+
+
+def common_length_slice(config: MHConfig, state: ChainState, m: int, suffix: Tokens) -> HastingsTerms:
+    old = state.tokens.after(m).first(len(suffix))
+    terms = correct_terms(config, state, m, suffix)
+    return dataclasses.replace(terms, log_w_current=acceptance.log_weight(config.alpha, old))
+
+
+def reversed_proposal_term(config: MHConfig, state: ChainState, m: int, suffix: Tokens) -> HastingsTerms:
+    def log_weight(tokens: Tokens) -> float:
+        return float(config.alpha * tokens.log_p.sum() + tokens.log_q.sum())
+
+    return dataclasses.replace(
+        correct_terms(config, state, m, suffix),
+        log_w_proposal=log_weight(suffix),
+        log_w_current=log_weight(state.tokens.after(m)),
+    )
+
+
+CONTROLS: dict[str, tuple[TermsFunction, str]] = {
+    "missing cut ratio": (without_cut_ratio, "uniform, tau=1"),
+    "common-length slicing": (common_length_slice, "uniform, tau=1"),
+    "common-length slicing, entropy cut": (common_length_slice, "entropy, tau=1"),
+    "reversed proposal term": (reversed_proposal_term, "uniform, exact"),
+}
+
+
+@pytest.mark.parametrize(("wrong_terms", "name"), CONTROLS.values(), ids=list(CONTROLS))
+def test_control_a_chain_with_a_wrong_ratio_is_rejected(
+    wrong_terms: TermsFunction, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    law = case.law()
+    monkeypatch.setattr(mh, "hastings_terms", wrong_terms)
+    assert exact.g_test(case.sample(51_000_000), law) < REJECTED
+
+
+class BeforeTruncation(exact.MemoModel):
+    """Draws from the truncated law and reports the log-probabilities before truncation."""
+
+    def row(self, prefix: Prefix, token: int, law: ProposalLaw) -> tuple[float, ...]:
+        row = super().row(prefix, token, law)
+        before = super().row(prefix, token, ProposalLaw(law.kappa))
+        return (row[0], before[1], *row[2:])
+
+
+def test_control_log_probabilities_before_truncation_are_rejected() -> None:
+    law = ProposalLaw(1.0, top_k=2)
+    config = exact.make_config(exact.WIDE, law=law, steps=4)
+    right = Case(config, model=exact.WIDE)
+    wrong = Case(config, model=BeforeTruncation(exact.WIDE.probs, horizon=exact.WIDE.horizon))
+    assert exact.g_test(right.sample(52_000_000), right.law()) > LEVEL
+    assert exact.g_test(wrong.sample(52_000_000), right.law()) < REJECTED

@@ -33,7 +33,6 @@ def power_report(
     result: ChainResult,
     *,
     seed: int,
-    chain: int,
     neutralised: list[str],
     prompt_usage: Usage,
     weight_version: str | None,
@@ -43,7 +42,7 @@ def power_report(
     Args:
         request, config: what was asked, after defaults.
         result: the chain's end.
-        seed, chain: the random key.
+        seed: of the request; chain i of n is keyed by (seed, i).
         neutralised: model defaults that were not applied.
         prompt_usage: cost of caching the prompt; passed for the first chain only.
         weight_version: of the weights that drew every token.
@@ -56,12 +55,10 @@ def power_report(
         "sampler": request.sampler,
         "params": {**request.echo(config.horizon), "neutralised": neutralised},
         "seed": seed,
-        "chain": chain,
         "steps": len(infos),
         "proposals": len(infos),
         "accepted": sum(info.accepted for info in infos),
         "acceptance_rate": sum(info.accepted for info in infos) / len(infos) if infos else None,
-        "not_a_number": sum(math.isnan(info.log_ratio) for info in infos),
         "decoded_tokens": usage.decoded,
         "prefilled_tokens": usage.prefilled,
         "early_rejected": len(early),
@@ -77,6 +74,8 @@ def power_report(
         "weight_version": weight_version,
         "version": sglang_power.__version__,
     }
+    if not_numbers := sum(math.isnan(info.log_ratio) for info in infos):
+        report["not_a_number"] = not_numbers
     if result.shadow.resumed:
         report["shadow"] = {"resumed": result.shadow.resumed, "violations": result.shadow.violations}
     if request.return_trace:

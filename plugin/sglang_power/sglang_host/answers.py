@@ -94,6 +94,8 @@ class AnswerWriter:
             "finish_reason": reason,
             "prompt_tokens": len(self._prompt.ids),
             "completion_tokens": len(tokens),
+            "num_retractions": self._parent.retractions,
+            "weight_versions": self._weight_versions(tokens),
             "e2e_latency": time.perf_counter() - self._started,
             "power": power,
         }
@@ -103,12 +105,18 @@ class AnswerWriter:
             answer["prompt_token_ids"] = self._prompt.ids
         return answer
 
+    def _weight_versions(self, tokens: Tokens) -> list[dict[str, Any]]:
+        version = self._prompt.meta_info.get("weight_version")
+        return [{"version": version, "start": 0, "end": len(tokens)}]
+
     def _add_logprobs(self, tokens: Tokens, meta: dict[str, Any]) -> None:
         obj = self._parent.obj
         if not obj.return_logprob:
             return
         manager = self._parent.manager
         meta.setdefault("input_token_logprobs", [])
+        if obj.top_logprobs_num:
+            meta.setdefault("input_top_logprobs", [])
         meta["output_token_logprobs"] = manager.detokenize_logprob_tokens(
             tokens.log_p.tolist(), list(tokens.ids), obj.return_text_in_logprobs
         )
@@ -119,7 +127,7 @@ class AnswerWriter:
         obj = self._parent.obj
         if not obj.return_logprob or not (obj.top_logprobs_num or obj.token_ids_logprob):
             return
-        start = len(self._prompt.ids)
+        start = len(self._prompt.ids) - 1  # SGLang reports nothing for the position it starts at
         child = self._parent.child(
             [*self._prompt.ids, *tokens.ids],
             0,

@@ -74,7 +74,6 @@ class ChainRun:
             self.config,
             result,
             seed=self.key.seed,
-            chain=self.key.chain,
             neutralised=self.plan.neutralised,
             prompt_usage=self.prompt.usage if self.key.chain == 0 else Usage(),
             weight_version=self.prompt.meta_info.get("weight_version"),

@@ -52,6 +52,9 @@ class Parent:
         obj: the normalised GenerateReqInput of one prompt.
         request: the HTTP request, or None in an Engine.
         limits: the server's limits.
+
+    Attributes:
+        retractions: how often SGLang retracted one of its children.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Parent:
         self._numbers = itertools.count()
         self._state: Any = None
         self._weight_version: str | None = None
+        self.retractions = 0
 
     def __enter__(self) -> Parent:
         self.manager._init_req_state(self.obj, self._request)
@@ -131,6 +135,7 @@ class Parent:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
             raise
+        self.retractions += out["meta_info"].get("num_retractions") or 0
         self._check_weights(out["meta_info"].get("weight_version"))
         return out
 

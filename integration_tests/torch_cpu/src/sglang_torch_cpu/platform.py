@@ -25,8 +25,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SG
     def get_device(self, device_id: int | None = None) -> torch.device | str:
         """Return the CPU device, or its name to a caller that names no rank.
 
-        SGLang 0.5.23 fills a missing `--device` with `get_device(None)` and calls `.split(":")` on it: that one
-        caller needs a string. With it `--device` may be left out, as on a GPU machine.
+        SGLang 0.5.23 fills a missing `--device` with `get_device(None)` and calls `.split(":")` on it; that
+        needs a string. With it `--device` may be left out, as on a GPU machine.
         """
         return self.device_type if device_id is None else torch.device(self.device_type)
 
