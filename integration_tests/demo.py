@@ -27,6 +27,7 @@ from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=200, help="problems per family")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for demo.json and demo.png")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
     options = parser.parse_args(argv)
     options.results.mkdir(parents=True, exist_ok=True)
     arguments = ["--page-size", "1", "--max-running-requests", "64"]
@@ -82,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
+    if options.readme:
+        write_readme(record)
     print(f"written: {options.results / 'demo.json'}, {options.results / 'demo.png'}")
     return 0 if all(claims.values()) else 1
 
@@ -159,6 +163,20 @@ def _table_line(row: dict[str, Any]) -> str:
         f"{row['wall_vs_plain']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def write_readme(record: dict[str, Any]) -> None:
+    """Replace the table between README's markers."""
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    steps = "; ".join(f"{suite} {params}" for suite, params in POWER.items()).replace("'", "")
+    caption = (
+        f"{record['problems']} problems per family; {record['hardware']}; {versions}; `{record['command']}`. "
+        f"Power parameters: {steps}."
+    )
+    before, rest = README.read_text().split("<!-- demo -->")
+    after = rest.split("<!-- /demo -->")[1]
+    block = f"<!-- demo -->\n{table(record['rows'])}\n\n{caption}\n<!-- /demo -->"
+    README.write_text(before + block + after)
 
 
 def hardware() -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from sglang_power.serving import metrics
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.parent import Parent
 from sglang_power.sglang_host.stopping import StopRule, TextRule
@@ -63,10 +64,11 @@ class AnswerWriter:
         reason = {"type": "abort", "message": message}
         return self._answer(tokens, self._text.decode(tokens.ids), reason, power)
 
-    @property
-    def metrics_on(self) -> bool:
-        """Whether the server exports metrics."""
-        return bool(self._parent.manager.enable_metrics)
+    def count(self, answer: Answer) -> None:
+        """Count an answer (final or aborted) in SGLang's metrics and in the plugin's."""
+        meta = answer["meta_info"]
+        self._parent.count_answer(meta)
+        metrics.observe(meta["power"], meta["e2e_latency"], self._parent.manager.enable_metrics)
 
     @property
     def incremental(self) -> bool:

@@ -10,7 +10,7 @@ from sglang_power.algorithms.engine import Engine
 from sglang_power.algorithms.mh import ChainState, Info, MHConfig
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
-from sglang_power.serving import metrics, report
+from sglang_power.serving import report
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain, ChainResult
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
@@ -50,14 +50,13 @@ class ChainRun:
             self._observe if self.emit is not None else None,
             shadow=self.shadow,
         )
-        started = time.perf_counter()
         try:
             result = await chain.run(self.plan.draft)
             answer = await self.writer.final(result.state.tokens, result.state.finished, self._report(result))
         except ChainAbortedError as error:
             result = chain.result("abort", in_last_stage=False)
             answer = self.writer.aborted(result.state.tokens, str(error), self._report(result))
-        metrics.observe(answer["meta_info"]["power"], time.perf_counter() - started, self.writer.metrics_on)
+        self.writer.count(answer)
         self._send(answer)
         return answer
 

@@ -148,6 +148,27 @@ class Parent:
             raise ChainAbortedError(f"child {child.rid} was aborted")
         return out
 
+    def count_answer(self, meta: Mapping[str, Any]) -> None:
+        """Count one answer in SGLang's own request metrics, which leave out the children."""
+        manager, obj = self.manager, self.obj
+        if not (manager.enable_metrics and obj.log_metrics):
+            return
+        collector = manager.metrics_collector
+        labels = {**collector.labels, **(obj.custom_labels or {})}
+        if manager.enable_priority_scheduling and obj.priority is not None:
+            labels["priority"] = str(obj.priority)
+        seconds = meta["e2e_latency"]
+        collector.observe_time_to_first_token(labels, seconds, stream=obj.stream)
+        collector.observe_one_finished_request(
+            labels,
+            meta["prompt_tokens"],
+            meta["completion_tokens"],
+            meta.get("cached_tokens") or 0,
+            seconds,
+            False,  # no grammar
+            is_streaming=obj.stream,
+        )
+
     def _check_weights(self, version: str | None) -> None:
         """A chain never mixes weights: it fails when they are updated under it."""
         if self._weight_version is None:

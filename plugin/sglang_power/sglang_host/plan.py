@@ -53,6 +53,9 @@ def plan_request(manager: Any, obj: Any, body: Fields | None, config: ServerConf
     """
     params = obj.sampling_params
     each = params if isinstance(params, list) else [params or {}]
+    prompts = obj.text if obj.text is not None else obj.input_ids
+    if isinstance(params, list) and (not isinstance(prompts, list) or len(params) != len(prompts)):
+        raise RequestError("sampling_params", params, "not one per prompt", "Give one, or as many as prompts")
     default = _default_preset(manager, obj, config)
     return [_plan_prompt(manager, obj, one, body, config, default) for one in each]
 
