@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import exact
+import numpy as np
 import pytest
 from sglang_power.algorithms import acceptance, mh
 from sglang_power.algorithms.acceptance import HastingsTerms
@@ -23,7 +24,7 @@ from sglang_power.algorithms.mh import ChainState, MHConfig, Schedule
 from sglang_power.engines.tabular import Prefix, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget
-from sglang_power.types import ProposalLaw, Tokens
+from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 FAMILY = 40
 LEVEL = 1e-3 / FAMILY
@@ -245,10 +246,19 @@ class BeforeTruncation(exact.MemoModel):
         return (row[0], before[1], *row[2:])
 
 
+def uneven_table(prefix: Prefix) -> FloatArray:
+    """Behind token 1, top-3 truncation drops 0.4 of every row; elsewhere it drops nothing."""
+    if not prefix:
+        return np.array([0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
+    if prefix[0] == 1:
+        return np.array([0.19, 0.21, 0.2, 0.14, 0.13, 0.13])
+    return np.array([0.25, 0.4, 0.35, 0.0, 0.0, 0.0])
+
+
 def test_control_log_probabilities_before_truncation_are_rejected() -> None:
-    law = ProposalLaw(1.0, top_k=2)
-    config = exact.make_config(exact.WIDE, law=law, steps=4)
-    right = Case(config, model=exact.WIDE)
-    wrong = Case(config, model=BeforeTruncation(exact.WIDE.probs, horizon=exact.WIDE.horizon))
+    model = exact.MemoModel(uneven_table, horizon=3)
+    law = ProposalLaw(1.0, top_k=3)
+    right = Case(exact.make_config(model, alpha=1.5, law=law, block_size=3, steps=8), model=model)
+    wrong = dataclasses.replace(right, model=BeforeTruncation(uneven_table, horizon=3))
     assert exact.g_test(right.sample(52_000_000), right.law()) > LEVEL
     assert exact.g_test(wrong.sample(52_000_000), right.law()) < REJECTED

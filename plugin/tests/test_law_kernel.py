@@ -52,12 +52,12 @@ def cut(request: pytest.FixtureRequest) -> CutLaw:
 # --- invariance ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_every_proposal_law_leaves_the_target_invariant(
-    model: TabularModel, law: ProposalLaw, cut: CutLaw
-) -> None:
-    config = exact.make_config(model, law=law, cut=cut)
+@pytest.mark.parametrize(
+    ("size", "name"), [*[("narrow", name) for name in LAWS], *[("wide", name) for name in TRUNCATED]]
+)
+def test_every_proposal_law_leaves_the_target_invariant(size: str, name: str, cut: CutLaw) -> None:
+    model = MODELS[size]
+    config = exact.make_config(model, law=LAWS[name], cut=cut)
     kernel = exact.cached_kernel(model, config)
     assert kernel.drift(exact.target(model, config)) < INVARIANT
 

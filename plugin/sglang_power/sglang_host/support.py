@@ -48,7 +48,10 @@ def server_refusals(server_args: Any) -> list[Refusal]:
     ]
 
 
+# What the client wrote comes before what SGLang made of it.
 _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
+    "response_format": (({"type": "text"},), "constrained decoding is not supported yet"),
+    "tools": (([],), "tool calls are not supported yet"),
     "frequency_penalty": ((0, 0.0), "penalties are not supported yet"),
     "presence_penalty": ((0, 0.0), "penalties are not supported yet"),
     "repetition_penalty": ((1, 1.0), "penalties are not supported yet"),
@@ -56,8 +59,6 @@ _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
     "regex": (("",), "constrained decoding is not supported yet"),
     "ebnf": (("",), "constrained decoding is not supported yet"),
     "structural_tag": (("",), "constrained decoding is not supported yet"),
-    "response_format": (({"type": "text"},), "constrained decoding is not supported yet"),
-    "tools": (([],), "tool calls are not supported yet"),
     "stop_regex": (("", []), "stop patterns are not supported, stop strings are"),
     "beam_width": ((1,), "beam search is another sampler"),
     "best_of": ((1,), "it is another sampler"),
