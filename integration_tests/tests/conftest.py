@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,20 @@ def plain_server(logs: Path) -> Iterator[Server]:
     """
     arguments = ["--page-size", "1", "--enable-metrics", "--enable-cache-report"]
     spec = ServerSpec(PIVOT_MODEL, "plain", arguments, {"SGLANG_PLUGINS": "torch_cpu"})
+    with server.running(spec, logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model with a default preset, a generation config that truncates, and a short queue."""
+    model = tmp_path_factory.mktemp("defaulted") / "model"
+    shutil.copytree(PIVOT_MODEL, model)
+    generation = json.loads((model / "generation_config.json").read_text())
+    generation |= {"do_sample": True, "temperature": 0.6, "top_p": 0.5, "top_k": 5, "repetition_penalty": 1.1}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    arguments = ["--page-size", "1", "--max-running-requests", "2", "--max-queued-requests", "2"]
+    spec = ServerSpec(model, "defaulted", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
     with server.running(spec, logs) as running:
         yield running
 

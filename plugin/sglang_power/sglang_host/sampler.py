@@ -77,11 +77,14 @@ def sample_with_statistics(
             top_k=rows.truncation.top_k,
             top_p=rows.truncation.top_p,
             min_p=rows.truncation.min_p,
+            validate=False,
         )
     uniforms = counter_uniforms(rows.seeds, positions)
-    drawn = sample_rows(logits, kappa=rows.kappa, uniforms=uniforms, keep_min=keep_min).clamp_min(0)
+    drawn = sample_rows(
+        logits, kappa=rows.kappa, uniforms=uniforms, keep_min=keep_min, validate=False
+    ).clamp_min(0)
     ids = _apply_forced(drawn, positions, rows)
-    stats = row_statistics(logits, ids, kappa=rows.kappa, keep_min=keep_min)
+    stats = row_statistics(logits, ids, kappa=rows.kappa, keep_min=keep_min, validate=False)
     columns = [stats.log_p, stats.log_q, stats.log_z, stats.entropy, stats.varentropy, stats.gap]
     return ids, torch.stack(columns, dim=1)
 
