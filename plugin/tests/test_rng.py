@@ -31,16 +31,14 @@ def test_a_draw_is_a_function_of_its_key(seed: int, chain: int, step: int, purpo
     other.exponentials(step, purpose, 10)
     assert one.uniform(step, purpose) == other.uniform(step, purpose)
     assert one.child_seed(step, purpose) == other.child_seed(step, purpose)
-    np.testing.assert_array_equal(
-        one.exponentials(step, purpose, 5), other.exponentials(step, purpose, 5)
-    )
+    np.testing.assert_array_equal(one.exponentials(step, purpose, 5), other.exponentials(step, purpose, 5))
 
 
 def test_the_numbers_stay_the_same_for_ever() -> None:
     """Seeds that were echoed to clients keep their chains: a change of these is a change of the format."""
     key = Key(1234, chain=5)
-    assert key.uniform(6, Purpose.ACCEPT) == UNIFORM_GOLDEN
-    assert key.child_seed(6, Purpose.PROPOSAL) == SEED_GOLDEN
+    assert key.uniform(6, Purpose.ACCEPT) == 0.3691763439198027
+    assert key.child_seed(6, Purpose.PROPOSAL) == 151167578790490282
 
 
 @given(any_seed, steps, st.integers(0, 60), st.integers(0, 60))
@@ -70,7 +68,9 @@ def test_long_draws_of_neighbouring_steps_chains_and_purposes_do_not_overlap() -
     """A race over 3,072 positions must not run into the next step's numbers."""
     streams = [
         Key(seed, chain).exponentials(step, purpose, 3072)
-        for seed, chain, step, purpose in itertools.product((0, 1), (0, 1), (0, 1), (Purpose.CUT, Purpose.ACCEPT))
+        for seed, chain, step, purpose in itertools.product(
+            (0, 1), (0, 1), (0, 1), (Purpose.CUT, Purpose.ACCEPT)
+        )
     ]
     numbers = np.concatenate(streams)
     assert len(np.unique(numbers)) == len(numbers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -40,6 +41,9 @@ _NEUTRAL_PARAMS: dict[str, Any] = {
 }
 """Named in every child, so that neither the model's defaults nor --preferred-sampling-params act on it."""
 
+CLIENT_CHECK_S = 1.0
+"""How often a chain looks whether its client is still there."""
+
 _KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
 
 
@@ -66,6 +70,7 @@ class Parent:
         self._numbers = itertools.count()
         self._state: Any = None
         self._weight_version: str | None = None
+        self._client_checked = time.monotonic()
         self.retractions = 0
 
     def __enter__(self) -> Parent:
@@ -89,10 +94,21 @@ class Parent:
             try:
                 await asyncio.wait_for(slots.acquire(), timeout=1.0)
             except TimeoutError:
-                if self._request is not None and await self._request.is_disconnected():
-                    raise ValueError(f"Request {self.obj.rid} is disconnected from the client side") from None
+                await self._check_client()
             else:
                 return
+
+    async def _check_client(self) -> None:
+        """Raises ValueError, as SGLang does, once the client has gone.
+
+        SGLang looks only at requests that run for seconds; the children of a chain may all be shorter.
+        """
+        now = time.monotonic()
+        if self._request is None or self.obj.background or now - self._client_checked < CLIENT_CHECK_S:
+            return
+        self._client_checked = now
+        if await self._request.is_disconnected():
+            raise ValueError(f"Request {self.obj.rid} is disconnected from the client side")
 
     def child(self, input_ids: list[int] | None, max_new_tokens: int, **fields: Any) -> Any:
         """A child request object; `custom_params` and other GenerateReqInput fields by keyword."""
@@ -141,6 +157,7 @@ class Parent:
 
     async def _run_once(self, child: Any) -> dict[str, Any]:
         self.check_abort()
+        await self._check_client()
         async with aclosing(self._original(self.manager, child, self._request)) as responses:
             out: dict[str, Any] = await anext(responses)
         self.check_abort()
