@@ -1,0 +1,146 @@
+"""The scheduler side without a server: rows follow their batch, draws have their law, state its position.
+
+The G-test of the sampler's draws has an error rate of 1e-4, at a fixed seed.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+from sglang_power.algorithms.cuts import UniformCut
+from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.rows import RowBlock, _row_of
+from sglang_power.sglang_host.sampler import sample_with_statistics
+from sglang_power.sglang_host.statistics import HostStatistics
+from sglang_power.types import ROW_FIELDS, ProposalLaw
+
+
+def child(seed: int = 0, **fields: Any) -> ChildParams:
+    law = fields.pop("law", ProposalLaw(2.0))
+    return ChildParams(law=law, seed=seed, origin=fields.pop("origin", 4), **fields)
+
+
+def request(custom_params: dict[str, Any] | None) -> SimpleNamespace:
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params=custom_params),
+        custom_logit_processor=None,
+        to_finish=None,
+        customized_info=None,
+        output_ids=[],
+        finished=lambda: False,
+    )
+
+
+def test_rows_follow_filtering_and_merging() -> None:
+    first, second = child(1), child(2)
+    block = RowBlock((None, first, second)).keep([2, 0]).followed_by(RowBlock((None, first)))
+    assert block.rows == (second, None, None, first)
+    assert block.indices == [0, 3]
+    assert block.on(torch.device("cpu")).seeds.tolist() == [2, 1]
+
+
+def test_a_power_request_without_orchestrator_is_aborted_not_served_plain() -> None:
+    lost = request({"sampler": "power", "alpha": 4.0})
+    assert _row_of(lost) is None
+    assert lost.to_finish.to_json()["type"] == "abort"
+    assert "sglang-power check" in lost.to_finish.to_json()["message"]
+
+
+@pytest.mark.parametrize("params", [None, {}, {"other": 1}, {"sampler": "none"}])
+def test_other_requests_are_left_alone(params: dict[str, Any] | None) -> None:
+    plain = request(params)
+    assert _row_of(plain) is None
+    assert plain.to_finish is None
+
+
+def test_draws_have_the_tempered_truncated_law_and_report_it() -> None:
+    p = np.array([0.4, 0.25, 0.2, 0.1, 0.05])
+    logits = torch.log(torch.tensor(p, dtype=torch.float32))
+    laws = {ProposalLaw(2.0): p**2, ProposalLaw(0.5, top_k=3): np.where(p >= 0.2, p, 0.0) ** 0.5}
+    for law, weights in laws.items():
+        exact = weights / weights.sum()
+        count = 4000
+        block = RowBlock(tuple(child(seed, law=law) for seed in range(count)))
+        rows = block.on(torch.device("cpu"))
+        positions = torch.full((count,), 9)
+        ids, table = sample_with_statistics(logits.expand(count, -1).contiguous(), positions, rows)
+        seen = np.bincount(ids.numpy(), minlength=5)
+        support = exact > 0
+        assert seen[~support].sum() == 0
+        test = stats.power_divergence(seen[support], exact[support] * count, lambda_="log-likelihood")
+        assert test.pvalue > 1e-4
+        wrong = exact[support] * p[support] / (exact[support] * p[support]).sum()
+        control = stats.power_divergence(seen[support], wrong * count, lambda_="log-likelihood")
+        assert control.pvalue < 1e-6
+        np.testing.assert_allclose(table[:, 1].numpy(), np.log(exact[ids.numpy()]), atol=1e-5)
+
+
+def test_draws_depend_on_seed_and_position_only() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    seeds = (11, 12, 13)
+    alone = [
+        sample_with_statistics(
+            logits[i : i + 1], torch.tensor([7]), RowBlock((child(seed),)).on(torch.device("cpu"))
+        )[0].item()
+        for i, seed in enumerate(seeds)
+    ]
+    block = RowBlock(tuple(child(seed) for seed in reversed(seeds)))
+    together, _ = sample_with_statistics(logits.flip(0), torch.full((3,), 7), block.on(torch.device("cpu")))
+    assert together.flip(0).tolist() == alone
+
+
+def test_forced_tokens_are_emitted_with_their_own_statistics() -> None:
+    logits = torch.randn(2, 10, generator=torch.Generator().manual_seed(2))
+    block = RowBlock((child(0, origin=4, forced=(7, 8)), child(1, origin=4)))
+    ids, table = sample_with_statistics(logits, torch.tensor([5, 5]), block.on(torch.device("cpu")))
+    assert ids[0].item() == 8
+    assert table[0, 0].item() == pytest.approx(torch.log_softmax(logits[0], -1)[8].item(), abs=1e-6)
+
+
+def test_rows_of_logits_that_are_not_numbers_stay_inside_the_vocabulary() -> None:
+    logits = torch.full((1, 6), float("nan"))
+    ids, table = sample_with_statistics(
+        logits, torch.tensor([4]), RowBlock((child(),)).on(torch.device("cpu"))
+    )
+    assert 0 <= ids.item() < 6
+    assert table.isnan()[0, 0]
+
+
+def record(log_p: float) -> list[float]:
+    return [log_p, log_p, 0.0, 1.0, 0.0, 0.0][: len(ROW_FIELDS)]
+
+
+def commit(req: SimpleNamespace, params: ChildParams, position: int, log_p: float) -> None:
+    req.output_ids.append(0)
+    values = torch.tensor([record(log_p)], dtype=torch.float64)
+    commits = [SimpleNamespace(output_index=position, token_ids=(0,))]
+    HostStatistics(RowBlock((params,)), values).consume(SimpleNamespace(reqs=[req]), commits)
+
+
+def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> None:
+    rule = EarlyRejection(
+        threshold=-5.0, alpha=2.0, cut=UniformCut(), count=0, total_gain=0.0, previous_entropy=0.0
+    )
+    params, req = child(early_rejection=rule), request(None)
+    commit(req, params, 0, -2.0)
+    assert req.to_finish is None
+    overshoot = HostStatistics(RowBlock((params,)), torch.tensor([record(-50.0)]))
+    overshoot.consume(SimpleNamespace(reqs=[req]), [None])
+    assert req.to_finish is None
+    assert len(req.customized_info[META_KEY]) == 1
+    commit(req, params, 1, -4.0)
+    assert isinstance(req.to_finish, FINISH_LENGTH)
+    assert req.to_finish.length == 2
+
+
+def test_a_late_proposal_is_ended() -> None:
+    req = request(None)
+    commit(req, child(deadline=1.0), 0, -1.0)
+    assert isinstance(req.to_finish, FINISH_LENGTH)
