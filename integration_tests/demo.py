@@ -36,8 +36,8 @@ POWER: dict[str, dict[str, Any]] = {
     "R": {
         "alpha": ALPHA,
         "proposal_temperature": 1.0,
-        "block_size": 16,
-        "steps": 20,
+        "block_size": 8,
+        "steps": 30,
         "cut": "entropy",
         "cut_beta": 1.0,
     },
