@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sglang_power.algorithms import acceptance, mh
 from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.mh import ChainState, Propose
+from sglang_power.rng import Key
 from sglang_power.types import ROW_FIELDS, Continuation, ProposalLaw, Tokens, Usage
 
 IDENTITY = 1e-9
@@ -85,7 +86,7 @@ def test_the_weight_of_no_tokens_is_zero() -> None:
 def test_a_row_that_is_not_a_number_rejects_and_is_recorded() -> None:
     config = exact.make_config(exact.NARROW)
     state = ChainState(exact.NARROW.score((1, 2, 0), config.law), finished=True, stage=config.stages)
-    proposal = mh.propose(config, exact.Key(1), state)
+    proposal = mh.propose(config, Key(1), state)
     assert isinstance(proposal, Propose)
     broken = Tokens.of([1, 0], np.full((2, len(ROW_FIELDS)), math.nan))
     stepped, info = mh.decide(

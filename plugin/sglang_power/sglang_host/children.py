@@ -78,10 +78,12 @@ class ChildEngine:
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         input_ids = [*self._prompt.ids, *call.prefix]
+        new_tokens = call.horizon - len(call.prefix)
+        still_unstoppable = (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)
         child = self._parent.child(
             input_ids,
-            call.horizon - len(call.prefix),
-            min_new_tokens=max(0, (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)),
+            new_tokens,
+            min_new_tokens=min(max(0, still_unstoppable), new_tokens),
             routed_dp_rank=self._dp_rank,
             custom_params=ChildParams(
                 law=call.law,

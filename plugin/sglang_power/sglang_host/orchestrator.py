@@ -45,7 +45,6 @@ def serve(
 ) -> AsyncIterator[Any]:
     """Answer a normalised-by-us GenerateReqInput in which at least one plan is a PowerPlan."""
     obj.normalize_batch_and_arguments()
-    manager.auto_create_handle_loop()
     call = _Call(manager, original, request, config)
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
     each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
