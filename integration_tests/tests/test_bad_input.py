@@ -1,0 +1,352 @@
+"""Requests that cannot be served: HTTP 400 that names field, value and remedy, before any token.
+
+One table; every row goes through /generate with and without a stream, and where OpenAI's body can say it,
+through completions and chat with and without a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from integration_tests.server import Server
+from integration_tests.tests.clients import (
+    MESSAGES,
+    PROMPT,
+    QUICK,
+    client,
+    generate,
+    post,
+    power_of,
+    raw_generate,
+    scheduled,
+)
+
+pytestmark = pytest.mark.server
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One mistake.
+
+    Args:
+        name: field that the message must begin with.
+        value: how the message must show the value.
+        remedy: a word of the remedy.
+        power: flat parameters, on top of QUICK.
+        sampling: SGLang's own sampling parameters of /generate.
+        body: further fields of the body of /generate.
+        openai: fields of an OpenAI body that say the same, besides custom_params; None if none can.
+        chat_only: only chat completions have these fields.
+    """
+
+    name: str
+    value: str
+    remedy: str
+    power: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)
+    openai: dict[str, Any] | None = field(default_factory=dict)
+    chat_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+def power(name: str, value: Any, remedy: str, shown: str | None = None, **others: Any) -> Bad:
+    """A wrong parameter of the sampler."""
+    return Bad(name, repr(value) if shown is None else shown, remedy, {name: value, **others})
+
+
+PARAMETERS = [
+    power("sampler", "powr", "power, none"),
+    power("sampler", "_power_child", "power, none"),
+    power("sampler", 7, "power, none"),
+    power("alhpa", 3.0, "Known parameters"),
+    power("preset", "nope", "short"),
+    power("alpha", 0.99, "4.0"),
+    power("alpha", -1, "4.0"),
+    power("alpha", float("nan"), "4.0"),
+    power("alpha", float("inf"), "4.0"),
+    power("alpha", "4", "4.0"),
+    power("alpha", None, "4.0"),
+    power("alpha", True, "4.0"),
+    power("alpha", [4.0], "4.0"),
+    power("proposal_temperature", 0, "1/alpha"),
+    power("proposal_temperature", float("-inf"), "1/alpha"),
+    power("block_size", 0, "192"),
+    power("block_size", 16.5, "192"),
+    power("block_size", True, "192"),
+    power("steps", 0, "10"),
+    power("steps", -3, "10"),
+    power("cut", "middle", "uniform"),
+    power("cut_beta", 0, "4.0"),
+    power("cut_epsilon", 0, "0.1"),
+    power("cut_epsilon", 1.5, "0.1"),
+    power("schedule", "fast", "exact"),
+    power("early_rejection", "yes", "True"),
+    power("seed", -1, "seed"),
+    power("seed", 2**64, "seed"),
+    power("seed", 1.5, "seed"),
+    power("initial_text", "", "initial_text"),
+    power("initial_text", 5, "initial_text"),
+    power("initial_ids", [], "initial_ids"),
+    power("initial_ids", "105", "initial_ids"),
+    power("max_steps", 0, "max_steps"),
+    power("max_total_tokens", 0, "max_total_tokens"),
+    power("deadline_ms", 0, "deadline_ms"),
+    power("deadline_ms", 0.5, "deadline_ms"),
+    power("lookback_blocks", 0, "lookback_blocks"),
+    power("lookback_blocks", 1, "schedule", schedule="paper"),
+    power("top_p", 0, "top_p"),
+    power("top_p", 1.1, "top_p"),
+    power("top_k", 0, "-1"),
+    power("top_k", -2, "top_k"),
+    power("min_p", 2.0, "min_p"),
+    power("return_trace", 1, "return_trace"),
+]
+
+BUDGETS_AND_DRAFTS = [
+    power("max_total_tokens", 47, "max_new_tokens"),
+    power("max_total_tokens", 10**9, "cap of 200000"),
+    power("initial_ids", [105], "one of the two", initial_text="g"),
+    power("initial_ids", [105, 300], "token ids", shown="300"),
+    Bad("initial_ids.1", "-5", "", {"initial_ids": [105, -5]}),
+    Bad("initial_ids.0", "'g'", "", {"initial_ids": ["g"]}),
+    power("initial_ids", [105] * 49, "Shorten", shown="[105, 105"),
+    power("initial_text", "g4;" * 17, "Shorten"),
+    power("initial_ids", [105, 0, 105], "first stop"),
+    Bad(
+        "initial_text",
+        "'g4;A4.'",
+        "first stop",
+        {"initial_text": "g4;A4."},
+        sampling={"stop": ["4;"]},
+        openai={"stop": ["4;"]},
+    ),
+    Bad("max_new_tokens", "129", "max_horizon", {}, {"max_new_tokens": 129}, openai={"max_tokens": 129}),
+    Bad("n", "17", "fewer", {}, {"n": 17}, openai={"n": 17}),
+    Bad("temperature", "0.7", "proposal_temperature", {}, {"temperature": 0.7}, openai={"temperature": 0.7}),
+    Bad("top_p", "0.5", "one place", {"top_p": 0.9}, {"top_p": 0.5}, openai={"top_p": 0.5}),
+]
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {"type": "object"}
+
+UNSUPPORTED = [
+    Bad("frequency_penalty", "0.5", "out", {}, {"frequency_penalty": 0.5}, openai={"frequency_penalty": 0.5}),
+    Bad("presence_penalty", "-0.5", "out", {}, {"presence_penalty": -0.5}, openai={"presence_penalty": -0.5}),
+    Bad(
+        "repetition_penalty",
+        "1.2",
+        "out",
+        {},
+        {"repetition_penalty": 1.2},
+        openai={"repetition_penalty": 1.2},
+    ),
+    Bad(
+        "json_schema",
+        repr('{"type": "object"}'),
+        "out",
+        {},
+        {"json_schema": '{"type": "object"}'},
+        openai=None,
+    ),
+    Bad("regex", "'[gw]+'", "out", {}, {"regex": "[gw]+"}, openai={"regex": "[gw]+"}),
+    Bad("ebnf", "'root ::= \"g\"'", "out", {}, {"ebnf": 'root ::= "g"'}, openai={"ebnf": 'root ::= "g"'}),
+    Bad("structural_tag", "'{}'", "out", {}, {"structural_tag": "{}"}, openai=None),
+    Bad("stop_regex", "'A.'", "stop strings", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
+    Bad("lora_path", "'adapter'", "out", body={"lora_path": "adapter"}, openai={"lora_path": "adapter"}),
+    Bad("session_params", "{'id': 's'}", "out", body={"session_params": {"id": "s"}}, openai=None),
+    Bad(
+        "image_data",
+        "'http://127.0.0.1/x.png'",
+        "out",
+        body={"image_data": "http://127.0.0.1/x.png"},
+        openai=None,
+    ),
+    Bad("audio_data", "'x.wav'", "out", body={"audio_data": "x.wav"}, openai=None),
+    Bad("video_data", "'x.mp4'", "out", body={"video_data": "x.mp4"}, openai=None),
+    Bad(
+        "custom_logit_processor",
+        "'{}'",
+        "out",
+        body={"custom_logit_processor": "{}"},
+        openai={"custom_logit_processor": "{}"},
+    ),
+    Bad(
+        "return_hidden_states",
+        "True",
+        "out",
+        body={"return_hidden_states": True},
+        openai={"return_hidden_states": True},
+    ),
+    Bad(
+        "response_format",
+        "{'type': 'json_object'}",
+        "out",
+        sampling={},
+        openai={"response_format": {"type": "json_object"}},
+        chat_only=True,
+    ),
+    Bad(
+        "response_format",
+        "{'type': 'json_schema'",
+        "out",
+        openai={"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+        chat_only=True,
+    ),
+    Bad("tools", "[{'type': 'function'", "out", openai={"tools": [TOOL]}, chat_only=True),
+]
+
+EVERY = PARAMETERS + BUDGETS_AND_DRAFTS + UNSUPPORTED
+BY_GENERATE = [bad for bad in EVERY if not bad.chat_only]
+BY_OPENAI = [bad for bad in EVERY if bad.openai is not None]
+
+
+def custom_params(bad: Bad) -> dict[str, Any]:
+    """QUICK with the mistake in it."""
+    base = {} if "preset" in bad.power else QUICK
+    return {**base, **bad.power}
+
+
+def check_message(message: str, bad: Bad) -> None:
+    """Field, value and remedy."""
+    assert message.startswith(f"{bad.name}={bad.value[:70]}"), message
+    problem, _, hint = message.partition(": ")[2].partition(". ")
+    assert problem, message
+    assert bad.remedy in hint, message
+
+
+def post_json(server: Server, path: str, body: dict[str, Any]) -> httpx.Response:
+    """POST with NaN and Infinity written as Python and JavaScript clients write them."""
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(server.url + path, content=json.dumps(body), headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("bad", BY_GENERATE, ids=str)
+def test_generate_answers_400(pivot_server: Server, bad: Bad, stream: bool) -> None:
+    before = scheduled(pivot_server)
+    params = {"max_new_tokens": 48, "custom_params": custom_params(bad), **bad.sampling}
+    body = {"text": PROMPT, "sampling_params": params, "stream": stream, **bad.body}
+    response = post_json(pivot_server, "/generate", body)
+    assert response.status_code == httpx.codes.BAD_REQUEST, response.text
+    error = response.json()["error"]
+    check_message(error if isinstance(error, str) else error["message"], bad)
+    assert scheduled(pivot_server) == before, "nothing reaches the scheduler"
+
+
+def refusal(server: Server, door: str, extra: dict[str, Any]) -> Any:
+    """The body of the error that the stock client raises."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(server, door, extra)
+    return caught.value.body
+
+
+def ask(server: Server, door: str, extra: dict[str, Any]) -> None:
+    """A request through the stock client, with fields that it may not know."""
+    if door == "completions":
+        client(server).completions.create(model="pivot", prompt=PROMPT, extra_body=extra)
+    else:
+        client(server).chat.completions.create(model="pivot", messages=MESSAGES, extra_body=extra)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("door", ["completions", "chat"])
+@pytest.mark.parametrize("bad", BY_OPENAI, ids=str)
+def test_openai_clients_get_openai_errors(pivot_server: Server, bad: Bad, door: str, stream: bool) -> None:
+    if bad.chat_only and door == "completions":
+        door = "chat"
+    before = scheduled(pivot_server)
+    extra = {"max_tokens": 48, **(bad.openai or {}), "custom_params": custom_params(bad), "stream": stream}
+    if bad.value in ("nan", "inf", "-inf"):  # the client itself refuses to write them
+        path = "/v1/completions" if door == "completions" else "/v1/chat/completions"
+        body = {"model": "pivot", "prompt": PROMPT, "messages": MESSAGES, **extra}
+        error = post_json(pivot_server, path, body).json()
+    else:
+        error = refusal(pivot_server, door, extra)
+    assert (error["object"], error["code"]) == ("error", 400)
+    check_message(error["message"], bad)
+    assert scheduled(pivot_server) == before, "nothing reaches the scheduler"
+
+
+def test_two_places_that_contradict_each_other(pivot_server: Server) -> None:
+    body = {
+        "text": PROMPT,
+        "sampler": "power",
+        "sampling_params": {"max_new_tokens": 8, "custom_params": {"sampler": "none"}},
+    }
+    response = post(pivot_server, "/generate", body)
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert "sampler='power': contradicts" in response.text
+
+
+def test_one_bad_prompt_refuses_the_whole_list(pivot_server: Server) -> None:
+    """As SGLang does: a batch is one request."""
+    before = scheduled(pivot_server)
+    params = [{"max_new_tokens": 8}, {"max_new_tokens": 8, "custom_params": {**QUICK, "alpha": 0.1}}]
+    for stream in (False, True):
+        body = {"text": [PROMPT, PROMPT], "sampling_params": params, "stream": stream}
+        response = post(pivot_server, "/generate", body)
+        assert response.status_code == httpx.codes.BAD_REQUEST
+        assert "alpha=0.1" in response.text
+    assert scheduled(pivot_server) == before
+
+
+def test_a_prompt_that_leaves_no_room(pivot_server: Server) -> None:
+    """The context has 256 tokens: 200 of prompt leave no room for 100."""
+    for stream in (False, True):
+        params = {"max_new_tokens": 100, "custom_params": QUICK}
+        body = {"text": "R" + "1+" * 100, "sampling_params": params, "stream": stream}
+        response = post(pivot_server, "/generate", body)
+        assert response.status_code == httpx.codes.BAD_REQUEST, response.text[:300]
+        assert "max_new_tokens=100" in response.text
+
+
+def test_bad_requests_disturb_nobody(pivot_server: Server) -> None:
+    """Plain and power requests that run meanwhile are answered as if they were alone."""
+    alone = [
+        raw_generate(pivot_server, sampling_params={"temperature": 0, "max_new_tokens": 40})["text"],
+        generate(pivot_server, seed=50, steps=6)["text"],
+    ]
+    done = threading.Event()
+    refused = 0
+
+    def annoy() -> None:
+        nonlocal refused
+        while not done.is_set():
+            params = {"custom_params": {**QUICK, "alpha": 0.5}}
+            for stream in (False, True):
+                body = {"text": PROMPT, "sampling_params": params, "stream": stream}
+                refused += post(pivot_server, "/generate", body).status_code == httpx.codes.BAD_REQUEST
+
+    annoyance = threading.Thread(target=annoy)
+    annoyance.start()
+    try:
+        beside = [
+            raw_generate(pivot_server, sampling_params={"temperature": 0, "max_new_tokens": 40})["text"],
+            generate(pivot_server, seed=50, steps=6)["text"],
+        ]
+    finally:
+        done.set()
+        annoyance.join()
+    assert beside == alone
+    assert refused > 0
+
+
+def test_a_refused_request_leaves_its_id_free(pivot_server: Server) -> None:
+    params = {"max_new_tokens": 8, "custom_params": {**QUICK, "alpha": 0.5}}
+    body = {"text": PROMPT, "rid": "refused-then-fine", "sampling_params": params}
+    assert post(pivot_server, "/generate", body).status_code == httpx.codes.BAD_REQUEST
+    params["custom_params"] = QUICK
+    answer = post(pivot_server, "/generate", body)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    assert answer.json()["meta_info"]["id"] == "refused-then-fine"
+    assert power_of(answer.json())["sampler"] == "power"

@@ -1,0 +1,115 @@
+"""Imports go one way, and SGLang is imported in one place: read from the source, nothing is executed.
+
+types <- algorithms <- engines <- serving; only `sglang_host` may import SGLang. Error rate 0.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sglang_power
+
+ROOT = Path(sglang_power.__file__).parent
+PACKAGE = "sglang_power"
+
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "rng": {"types"},
+    "algorithms": {"types", "errors", "rng", "algorithms"},
+    "engines": {"types", "errors", "rng", "algorithms", "engines"},
+    "request": {"types", "errors", "rng", "algorithms"},
+    "serving": {"types", "errors", "rng", "algorithms", "engines", "request", "serving"},
+}
+"""What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
+
+THIRD_PARTY: dict[str, set[str]] = {
+    "types": {"numpy"},
+    "errors": set(),
+    "rng": {"numpy"},
+    "algorithms": {"numpy"},
+    "engines": {"numpy"},
+}
+"""What the inner layers may import from outside of the standard library."""
+
+HOST_LAYER = "sglang_host"
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    """The first name below the package: `serving` for serving/chain.py, `types` for types.py."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute dotted names of everything that a module imports, wherever in it."""
+    here = [PACKAGE, *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def inner_layers(path: Path) -> set[str]:
+    """Layers of this package that a module imports."""
+    names = (name.split(".") for name in imported(path))
+    return {name[1] for name in names if name[0] == PACKAGE and len(name) > 1} - {"__version__"}
+
+
+def outer_packages(path: Path) -> set[str]:
+    """Top-level packages from outside that a module imports."""
+    return {name.split(".")[0] for name in imported(path)} - {PACKAGE}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) in ALLOWED], ids=named)
+def test_imports_go_one_way(path: Path) -> None:
+    assert inner_layers(path) <= ALLOWED[layer_of(path)]
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) in THIRD_PARTY], ids=named)
+def test_inner_layers_need_numpy_at_most(path: Path) -> None:
+    outside = {name for name in outer_packages(path) if name not in sys.stdlib_module_names}
+    assert outside <= THIRD_PARTY[layer_of(path)]
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) != HOST_LAYER], ids=named)
+def test_only_the_host_layer_imports_sglang(path: Path) -> None:
+    assert "sglang" not in outer_packages(path)
+
+
+def test_every_layer_of_the_rule_exists() -> None:
+    assert set(ALLOWED) <= {layer_of(path) for path in modules()}
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) == "algorithms"], ids=named)
+def test_algorithms_have_no_clock_no_io_and_no_global_randomness(path: Path) -> None:
+    forbidden = {"time", "asyncio", "os", "random", "secrets", "threading", "logging", "pathlib", "socket"}
+    assert not outer_packages(path) & forbidden
+
+
+def test_control_the_reader_sees_every_kind_of_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "algorithms").mkdir()
+    path = tmp_path / "algorithms" / "wrong.py"
+    path.write_text(
+        "import sglang.srt\nfrom ..serving import chain\nfrom sglang_power import engines\n"
+        "def late():\n    from sglang_power.request import PowerRequest\n    from .mh import decide\n"
+    )
+    assert outer_packages(path) == {"sglang"}
+    assert inner_layers(path) == {"serving", "engines", "request", "algorithms"}
