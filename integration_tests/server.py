@@ -5,6 +5,7 @@ Without a GPU the out-of-tree platform of `torch_cpu` serves on the CPU; with on
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -96,6 +97,7 @@ def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
     server = Server(f"http://127.0.0.1:{port}", process.pid, log, spec.name)
     try:
@@ -103,6 +105,11 @@ def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
         yield server
     finally:
         _stop(process)
+
+
+def _die_with_parent() -> None:
+    """In the server process: end when whoever started it is killed (Linux, prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
