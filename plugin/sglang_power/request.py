@@ -51,7 +51,7 @@ class PowerRequest(BaseModel):
     block_size: Positive = 192
     steps: Positive = 10
     cut: Literal["uniform", "entropy"] = "uniform"
-    cut_beta: Annotated[FiniteFloat, Field(gt=0.0)] = 4.0
+    cut_beta: Annotated[FiniteFloat, Field(gt=0.0, le=64.0)] = 4.0
     cut_epsilon: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.1
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
@@ -75,6 +75,8 @@ class PowerRequest(BaseModel):
             raise ValueError("top_k must be -1 (off) or at least 1")
         if self.lookback_blocks is not None and self.schedule == "paper":
             raise ValueError("lookback_blocks and schedule='paper' exclude each other")
+        if self.lookback_blocks is not None and (self.initial_ids or self.initial_text):
+            raise ValueError("lookback_blocks and a draft exclude each other")
         return self
 
     @property
@@ -146,6 +148,10 @@ def parse_request(values: dict[str, Any]) -> PowerRequest:
 _REMEDIES = {
     "initial_text and initial_ids exclude each other": ("initial_ids", "Name one of the two"),
     "top_k must be -1 (off) or at least 1": ("top_k", "Use -1 to switch it off"),
+    "lookback_blocks and a draft exclude each other": (
+        "lookback_blocks",
+        "A draft is revised as a whole; leave lookback_blocks out",
+    ),
     "lookback_blocks and schedule='paper' exclude each other": (
         "lookback_blocks",
         "Leave schedule at 'exact', or leave lookback_blocks out",

@@ -332,9 +332,6 @@ def test_an_undecided_proposal_at_the_deadline_counts_as_waste(monkeypatch: pyte
     assert wasted > 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="outside of 1 <= kappa <= alpha half a proposal says nothing, yet it is decided"
-)
 def test_a_deadline_never_makes_up_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the bound of early rejection a proposal that the deadline stopped is undecided."""
     config = exact.make_config(LONG, alpha=1.0, law=ProposalLaw(2.0), block_size=12, steps=6)

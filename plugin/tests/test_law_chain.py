@@ -72,9 +72,9 @@ def _cases() -> dict[str, Case]:
         cases |= {
             f"{name}, exact": Case(make(n, cut=cut)),
             f"{name}, paper": Case(make(n, cut=cut, schedule="paper")),
-            f"{name}, tau=1": Case(make(n, law=TAU_ONE, cut=cut, steps=3)),
+            f"{name}, tau=1": Case(make(n, law=TAU_ONE, cut=cut, block_size=1)),
             f"{name}, tau=1, paper": Case(make(n, law=TAU_ONE, cut=cut, schedule="paper")),
-            f"{name}, kappa between": Case(make(n, law=BETWEEN, cut=cut)),
+            f"{name}, kappa between": Case(make(n, law=BETWEEN, cut=cut, block_size=4)),
             f"{name}, kappa above alpha": Case(make(n, law=ABOVE, cut=cut)),
             f"{name}, truncated": Case(make(w, law=JOINT, cut=cut), model=w),
             f"{name}, early rejection": Case(make(n, cut=cut, early_rejection=True)),

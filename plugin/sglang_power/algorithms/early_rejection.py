@@ -43,8 +43,11 @@ class EarlyRejection:
 
 
 def is_exact(alpha: float, law: ProposalLaw) -> bool:
-    """Whether the running bound is an upper bound: if and only if 1 <= kappa <= alpha."""
-    return 1.0 <= law.kappa <= alpha
+    """Whether the running bound is an upper bound: if and only if 1 <= kappa <= alpha.
+
+    A relative 1e-9 is allowed for: kappa = 1/(1/alpha) is rounded, and MARGIN covers that.
+    """
+    return 1.0 - 1e-9 <= law.kappa <= alpha * (1.0 + 1e-9)
 
 
 class RejectionMonitor:

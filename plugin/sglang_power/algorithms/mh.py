@@ -229,9 +229,14 @@ def hastings_terms(config: MHConfig, state: ChainState, m: int, suffix: Tokens) 
 
 
 def undecided(config: MHConfig, state: ChainState, proposal: Propose, continuation: Continuation) -> bool:
-    """True when generation was cut short although the tokens so far do not reject the proposal yet."""
+    """True when generation was cut short although the tokens so far do not reject the proposal yet.
+
+    Outside of 1 <= kappa <= alpha the ratio of half a proposal says nothing.
+    """
     if not continuation.cut_short:
         return False
+    if not is_exact(config.alpha, config.law):
+        return True
     terms = hastings_terms(config, state, proposal.cut, continuation.tokens)
     return acceptance.accepts(proposal.log_u, acceptance.log_ratio(terms))
 
@@ -260,7 +265,7 @@ def decide(
         log_ratio=ratio,
         log_u=proposal.log_u,
         accepted=accepted,
-        early_rejected=continuation.cut_short,
+        early_rejected=continuation.cut_short and config.rejects_early,
     )
     stepped = dataclasses.replace(state, stage_step=state.stage_step + 1, step=state.step + 1)
     if accepted:
