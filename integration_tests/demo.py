@@ -23,7 +23,7 @@ import torch
 
 from integration_tests import plots
 from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
-from integration_tests.pivot.problems import problems
+from integration_tests.pivot.problems import Family, problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +31,7 @@ README = Path(__file__).parents[1] / "README.md"
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
 
-POWER: dict[str, dict[str, Any]] = {
+POWER: dict[Family, dict[str, Any]] = {
     "Q": {"alpha": ALPHA, "proposal_temperature": 1.0, "block_size": 96, "steps": 30},
     "R": {
         "alpha": ALPHA,

@@ -105,11 +105,10 @@ def raw_generate(server: Server, prompt: Any = PROMPT, **body: Any) -> Any:
 
 def generate(
     server: Server, prompt: str = PROMPT, *, max_new_tokens: int = 48, sampling: Any = None, **power: Any
-) -> Answer:
-    """One power answer by /generate: `power` on top of QUICK, `sampling` are SGLang's own parameters."""
+) -> Any:
+    """A power answer by /generate, or a list of n: `power` on top of QUICK, `sampling` on top of SGLang's."""
     params = {"max_new_tokens": max_new_tokens, "custom_params": {**QUICK, **power}, **(sampling or {})}
-    answer: Answer = raw_generate(server, prompt, sampling_params=params)
-    return answer
+    return raw_generate(server, prompt, sampling_params=params)
 
 
 def power_of(answer: Answer) -> dict[str, Any]:
@@ -216,14 +215,23 @@ def engine_session(model: str, out: Path) -> None:
             "n": engine.generate(PROMPT, {**quick, "n": 2}),
             "stream": list(engine.generate(PROMPT, quick, stream=True)),
         }
-        try:
-            engine.generate(PROMPT, {"custom_params": {"sampler": "power", "alpha": 0.5}})
-        except ValueError as error:
-            results["error"] = {"type": type(error).__name__, "message": str(error)}
+        results["errors"] = [
+            engine_error(engine, {"custom_params": {"sampler": "power", "alpha": alpha}})
+            for alpha in (0.5, float("nan"), float("inf"))
+        ]
         results["after_error"] = engine.generate(PROMPT, quick)
     finally:
         engine.shutdown()
     out.write_text(json.dumps(results))
+
+
+def engine_error(engine: Any, sampling_params: dict[str, Any]) -> dict[str, str]:
+    """The exception that a request raises."""
+    try:
+        engine.generate(PROMPT, sampling_params)
+    except ValueError as error:
+        return {"type": type(error).__name__, "message": str(error)}
+    return {"type": "none", "message": ""}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ through completions and chat with and without a stream.
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,14 +71,11 @@ PARAMETERS = [
     power("preset", "nope", "short"),
     power("alpha", 0.99, "4.0"),
     power("alpha", -1, "4.0"),
-    power("alpha", float("nan"), "4.0"),
-    power("alpha", float("inf"), "4.0"),
     power("alpha", "4", "4.0"),
     power("alpha", None, "4.0"),
     power("alpha", True, "4.0"),
     power("alpha", [4.0], "4.0"),
     power("proposal_temperature", 0, "1/alpha"),
-    power("proposal_temperature", float("-inf"), "1/alpha"),
     power("block_size", 0, "192"),
     power("block_size", 16.5, "192"),
     power("block_size", True, "192"),
@@ -91,30 +87,30 @@ PARAMETERS = [
     power("cut_epsilon", 1.5, "0.1"),
     power("schedule", "fast", "exact"),
     power("early_rejection", "yes", "True"),
-    power("seed", -1, "seed"),
-    power("seed", 2**64, "seed"),
-    power("seed", 1.5, "seed"),
-    power("initial_text", "", "initial_text"),
-    power("initial_text", 5, "initial_text"),
-    power("initial_ids", [], "initial_ids"),
-    power("initial_ids", "105", "initial_ids"),
-    power("max_steps", 0, "max_steps"),
-    power("max_total_tokens", 0, "max_total_tokens"),
-    power("deadline_ms", 0, "deadline_ms"),
-    power("deadline_ms", 0.5, "deadline_ms"),
-    power("lookback_blocks", 0, "lookback_blocks"),
+    power("seed", -1, "Leave it out"),
+    power("seed", 2**64, "Leave it out", shown="1"),
+    power("seed", 1.5, "Leave it out"),
+    power("initial_text", "", "Leave it out"),
+    power("initial_text", 5, "Leave it out"),
+    power("initial_ids", [], "Leave it out"),
+    power("initial_ids", "105", "Leave it out"),
+    power("max_steps", 0, "Leave it out"),
+    power("max_total_tokens", 0, "Leave it out"),
+    power("deadline_ms", 0, "Leave it out"),
+    power("deadline_ms", 0.5, "Leave it out"),
+    power("lookback_blocks", 0, "Leave it out"),
     power("lookback_blocks", 1, "schedule", schedule="paper"),
-    power("top_p", 0, "top_p"),
-    power("top_p", 1.1, "top_p"),
+    power("top_p", 0, "Leave it out"),
+    power("top_p", 1.1, "Leave it out"),
     power("top_k", 0, "-1"),
-    power("top_k", -2, "top_k"),
-    power("min_p", 2.0, "min_p"),
-    power("return_trace", 1, "return_trace"),
+    power("top_k", -2, "Leave it out"),
+    power("min_p", 2.0, "Leave it out"),
+    power("return_trace", 1, "Leave it out"),
 ]
 
 BUDGETS_AND_DRAFTS = [
     power("max_total_tokens", 47, "max_new_tokens"),
-    power("max_total_tokens", 10**9, "cap of 200000"),
+    power("max_total_tokens", 10**9, "Lower"),
     power("initial_ids", [105], "one of the two", initial_text="g"),
     power("initial_ids", [105, 300], "token ids", shown="300"),
     Bad("initial_ids.1", "-5", "", {"initial_ids": [105, -5]}),
@@ -161,7 +157,7 @@ UNSUPPORTED = [
     Bad("regex", "'[gw]+'", "out", {}, {"regex": "[gw]+"}, openai={"regex": "[gw]+"}),
     Bad("ebnf", "'root ::= \"g\"'", "out", {}, {"ebnf": 'root ::= "g"'}, openai={"ebnf": 'root ::= "g"'}),
     Bad("structural_tag", "'{}'", "out", {}, {"structural_tag": "{}"}, openai=None),
-    Bad("stop_regex", "'A.'", "stop strings", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
+    Bad("stop_regex", "'A.'", "out", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
     Bad("lora_path", "'adapter'", "out", body={"lora_path": "adapter"}, openai={"lora_path": "adapter"}),
     Bad("session_params", "{'id': 's'}", "out", body={"session_params": {"id": "s"}}, openai=None),
     Bad(
@@ -224,22 +220,16 @@ def check_message(message: str, bad: Bad) -> None:
     assert bad.remedy in hint, message
 
 
-def post_json(server: Server, path: str, body: dict[str, Any]) -> httpx.Response:
-    """POST with NaN and Infinity written as Python and JavaScript clients write them."""
-    headers = {"Content-Type": "application/json"}
-    return httpx.post(server.url + path, content=json.dumps(body), headers=headers, timeout=60)
-
-
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("bad", BY_GENERATE, ids=str)
-def test_generate_answers_400(pivot_server: Server, bad: Bad, stream: bool) -> None:
+def test_generate_answers_400(pivot_server: Server, bad: Bad) -> None:
     before = scheduled(pivot_server)
     params = {"max_new_tokens": 48, "custom_params": custom_params(bad), **bad.sampling}
-    body = {"text": PROMPT, "sampling_params": params, "stream": stream, **bad.body}
-    response = post_json(pivot_server, "/generate", body)
-    assert response.status_code == httpx.codes.BAD_REQUEST, response.text
-    error = response.json()["error"]
-    check_message(error if isinstance(error, str) else error["message"], bad)
+    for stream in (False, True):
+        body = {"text": PROMPT, "sampling_params": params, "stream": stream, **bad.body}
+        response = post(pivot_server, "/generate", body)
+        assert response.status_code == httpx.codes.BAD_REQUEST, response.text
+        error = response.json()["error"]
+        check_message(error if isinstance(error, str) else error["message"], bad)
     assert scheduled(pivot_server) == before, "nothing reaches the scheduler"
 
 
@@ -258,23 +248,33 @@ def ask(server: Server, door: str, extra: dict[str, Any]) -> None:
         client(server).chat.completions.create(model="pivot", messages=MESSAGES, extra_body=extra)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("door", ["completions", "chat"])
 @pytest.mark.parametrize("bad", BY_OPENAI, ids=str)
-def test_openai_clients_get_openai_errors(pivot_server: Server, bad: Bad, door: str, stream: bool) -> None:
-    if bad.chat_only and door == "completions":
-        door = "chat"
+def test_openai_clients_get_openai_errors(pivot_server: Server, bad: Bad) -> None:
     before = scheduled(pivot_server)
-    extra = {"max_tokens": 48, **(bad.openai or {}), "custom_params": custom_params(bad), "stream": stream}
-    if bad.value in ("nan", "inf", "-inf"):  # the client itself refuses to write them
-        path = "/v1/completions" if door == "completions" else "/v1/chat/completions"
-        body = {"model": "pivot", "prompt": PROMPT, "messages": MESSAGES, **extra}
-        error = post_json(pivot_server, path, body).json()
-    else:
-        error = refusal(pivot_server, door, extra)
-    assert (error["object"], error["code"]) == ("error", 400)
-    check_message(error["message"], bad)
+    extra = {"max_tokens": 48, **(bad.openai or {}), "custom_params": custom_params(bad)}
+    for door in ("chat",) if bad.chat_only else ("completions", "chat"):
+        for stream in (False, True):
+            error = refusal(pivot_server, door, {**extra, "stream": stream})
+            assert (error["object"], error["code"]) == ("error", 400)
+            check_message(error["message"], bad)
     assert scheduled(pivot_server) == before, "nothing reaches the scheduler"
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_json_are_400(pivot_server: Server, path: str, number: str) -> None:
+    """SGLang's own parser refuses them; through the Engine they reach the plugin (test_entry_points)."""
+    before = scheduled(pivot_server)
+    power = '{"sampler": "power", "alpha": ' + number + "}"
+    if path == "/generate":
+        content = '{"text": "R1+1:", "sampling_params": {"custom_params": ' + power + "}}"
+    else:
+        prompt = '"messages": [{"role": "user", "content": "R1+1:"}], "prompt": "R1+1:"'
+        content = '{"model": "pivot", ' + prompt + ', "custom_params": ' + power + "}"
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(pivot_server.url + path, content=content, headers=headers, timeout=60)
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert scheduled(pivot_server) == before
 
 
 def test_two_places_that_contradict_each_other(pivot_server: Server) -> None:
@@ -301,13 +301,14 @@ def test_one_bad_prompt_refuses_the_whole_list(pivot_server: Server) -> None:
 
 
 def test_a_prompt_that_leaves_no_room(pivot_server: Server) -> None:
-    """The context has 256 tokens: 200 of prompt leave no room for 100."""
-    for stream in (False, True):
-        params = {"max_new_tokens": 100, "custom_params": QUICK}
-        body = {"text": "R" + "1+" * 100, "sampling_params": params, "stream": stream}
-        response = post(pivot_server, "/generate", body)
-        assert response.status_code == httpx.codes.BAD_REQUEST, response.text[:300]
-        assert "max_new_tokens=100" in response.text
+    """The context has 256 tokens: 200 of prompt leave no room for 100. Known once the prompt is tokenised."""
+    params = {"max_new_tokens": 100, "custom_params": QUICK}
+    body: dict[str, Any] = {"text": "R" + "1+" * 100, "sampling_params": params}
+    response = post(pivot_server, "/generate", body)
+    assert response.status_code == httpx.codes.BAD_REQUEST, response.text[:300]
+    streamed = post(pivot_server, "/generate", {**body, "stream": True})
+    for text in (response.text, streamed.text):
+        assert "max_new_tokens=100: the context has room for" in text
 
 
 def test_bad_requests_disturb_nobody(pivot_server: Server) -> None:

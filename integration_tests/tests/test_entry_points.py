@@ -411,9 +411,10 @@ def test_engine_streams(engine: dict[str, Any]) -> None:
     assert all(last["text"].startswith(chunk["text"]) for chunk in engine["stream"])
 
 
-def test_engine_raises_a_typed_error_and_goes_on(engine: dict[str, Any]) -> None:
-    assert engine["error"]["type"] == "RequestError"
-    assert engine["error"]["message"].startswith("alpha=0.5: ")
+def test_engine_raises_typed_errors_and_goes_on(engine: dict[str, Any]) -> None:
+    for error, shown in zip(engine["errors"], ("0.5", "nan", "inf"), strict=True):
+        assert error["type"] == "RequestError"
+        assert error["message"].startswith(f"alpha={shown}: ")
     assert engine["after_error"]["text"] == engine["custom_params"]["text"]
 
 

@@ -338,7 +338,8 @@ def render(name: str, report: dict[str, Any]) -> list[str]:
     return [
         f"## {name}",
         "",
-        f"{report['date']}; {report['cpu']}, {report['threads']} threads, load {report['load_average'][0]}; "
+        f"{report['date']}; {report['cpu']}, {report['threads']} threads, load average {report['load_average'][0]} "
+        "(above the number of threads: other processes ran too, trust the fastest times); "
         f"GPU: {report['gpu'] or 'none'}; Python {report['python']}, {versions}.",
         f"Stock sampler: {report['stock_sampler']}. Logits float32, kappa {KAPPA:g}.",
         "",
