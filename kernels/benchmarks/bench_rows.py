@@ -311,6 +311,8 @@ def render_all() -> None:
 def render(name: str, report: dict[str, Any]) -> list[str]:
     """The section of one result file."""
     versions = ", ".join(f"{package} {number}" for package, number in report["versions"].items() if number)
+    load = report["load_average"][0]
+    shared = " (other processes ran too: trust the fastest times)" if load > 1.2 * report["threads"] else ""
     columns = [
         "device",
         "batch",
@@ -338,8 +340,7 @@ def render(name: str, report: dict[str, Any]) -> list[str]:
     return [
         f"## {name}",
         "",
-        f"{report['date']}; {report['cpu']}, {report['threads']} threads, load average {report['load_average'][0]} "
-        "(above the number of threads: other processes ran too, trust the fastest times); "
+        f"{report['date']}; {report['cpu']}, {report['threads']} threads, load average {load}{shared}; "
         f"GPU: {report['gpu'] or 'none'}; Python {report['python']}, {versions}.",
         f"Stock sampler: {report['stock_sampler']}. Logits float32, kappa {KAPPA:g}.",
         "",
