@@ -108,7 +108,7 @@ async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
 
 def one_chain(url: str) -> list[dict[str, Any]]:
     """The steps of one power request on an R problem, for the picture."""
-    custom = {"sampler": "power", **POWER["R"], "seed": 7, "return_trace": True}
+    custom = {"sampler": "power", **POWER["R"], "steps": 6, "seed": 7, "return_trace": True}
     body = {
         "text": problems("R", 1, PROBLEM_SEED)[0].text,
         "sampling_params": {"max_new_tokens": MAX_NEW_TOKENS, "custom_params": custom},

@@ -172,7 +172,7 @@ def _pooled(problem: Problem, chosen: Answer, drawn: Sequence[Answer]) -> Outcom
 
 
 def _log_p(answer: Answer) -> float:
-    return sum(entry[0] for entry in answer["meta_info"]["output_token_logprobs"])
+    return math.fsum(entry[0] for entry in answer["meta_info"]["output_token_logprobs"])
 
 
 def _majority(drawn: Sequence[Answer]) -> Answer:
@@ -191,4 +191,5 @@ def mcnemar_p(first: Run, second: Run) -> float:
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
     if wins + losses == 0:
         return 1.0
-    return float(stats.binomtest(wins, wins + losses, alternative="greater").pvalue)
+    p: float = stats.binomtest(wins, wins + losses, alternative="greater").pvalue
+    return p

@@ -50,7 +50,7 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def chain(trace: Sequence[dict[str, Any]], path: Path) -> None:
     """One chain, a line per step: what was kept, what was proposed, what became of it."""
     colours = {"accepted": "#2a7f4f", "rejected": "#c0504d", "stopped early": "#e8a33d"}
-    figure, panel = plt.subplots(figsize=(8.5, 0.22 * len(trace) + 1.2))
+    figure, panel = plt.subplots(figsize=(8.5, 0.13 * len(trace) + 1.0))
     for step in trace:
         fate = "accepted" if step["accepted"] else "stopped early" if step["early_rejected"] else "rejected"
         panel.barh(step["step"], step["cut"], color="#d9d9d9", height=0.8)

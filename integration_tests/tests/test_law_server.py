@@ -1,0 +1,323 @@
+"""The law of answers through the real server: p^alpha on Y_L, and not the laws of known mistakes.
+
+algorithms.md 10.5. The law model has 1,365 answers; their probabilities are enumerated from its saved
+weights, and so is the law of every whole run, right or wrong, so each null hypothesis is exact. G-tests,
+cells with expectation below 5 pooled. A right sampler fails one of the 4 tests of a law with probability at
+most 4 * 1e-3 for a fresh set of seeds (Bonferroni), and one of the 2 of low temperature with 2e-6; but
+seeds are fixed, and a draw is a function of (seed, position) and of logits that batching changes by 1e-6 or
+so: a rerun repeats its outcome, near ties apart. Figures are printed: pytest -rP shows them.
+
+Early rejection runs in shadow mode (law.yaml): what it stops is generated to its end all the same, and
+every full ratio must reject too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import pytest
+from scipy import stats
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.engines.tabular import Prefix
+from sglang_power.request import parse_request
+from sglang_power.types import FloatArray
+
+from integration_tests.law_model import (
+    EOS,
+    HORIZON,
+    LETTERS,
+    PROMPT,
+    AnswerTree,
+    Mistake,
+    tabular_model,
+    total_variation,
+)
+from integration_tests.server import Server
+
+Json = dict[str, Any]
+
+KEPT = 1e-3
+"""A law is kept above this p-value."""
+
+REJECTED = 1e-6
+"""A control is rejected below this one."""
+
+CONVERGED = 0.005
+"""Largest TV between the law of N steps and its limit."""
+
+AT_ONCE = 64
+"""Requests at work: as many as the server runs."""
+
+LARGE = 5.0
+"""Smallest expectation of a cell of its own."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of the sampler.
+
+    Args:
+        seed: of the first answer; the next ones follow.
+        power: custom_params.
+        sampling: sampling parameters that the client names.
+        answers: sample size.
+        drafted: start from an exact draw of the target.
+    """
+
+    seed: int
+    power: Json
+    sampling: Json = field(default_factory=dict)
+    answers: int = 2_000
+    drafted: bool = False
+
+    @property
+    def config(self) -> MHConfig:
+        """The chain that the server is to run."""
+        return parse_request({"sampler": "power", **self.power, **self.sampling}).mh_config(HORIZON)
+
+    @property
+    def steps(self) -> int:
+        """Of a whole run: every answer of two stages has N in each."""
+        return self.config.steps if self.drafted else self.config.stages * self.config.steps
+
+    def bodies(self, drafts: Sequence[Prefix] | None) -> list[Json]:
+        """One request per answer."""
+        return [
+            self.body(self.seed + i, {} if drafts is None else {"initial_ids": list(drafts[i])})
+            for i in range(self.answers)
+        ]
+
+    def body(self, seed: int, more: Json) -> Json:
+        """One request of /generate."""
+        custom = {"sampler": "power", **self.power, "seed": seed, **more}
+        sampling = {"max_new_tokens": HORIZON, **self.sampling, "custom_params": custom}
+        return {"text": PROMPT, "sampling_params": sampling}
+
+
+CASES = {
+    "uniform cut, tau = 1/alpha": Case(
+        seed=100_000, power={"alpha": 1.25, "block_size": 4, "steps": 11, "cut": "uniform"}
+    ),
+    "entropy cut, tau above 1/alpha": Case(
+        seed=200_000,
+        power={
+            "alpha": 1.4,
+            "proposal_temperature": 0.85,
+            "block_size": 3,
+            "steps": 6,
+            "cut": "entropy",
+        },
+    ),
+    "exact drafts, 20 steps, tau = 1": Case(
+        seed=300_000,
+        power={
+            "alpha": 2.0,
+            "proposal_temperature": 1.0,
+            "block_size": 3,
+            "steps": 20,
+            "early_rejection": False,
+        },
+        drafted=True,
+    ),
+    "top_k": Case(
+        seed=400_000,
+        power={
+            "alpha": 1.5,
+            "proposal_temperature": 0.85,
+            "block_size": 4,
+            "steps": 6,
+            "cut": "entropy",
+        },
+        sampling={"top_k": 3},
+        answers=600,
+    ),
+}
+UNIFORM, ENTROPY, DRAFTED, TOP_K = CASES.values()
+
+
+@pytest.fixture(scope="module")
+def tree(law_model: Path) -> AnswerTree:
+    """Every answer, with its probability."""
+    return AnswerTree(tabular_model(law_model, PROMPT, HORIZON))
+
+
+# --- the test of goodness of fit ----------------------------------------------------------------------
+
+
+def g_test(counts: FloatArray, law: FloatArray) -> float:
+    """p-value of the G-test; 0 where something was seen that the law rules out."""
+    if counts[law == 0.0].any():
+        return 0.0
+    expected = law * counts.sum()
+    large = expected >= LARGE
+    seen = np.append(counts[large], counts[~large].sum())
+    hoped = np.append(expected[large], expected[~large].sum())
+    if hoped[-1] < LARGE:
+        seen, hoped = _last_two_joined(seen), _last_two_joined(hoped)
+    return float(stats.power_divergence(seen, hoped * (seen.sum() / hoped.sum()), lambda_=0).pvalue)
+
+
+def _last_two_joined(cells: FloatArray) -> FloatArray:
+    return np.append(cells[:-2], cells[-2:].sum())
+
+
+def counted(tree: AnswerTree, answers: Sequence[Prefix]) -> FloatArray:
+    """How often each node was returned."""
+    counts = np.zeros(len(tree.nodes))
+    for ids, count in Counter(answers).items():
+        counts[tree.index[ids]] = count
+    return counts
+
+
+def drawn(tree: AnswerTree, law: FloatArray, count: int, seed: int) -> list[Prefix]:
+    """Exact draws from an enumerated law."""
+    picked = np.random.default_rng(seed).choice(len(tree.nodes), size=count, p=law / law.sum())
+    return [tree.nodes[i] for i in picked]
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+
+async def generate(server: Server, bodies: Sequence[Json]) -> list[Json]:
+    """The server's answers, in the order of the requests."""
+    slots = asyncio.Semaphore(AT_ONCE)
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client:
+
+        async def one(body: Json) -> Json:
+            async with slots:
+                response = await client.post("/generate", json=body)
+            assert response.status_code == httpx.codes.OK, response.text
+            answer: Json = response.json()
+            return answer
+
+        return await asyncio.gather(*[one(body) for body in bodies])
+
+
+def check_answer(tree: AnswerTree, case: Case, answer: Json, law: Literal["power", "approximate"]) -> None:
+    """What one response says of itself is true."""
+    power, ids = answer["meta_info"]["power"], tuple(answer["output_ids"])
+    assert (power["sampler"], power["law"], power["fallback_reason"]) == ("power", law, None)
+    assert (power["stopped_by"], power["steps"]) == ("completed", case.steps)
+    assert power["not_a_number"] == 0
+    assert tree.in_space(HORIZON)[tree.index[ids]], f"{ids} is not an answer"
+    log_p = tree.log_p(ids)
+    assert power["log_p"] == pytest.approx(log_p, abs=1e-3)
+    assert power["log_target"] == pytest.approx(case.config.alpha * log_p, abs=1e-3 * case.config.alpha)
+    assert answer["text"] == "".join(LETTERS[token - 1] for token in ids if token != EOS)
+    assert answer["meta_info"]["finish_reason"]["type"] == ("stop" if ids[-1] == EOS else "length")
+
+
+def check_early_rejection(case: Case, answers: Sequence[Json]) -> None:
+    """Every proposal that was stopped would have been rejected by its full ratio."""
+    reports = [answer["meta_info"]["power"] for answer in answers]
+    shadows = [report["shadow"] for report in reports if "shadow" in report]
+    resumed = sum(shadow["resumed"] for shadow in shadows)
+    assert resumed == sum(report["early_rejected"] for report in reports)
+    assert (resumed > 0) == case.config.rejects_early
+    assert sum(shadow["violations"] for shadow in shadows) == 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_answers_follow_the_power_law(law_server: Server, tree: AnswerTree, case: Case) -> None:
+    target = tree.target(case.config)
+    drafts = drawn(tree, target, case.answers, seed=case.seed) if case.drafted else None
+    answers = await generate(law_server, case.bodies(drafts))
+    for answer in answers:
+        check_answer(tree, case, answer, "approximate" if case.config.law.truncated else "power")
+    check_early_rejection(case, answers)
+    p = g_test(counted(tree, [tuple(answer["output_ids"]) for answer in answers]), target)
+    print("p", p)
+    assert p > KEPT
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("case", [ENTROPY, DRAFTED], ids=["alpha 1.4", "alpha 2"])
+async def test_control_low_temperature_is_another_law(
+    law_server: Server, tree: AnswerTree, case: Case
+) -> None:
+    """Token-level temperature 1/alpha, plain requests of the same server."""
+    config = parse_request({"alpha": case.config.alpha}).mh_config(HORIZON)
+    sampling = {"max_new_tokens": HORIZON, "temperature": 1 / config.alpha}
+    body = {"text": PROMPT, "sampling_params": sampling}
+    answers = await generate(law_server, [body] * case.answers)
+    assert not any("power" in answer["meta_info"] for answer in answers)
+    counts = counted(tree, [tuple(answer["output_ids"]) for answer in answers])
+    target, own = tree.target(config), tree.low_temperature(config)
+    print("TV", total_variation(own, target))
+    print("p of its own law", g_test(counts, own))
+    assert total_variation(own, target) > 0.1
+    assert g_test(counts, target) < REJECTED
+    assert g_test(counts, own) > REJECTED
+
+
+async def test_truncated_answers_are_not_the_whole_power_law(tree: AnswerTree) -> None:
+    """The truncated case's sample size tells p^alpha on the reachable answers from p^alpha."""
+    reachable, whole = tree.target(TOP_K.config), tree.target(parse_request(TOP_K.power).mh_config(HORIZON))
+    counts = counted(tree, drawn(tree, reachable, TOP_K.answers, seed=1))
+    assert g_test(counts, whole) < REJECTED
+
+
+# --- enumerated: the setting is sharp, and mistakes are caught ----------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_setting_can_tell_laws_apart(tree: AnswerTree, case: Case) -> None:
+    config, target = case.config, tree.target(case.config)
+    distance = total_variation(tree.answers(config, target if case.drafted else None), target)
+    print("TV after N steps", distance)
+    assert distance < (1e-12 if case.drafted else CONVERGED)
+    assert config.steps >= 20 if case.drafted else config.stages == 2
+    early = float(target[tree.finished & (tree.length < HORIZON)].sum())
+    cells = int((target * case.answers >= LARGE).sum())
+    print("P(stop early)", early)
+    print("cells", cells)
+    if not config.law.truncated:
+        assert 0.2 < early < 0.8
+        assert cells >= 50
+
+
+@dataclass(frozen=True)
+class Control:
+    """A wrong chain, at the sample size of the case that must catch it."""
+
+    case: Case
+    mistake: Mistake = "none"
+    changes: Json = field(default_factory=dict)
+
+
+CONTROLS = {
+    "no cut ratio": Control(UNIFORM, "no cut ratio"),
+    "paper's schedule": Control(UNIFORM, changes={"schedule": "paper"}),
+    "drafts, no cut ratio": Control(DRAFTED, "no cut ratio"),
+    "drafts, common length": Control(DRAFTED, "common length"),
+    "drafts, capped at the current length": Control(DRAFTED, "capped"),
+}
+
+
+@pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
+def test_control_wrong_chain(tree: AnswerTree, control: Control) -> None:
+    """As many draws from the enumerated law of the wrong chain's answers do not pass."""
+    case, target = control.case, tree.target(control.case.config)
+    wrong = parse_request({**case.power, **control.changes}).mh_config(HORIZON)
+    law = tree.answers(wrong, target if case.drafted else None, control.mistake)
+    print("TV", total_variation(law, target))
+    p = g_test(counted(tree, drawn(tree, law, case.answers, seed=7)), target)
+    print("p", p)
+    assert total_variation(law, target) > 0.08
+    assert p < REJECTED
+
+
+@pytest.mark.parametrize("case", [UNIFORM, DRAFTED], ids=["uniform", "drafted"])
+def test_the_right_chain_passes_where_wrong_ones_do_not(tree: AnswerTree, case: Case) -> None:
+    target = tree.target(case.config)
+    law = tree.answers(case.config, target if case.drafted else None)
+    assert g_test(counted(tree, drawn(tree, law, case.answers, seed=7)), target) > KEPT

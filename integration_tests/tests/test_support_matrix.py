@@ -1,0 +1,192 @@
+"""The support matrix in one server: page size 16, two tokenizer workers, two data-parallel ranks, chunked prefill
+of 16 tokens, forced retraction, and `--sampling-backend power`.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import httpx
+import pytest
+
+from integration_tests.server import Server
+from integration_tests.tests.clients import (
+    PROMPT,
+    QUICK,
+    client,
+    generate,
+    metric,
+    power_of,
+    raw_generate,
+    reports,
+    sse_lines,
+    together,
+)
+
+pytestmark = pytest.mark.server
+
+PAGE = 16
+RANKS = {0, 1}
+
+
+def long_prompt(seed: int, operations: int = 50) -> str:
+    """A problem of about 100 characters, another one for each seed: many pages and many prefill chunks."""
+    draw = random.Random(seed)
+    return "R7" + "".join(draw.choice("+-*") + str(draw.randrange(10)) for _ in range(operations)) + ":"
+
+
+def retracted(answer: dict[str, Any]) -> int:
+    """How often children of this request were retracted."""
+    return int(answer["meta_info"]["num_retractions"])
+
+
+def test_sixteen_long_prompts_at_once(matrix_server: Server) -> None:
+    """Chunked prefill and retraction beside each other: every answer is whole, with statistics of every token."""
+    calls = [
+        functools.partial(generate, matrix_server, long_prompt(seed), max_new_tokens=64, seed=seed, steps=3)
+        for seed in range(16)
+    ]
+    answers = together(calls)
+    for seed, answer in enumerate(answers):
+        power = power_of(answer)
+        assert (power["sampler"], power["seed"], power["stopped_by"]) == ("power", seed, "completed")
+        assert answer["meta_info"]["prompt_tokens"] == len(long_prompt(seed))
+        assert answer["meta_info"]["completion_tokens"] == len(answer["output_ids"]) <= 64
+        assert power["log_p"] is not None
+        assert power["log_p"] < 0
+    assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
+    assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"
+
+
+def test_log_p_survives_retraction_and_chunks(matrix_server: Server) -> None:
+    """The statistics that the chain decides by are those that a prefill pass over the answer gives."""
+    calls = [
+        functools.partial(generate, matrix_server, long_prompt(seed), max_new_tokens=64, seed=seed, steps=3)
+        for seed in range(100, 108)
+    ]
+    for seed, answer in zip(range(100, 108), together(calls), strict=True):
+        prompt = [byte + 2 for byte in long_prompt(seed).encode()]
+        rescored = raw_generate(
+            matrix_server,
+            None,
+            input_ids=[*prompt, *answer["output_ids"]],
+            sampling_params={"max_new_tokens": 0},
+            return_logprob=True,
+            logprob_start_len=len(prompt) - 1,
+        )
+        values = rescored["meta_info"]["input_token_logprobs"][-len(answer["output_ids"]) :]
+        assert sum(value for value, _, _ in values) == pytest.approx(power_of(answer)["log_p"], abs=5e-3)
+
+
+def test_chains_spread_over_ranks(matrix_server: Server) -> None:
+    answers = generate(matrix_server, long_prompt(200), max_new_tokens=64, seed=200, sampling={"n": 4})
+    assert len(answers) == 4
+    assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
+
+
+@pytest.mark.parametrize("chains", [1, 4])
+def test_every_child_of_a_chain_is_served_by_the_rank_that_holds_its_trunk(
+    matrix_server: Server, chains: int
+) -> None:
+    """A child recomputes at most one page; a chain on a fresh rank computes the prompt there once.
+
+    Unpinned children would alternate between the ranks and recompute the prompt of over a hundred tokens
+    at about every second call.
+    """
+    prompt = long_prompt(300 + chains)
+    answers = generate(matrix_server, prompt, max_new_tokens=64, seed=1, steps=8, sampling={"n": chains})
+    each = answers if isinstance(answers, list) else [answers]
+    for answer in each:
+        power = power_of(answer)
+        assert power["children"] >= 8
+        assert power["prefilled_tokens"] <= PAGE * power["children"] + 2 * len(prompt)
+
+
+def test_a_named_rank_is_kept(matrix_server: Server) -> None:
+    for rank in sorted(RANKS):
+        params = {"max_new_tokens": 32, "custom_params": QUICK}
+        answer = raw_generate(matrix_server, long_prompt(400), sampling_params=params, routed_dp_rank=rank)
+        assert answer["meta_info"]["dp_rank"] == rank
+
+
+def test_both_tokenizer_workers_serve_power(matrix_server: Server) -> None:
+    """Fresh connections spread over the workers; a worker without the plugin would answer plainly."""
+    for seed in range(12):
+        answer = generate(matrix_server, seed=seed, max_new_tokens=16)
+        assert power_of(answer)["seed"] == seed
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.05}, {"temperature": 0}])
+def test_plain_requests_survive_the_power_backend(matrix_server: Server, sampling: dict[str, Any]) -> None:
+    """SGLang's own sampler, chosen by the name "power", would end the server at the first such row."""
+    calls = [
+        functools.partial(
+            raw_generate, matrix_server, PROMPT, sampling_params={"max_new_tokens": 16, **sampling}
+        ),
+        functools.partial(generate, matrix_server, seed=1),
+    ]
+    plain, power = together(calls)
+    assert "power" not in plain["meta_info"]
+    assert not [key for key in plain["meta_info"] if key.startswith("sglang_power")]
+    assert power_of(power)["seed"] == 1
+    assert httpx.get(matrix_server.url + "/health_generate", timeout=60).status_code == httpx.codes.OK
+
+
+def test_truncated_proposals_beside_untruncated_ones(matrix_server: Server) -> None:
+    calls = [functools.partial(generate, matrix_server, seed=1, top_k=k) for k in (1, 3, -1)]
+    one, _, _ = together(calls)
+    greedy = raw_generate(matrix_server, sampling_params={"temperature": 0, "max_new_tokens": 48})
+    assert one["text"] == greedy["text"], "top_k = 1 leaves one sequence"
+
+
+def test_streams_and_openai_clients(matrix_server: Server) -> None:
+    extra = {"custom_params": {**QUICK, "seed": 5}}
+    completions = client(matrix_server).completions
+    whole = completions.create(model="matrix", prompt=PROMPT, max_tokens=48, n=2, extra_body=extra)
+    stream = completions.create(
+        model="matrix", prompt=PROMPT, max_tokens=48, n=2, stream=True, extra_body=extra
+    )
+    texts = ["", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text or ""
+    assert len(reports(whole)) == 2
+    assert all(texts)
+
+
+def test_stop_strings_hold_across_cuts_and_pages(matrix_server: Server) -> None:
+    stops = [";A", "=0;"]
+    calls = [
+        functools.partial(generate, matrix_server, seed=seed, block_size=5, sampling={"stop": stops})
+        for seed in range(8)
+    ]
+    for answer in together(calls):
+        assert not any(stop in answer["text"] for stop in stops)
+
+
+def test_metrics_of_both_workers_add_up(matrix_server: Server) -> None:
+    def ended() -> float:
+        return metric(matrix_server, "sglang_power_requests_total", sampler="power", stopped_by="completed")
+
+    before, decoded = ended(), metric(matrix_server, "sglang_power_tokens_total", kind="decoded")
+    calls = [functools.partial(generate, matrix_server, seed=seed) for seed in range(6)]
+    answers = together(calls)
+    assert ended() - before == 6
+    now = metric(matrix_server, "sglang_power_tokens_total", kind="decoded")
+    assert now - decoded == sum(power_of(answer)["decoded_tokens"] for answer in answers)
+    for name in ("sglang_power_latency_seconds_count", "sglang_power_steps_total"):
+        assert metric(matrix_server, name) > 0
+
+
+def test_an_abort_reaches_a_chain_whichever_worker_takes_it(matrix_server: Server) -> None:
+    """The worker that gets the abort need not be the one that runs the chain."""
+    params = {"max_new_tokens": 96, "ignore_eos": True, "custom_params": {**QUICK, "steps": 400}}
+    for i in range(4):
+        body = {"text": PROMPT, "rid": f"matrix-{i}", "stream": True, "sampling_params": params}
+        lines = sse_lines(matrix_server, "/generate", body)
+        first = next(lines)
+        assert '"progress"' in first
+        httpx.post(matrix_server.url + "/abort_request", json={"rid": f"matrix-{i}"}, timeout=60)
+        rest = list(lines)
+        assert '"type":"abort"' in rest[-2]
