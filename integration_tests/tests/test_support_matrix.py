@@ -1,5 +1,5 @@
-"""The support matrix in one server: page size 16, two tokenizer workers, two data-parallel ranks, chunked prefill
-of 16 tokens, forced retraction, and `--sampling-backend power`.
+"""The support matrix in one server: page size 16, two tokenizer workers, two data-parallel ranks, chunked
+prefill of 16 tokens, forced retraction, and `--sampling-backend power`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def retracted(answer: dict[str, Any]) -> int:
 
 
 def test_sixteen_long_prompts_at_once(matrix_server: Server) -> None:
-    """Chunked prefill and retraction beside each other: every answer is whole, with statistics of every token."""
+    """Chunked prefill and retraction beside each other: every answer is whole, statistics too."""
     calls = [
         functools.partial(generate, matrix_server, long_prompt(seed), max_new_tokens=64, seed=seed, steps=3)
         for seed in range(16)

@@ -169,5 +169,7 @@ def _request_error(model: type[PowerRequest], error: ValidationError) -> Request
     if first["type"] == "extra_forbidden":
         names = ", ".join(sorted(model.model_fields))
         return RequestError(field, first["input"], "unknown parameter", f"Known parameters: {names}")
-    default = model.model_fields[str(first["loc"][0])].default
-    return RequestError(field, first["input"], problem, f"Leave it out for the default of {default!r}")
+    name = str(first["loc"][0])
+    default = "1/alpha" if name == "proposal_temperature" else model.model_fields[name].default
+    remedy = "Leave it out" if default is None else f"Leave it out for the default of {default}"
+    return RequestError(field, first["input"], problem, remedy)

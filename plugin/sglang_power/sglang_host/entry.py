@@ -9,7 +9,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_power.errors import RequestError
 from sglang_power.serving.config import server_config
-from sglang_power.sglang_host import intake, orchestrator
+from sglang_power.sglang_host import intake, orchestrator, parent
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.plan import PowerPlan, plan_request
 
@@ -41,6 +41,15 @@ def _strip_plugin_keys(obj: Any) -> None:
         return
     stripped = [intake.without_plugin_keys(one) for one in each]
     obj.sampling_params = stripped if isinstance(params, list) else stripped[0]
+
+
+def abort_request(
+    original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False
+) -> None:
+    """Around TokenizerManager.abort_request: abort_all also ends chains that are between two children."""
+    original(manager, rid, abort_all)
+    if abort_all:
+        parent.abort_all(manager)
 
 
 def update_request_meta_info(

@@ -85,6 +85,13 @@ HOOKS = (
         ("tokenizer",),
     ),
     Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.abort_request",
+        "around",
+        f"{_HOST}.entry:abort_request",
+        "abort_all ends every chain",
+        ("tokenizer",),
+    ),
+    Hook(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo",
         "replace",
         f"{_HOST}.rows:PowerSamplingBatchInfo",

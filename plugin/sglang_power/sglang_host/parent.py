@@ -47,6 +47,10 @@ CLIENT_CHECK_S = 1.0
 _KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
 
 
+_live: set[Parent] = set()
+"""Requests between their first and their last child, in this process."""
+
+
 class Parent:
     """One power request (one prompt, n chains) and its child requests.
 
@@ -76,9 +80,11 @@ class Parent:
     def __enter__(self) -> Parent:
         self.manager._init_req_state(self.obj, self._request)
         self._state = self.manager.rid_to_state[self.obj.rid]
+        _live.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _live.discard(self)
         if self.manager.rid_to_state.get(self.obj.rid) is self._state:
             del self.manager.rid_to_state[self.obj.rid]
 
@@ -86,6 +92,10 @@ class Parent:
         """Raises ChainAbortedError once /abort_request has named this request."""
         if self._state is not None and self._state.abort_sent:
             raise ChainAbortedError(f"request {self.obj.rid} was aborted")
+
+    def abort(self) -> None:
+        """End the request before its next child."""
+        self._state.abort_sent = True
 
     async def wait_for_slot(self, slots: asyncio.Semaphore) -> None:
         """Take a slot of the concurrency limit; keep watching for an abort or a lost client meanwhile."""
@@ -195,6 +205,13 @@ class Parent:
                 f"the weights changed from {self._weight_version} to {version} during the chain; "
                 "send the request again"
             )
+
+
+def abort_all(manager: Any) -> None:
+    """End every power request of one TokenizerManager: SGLang's abort_all reaches running children only."""
+    for parent in list(_live):
+        if parent.manager is manager:
+            parent.abort()
 
 
 def _is_queue_full(error: BaseException) -> bool:
