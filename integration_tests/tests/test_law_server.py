@@ -3,9 +3,9 @@
 algorithms.md 10.5. The law model has 1,365 answers; their probabilities are enumerated from its saved
 weights, and so is the law of every whole run, right or wrong, so each null hypothesis is exact. G-tests,
 cells with expectation below 5 pooled. A right sampler fails one of the 4 tests of a law with probability at
-most 4 * 1e-3 for a fresh set of seeds (Bonferroni), and one of the 2 of low temperature with 2e-6; but
-seeds are fixed, and a draw is a function of (seed, position) and of logits that batching changes by 1e-6 or
-so: a rerun repeats its outcome, near ties apart. Figures are printed: pytest -rP shows them.
+most 4 * 1e-3 for a fresh set of seeds (Bonferroni). Seeds are fixed, and a draw is a function of (seed,
+position) and of logits that batching changes by 1e-6 or so: a rerun repeats its outcome, near ties apart.
+Only low temperature, served by SGLang's own sampler, is a fresh sample each time: wrong with 1e-6. Figures are printed: pytest -rP shows them.
 
 Early rejection runs in shadow mode (law.yaml): what it stops is generated to its end all the same, and
 every full ratio must reject too.
@@ -206,6 +206,7 @@ def check_answer(tree: AnswerTree, case: Case, answer: Json, law: Literal["power
     power, ids = answer["meta_info"]["power"], tuple(answer["output_ids"])
     assert (power["sampler"], power["law"], power["fallback_reason"]) == ("power", law, None)
     assert (power["stopped_by"], power["steps"]) == ("completed", case.steps)
+    assert "not_a_number" not in power
     assert tree.in_space(HORIZON)[tree.index[ids]], f"{ids} is not an answer"
     log_p = tree.log_p(ids)
     assert power["log_p"] == pytest.approx(log_p, abs=1e-3)
@@ -239,26 +240,22 @@ async def test_answers_follow_the_power_law(law_server: Server, tree: AnswerTree
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("case", [ENTROPY, DRAFTED], ids=["alpha 1.4", "alpha 2"])
-async def test_control_low_temperature_is_another_law(
-    law_server: Server, tree: AnswerTree, case: Case
-) -> None:
-    """Token-level temperature 1/alpha, plain requests of the same server."""
-    config = parse_request({"alpha": case.config.alpha}).mh_config(HORIZON)
+async def test_control_low_temperature_is_another_law(law_server: Server, tree: AnswerTree) -> None:
+    """Token-level temperature 1/alpha, by plain requests to the same server."""
+    config = parse_request({"alpha": ENTROPY.config.alpha}).mh_config(HORIZON)
     sampling = {"max_new_tokens": HORIZON, "temperature": 1 / config.alpha}
-    body = {"text": PROMPT, "sampling_params": sampling}
-    answers = await generate(law_server, [body] * case.answers)
+    answers = await generate(law_server, [{"text": PROMPT, "sampling_params": sampling}] * ENTROPY.answers)
     assert not any("power" in answer["meta_info"] for answer in answers)
     counts = counted(tree, [tuple(answer["output_ids"]) for answer in answers])
     target, own = tree.target(config), tree.low_temperature(config)
-    print("TV", total_variation(own, target))
-    print("p of its own law", g_test(counts, own))
+    print(f"TV {total_variation(own, target):.3f}, p {g_test(counts, target):.1e}")
+    print(f"p of its own law {g_test(counts, own):.3f}")
     assert total_variation(own, target) > 0.1
     assert g_test(counts, target) < REJECTED
     assert g_test(counts, own) > REJECTED
 
 
-async def test_truncated_answers_are_not_the_whole_power_law(tree: AnswerTree) -> None:
+def test_truncated_answers_are_not_the_whole_power_law(tree: AnswerTree) -> None:
     """The truncated case's sample size tells p^alpha on the reachable answers from p^alpha."""
     reachable, whole = tree.target(TOP_K.config), tree.target(parse_request(TOP_K.power).mh_config(HORIZON))
     counts = counted(tree, drawn(tree, reachable, TOP_K.answers, seed=1))

@@ -28,7 +28,6 @@ _KEPT_META = frozenset(
         "weight_version",
         "cached_tokens",
         "cached_tokens_details",
-        "dp_rank",
         "reasoning_tokens",
         "request_received_ts",
         "input_token_logprobs",
@@ -46,10 +45,14 @@ class AnswerWriter:
         parent: the request.
         prompt: its cached prompt.
         stop, text: when it stops and how it is decoded.
+        dp_rank: the data-parallel rank of its chain; None means where the prompt was cached.
     """
 
-    def __init__(self, parent: Parent, prompt: Prompt, stop: StopRule, text: TextRule) -> None:
+    def __init__(
+        self, parent: Parent, prompt: Prompt, stop: StopRule, text: TextRule, dp_rank: int | None = None
+    ) -> None:
         self._parent, self._prompt, self._stop, self._text = parent, prompt, stop, text
+        self._dp_rank = prompt.meta_info.get("dp_rank") if dp_rank is None else dp_rank
         self._started = time.perf_counter()
 
     async def final(self, tokens: Tokens, finished: bool, power: dict[str, Any]) -> Answer:
@@ -93,6 +96,7 @@ class AnswerWriter:
         meta = {
             **{key: value for key, value in self._prompt.meta_info.items() if key in _KEPT_META},
             "id": self._parent.obj.rid,
+            "dp_rank": self._dp_rank,
             "finish_reason": reason,
             "prompt_tokens": len(self._prompt.ids),
             "completion_tokens": len(tokens),

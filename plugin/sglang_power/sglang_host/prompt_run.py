@@ -83,19 +83,21 @@ class PromptRun:
         cap = support.total_tokens_of(asked.max_total_tokens, limits, horizon, count)
         deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
         stop = StopRule.of(self._manager, parent.params)
+        text = TextRule.of(self._manager, parent.params)
+        ranks = [self._rank(prompt, chain) for chain in range(count)]
         return [
             ChainRun(
                 plan=self._plan,
                 config=asked.mh_config(horizon),
-                engine=ChildEngine(parent, prompt, stop, self._rank(prompt, chain)),
+                engine=ChildEngine(parent, prompt, stop, rank),
                 key=Key(self._seed, chain),
                 budget=Budget(cap // count, asked.max_steps, deadline),
-                writer=AnswerWriter(parent, prompt, stop, TextRule.of(self._manager, parent.params)),
+                writer=AnswerWriter(parent, prompt, stop, text, rank),
                 prompt=prompt,
                 emit=None if emit is None else _numbered(emit, first_index + chain),
                 shadow=self._config.diagnostics.shadow_early_rejection,
             )
-            for chain in range(count)
+            for chain, rank in enumerate(ranks)
         ]
 
     def _rank(self, prompt: Prompt, chain: int) -> int | None:
