@@ -46,10 +46,12 @@ def _strip_plugin_keys(obj: Any) -> None:
 def abort_request(
     original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False
 ) -> None:
-    """Around TokenizerManager.abort_request: abort_all also ends chains that are between two children."""
+    """Around TokenizerManager.abort_request: an abort also ends chains that are between two children."""
     original(manager, rid, abort_all)
     if abort_all:
         parent.abort_all(manager)
+    elif rid and rid not in manager.rid_to_state and manager.server_args.tokenizer_worker_num > 1:
+        parent.abort_elsewhere(manager, rid)
 
 
 def update_request_meta_info(

@@ -17,6 +17,7 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import HTTPException
+from sglang.srt.managers.io_struct import AbortReq
 from tenacity import (
     AsyncRetrying,
     retry_if_exception,
@@ -47,6 +48,10 @@ CLIENT_CHECK_S = 1.0
 _KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
 
 
+ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
+"""For one second: longer than a chain is ever between two children."""
+
+_repeating: set[asyncio.Task[None]] = set()
 _live: set[Parent] = set()
 """Requests between their first and their last child, in this process."""
 
@@ -212,6 +217,22 @@ def abort_all(manager: Any) -> None:
     for parent in list(_live):
         if parent.manager is manager:
             parent.abort()
+
+
+def abort_elsewhere(manager: Any, rid: str) -> None:
+    """Repeat an abort for a request of another tokenizer worker until it must have met one of its children.
+
+    Only the scheduler is common to both workers, and between two children it knows nothing of the chain.
+    """
+
+    async def repeat() -> None:
+        for _ in range(ABORT_REPEATS):
+            await asyncio.sleep(ABORT_EVERY_S)
+            manager._dispatch_to_scheduler(AbortReq(rid=rid))
+
+    task = asyncio.get_running_loop().create_task(repeat())
+    _repeating.add(task)
+    task.add_done_callback(_repeating.discard)
 
 
 def _is_queue_full(error: BaseException) -> bool:

@@ -1,0 +1,172 @@
+"""`SGLANG_POWER_CONFIG`: a bad file ends the process at once; a good one gives a model its default sampler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
+from integration_tests.tests.clients import MESSAGES, PROMPT, client, post, power_of, raw_generate, reports
+
+LOAD = "from sglang.srt.plugins import load_plugins; load_plugins(); print('still running')"
+"""What every process of a server does first."""
+
+TIMEOUT_S = 180
+
+
+def run(command: list[str], config: Path) -> subprocess.CompletedProcess[str]:
+    """A command under a configuration file, to its end."""
+    environment = {
+        **os.environ,
+        "SGLANG_POWER_CONFIG": str(config),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+BAD = {
+    "unknown_section": ("presets: {}\nlimit:\n  max_horizon: 5\n", 2, "limit"),
+    "unknown_limit": ("limits:\n  max_horizon: 64\n  max_horizons: 5\n", 3, "limits.max_horizons"),
+    "wrong_type": ("# a comment\nlimits:\n  max_horizon: many\n", 3, "limits.max_horizon"),
+    "unknown_default": (
+        "presets:\n  a:\n    sampler: power\ndefaults:\n  pivot: b\n",
+        5,
+        "defaults.pivot",
+    ),
+    "bad_preset": (
+        "presets:\n  a:\n    sampler: power\n    alpha: 0.5\n",
+        4,
+        "presets.a.alpha",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_ends_the_process_with_line_and_field(tmp_path: Path, name: str) -> None:
+    text, line, field = BAD[name]
+    config = tmp_path / "power.yaml"
+    config.write_text(text)
+    done = run([sys.executable, "-c", LOAD], config)
+    assert done.returncode != 0
+    assert "still running" not in done.stdout
+    assert f"{config}, line {line}, field '{field}': " in done.stderr
+
+
+@pytest.mark.parametrize(("text", "says"), [("presets: [a\n", "line 2"), (None, "No such file")])
+def test_a_file_that_is_no_yaml_or_no_file(tmp_path: Path, text: str | None, says: str) -> None:
+    config = tmp_path / "power.yaml"
+    if text is not None:
+        config.write_text(text)
+    done = run([sys.executable, "-c", LOAD], config)
+    assert done.returncode != 0
+    assert "still running" not in done.stdout
+    assert str(config) in done.stderr
+    assert says in done.stderr
+
+
+def test_a_good_file_lets_it_run() -> None:
+    for config in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        done = run([sys.executable, "-c", LOAD], config)
+        assert done.returncode == 0, done.stderr
+        assert "still running" in done.stdout
+
+
+def test_the_server_itself_does_not_start(tmp_path: Path) -> None:
+    config = tmp_path / "power.yaml"
+    config.write_text("presets:\n  a:\n    sampler: pawer\n")
+    done = run(command_line(ServerSpec(PIVOT_MODEL, "never"), free_port()), config)
+    assert done.returncode != 0
+    assert f"{config}, line 3, field 'presets.a.sampler': " in done.stderr + done.stdout
+
+
+# --- a default sampler per served model ---
+
+
+@pytest.mark.server
+def test_a_default_applies_and_says_so(default_server: Server) -> None:
+    asked = {"model": "defaulted", "max_tokens": 24}
+    completed = client(default_server).completions.create(prompt=PROMPT, **asked)  # type: ignore[call-overload]
+    talked = client(default_server).chat.completions.create(messages=MESSAGES, **asked)  # type: ignore[call-overload]
+    generated = raw_generate(default_server, sampling_params={"max_new_tokens": 24})
+    for power in (reports(completed)[0], reports(talked)[0], power_of(generated)):
+        assert (power["sampler"], power["fallback_reason"]) == ("power", None)
+        assert (power["params"]["steps"], power["params"]["block_size"]) == (2, 16)
+
+
+@pytest.mark.server
+def test_a_default_that_does_not_fit_runs_plain_and_says_why(default_server: Server) -> None:
+    for fields, reason in (
+        ({"temperature": 0.7}, "temperature=0.7"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty=0.5"),
+        ({"max_tokens": 200}, "max_new_tokens=200"),
+        ({"extra_body": {"regex": "[a-z]"}}, "regex"),
+    ):
+        response = client(default_server).chat.completions.create(
+            **{"model": "defaulted", "messages": MESSAGES, "max_tokens": 16, **fields}  # type: ignore[call-overload]
+        )
+        power = reports(response)[0]
+        assert power["sampler"] == "none"
+        assert reason in power["fallback_reason"]
+        assert response.choices[0].message.content is not None
+
+
+@pytest.mark.server
+def test_a_streamed_fallback_is_an_ordinary_stream_that_says_why(default_server: Server) -> None:
+    stream = client(default_server).chat.completions.create(
+        model="defaulted", messages=MESSAGES, max_tokens=16, temperature=0.7, stream=True
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "temperature=0.7" in reports(chunks[-1])[0]["fallback_reason"]
+
+
+@pytest.mark.server
+def test_an_explicit_sampler_is_never_a_fallback(default_server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature=0.7"):
+        client(default_server).chat.completions.create(
+            model="defaulted", messages=MESSAGES, temperature=0.7, extra_body={"sampler": "power"}
+        )
+
+
+@pytest.mark.server
+def test_who_asks_for_none_gets_stock_sglang(default_server: Server) -> None:
+    answer = raw_generate(
+        default_server, sampling_params={"max_new_tokens": 8, "custom_params": {"sampler": "none"}}
+    )
+    assert "power" not in answer["meta_info"]
+    response = client(default_server).chat.completions.create(
+        model="defaulted", messages=MESSAGES, max_tokens=8, extra_body={"sampler": "none"}
+    )
+    assert "power" not in (response.model_dump()["metadata"] or {})
+
+
+@pytest.mark.server
+def test_a_default_leaves_probes_and_scoring_alone(default_server: Server) -> None:
+    """Health checks, answers of one token and input scoring are not what a default is for."""
+    assert httpx.get(default_server.url + "/health_generate", timeout=60).status_code == httpx.codes.OK
+    one = raw_generate(default_server, sampling_params={"max_new_tokens": 1})
+    assert "power" not in one["meta_info"]
+    scored = raw_generate(
+        default_server, sampling_params={"max_new_tokens": 0}, return_logprob=True, logprob_start_len=0
+    )
+    assert "power" not in scored["meta_info"]
+    assert len(scored["meta_info"]["input_token_logprobs"]) == len(PROMPT)
+
+
+@pytest.mark.server
+def test_a_default_serves_lists_prompt_by_prompt(default_server: Server) -> None:
+    params = [{"max_new_tokens": 16}, {"max_new_tokens": 16, "temperature": 0.5}]
+    body = {"text": [PROMPT, PROMPT], "sampling_params": params}
+    first, second = post(default_server, "/generate", body).json()
+    assert power_of(first)["sampler"] == "power"
+    assert power_of(second)["sampler"] == "none"
+    assert "temperature=0.5" in power_of(second)["fallback_reason"]
