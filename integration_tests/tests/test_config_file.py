@@ -1,4 +1,4 @@
-"""`SGLANG_POWER_CONFIG`: a bad file ends the process at once; a good one gives a model its default sampler."""
+"""`SGLANG_POWER_CONFIG`: a bad file ends the process at once, a good one gives a model its default sampler."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_streamed_fallback_is_an_ordinary_stream_that_says_why(default_server:
 
 @pytest.mark.server
 def test_an_explicit_sampler_is_never_a_fallback(default_server: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="temperature=0.7"):
+    with pytest.raises(openai.BadRequestError, match=r"temperature=0\.7"):
         client(default_server).chat.completions.create(
             model="defaulted", messages=MESSAGES, temperature=0.7, extra_body={"sampler": "power"}
         )

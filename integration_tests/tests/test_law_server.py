@@ -5,7 +5,8 @@ weights, and so is the law of every whole run, right or wrong, so each null hypo
 cells with expectation below 5 pooled. A right sampler fails one of the 4 tests of a law with probability at
 most 4 * 1e-3 for a fresh set of seeds (Bonferroni). Seeds are fixed, and a draw is a function of (seed,
 position) and of logits that batching changes by 1e-6 or so: a rerun repeats its outcome, near ties apart.
-Only low temperature, served by SGLang's own sampler, is a fresh sample each time: wrong with 1e-6. Figures are printed: pytest -rP shows them.
+Only low temperature, served by SGLang's own sampler, is a fresh sample each time: its own law fails there
+with probability 1e-6. Figures are printed; pytest -rP shows them.
 
 Early rejection runs in shadow mode (law.yaml): what it stops is generated to its end all the same, and
 every full ratio must reject too.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import httpx
 import pytest
-
 import sglang_power
+from sglang_power.cli import main
+
 from integration_tests.server import Server, free_port
 from integration_tests.tests.clients import generate, metric
-from sglang_power.cli import main
 
 pytestmark = pytest.mark.server
 

@@ -180,7 +180,7 @@ def test_metrics_of_both_workers_add_up(matrix_server: Server) -> None:
 
 
 def test_an_abort_reaches_a_chain_whichever_worker_takes_it(matrix_server: Server) -> None:
-    """The worker that gets the abort need not be the one that runs the chain, which may be between children."""
+    """The worker that gets the abort is not always the one that runs the chain, which may hold no child."""
     params = {"max_new_tokens": 96, "ignore_eos": True, "custom_params": {**QUICK, "steps": 400}}
     for i in range(10):
         body = {"text": PROMPT, "rid": f"matrix-{i}", "stream": True, "sampling_params": params}
