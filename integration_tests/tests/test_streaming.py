@@ -264,9 +264,9 @@ def test_the_stock_frontend_streams_a_default_sampler(default_server: Server) ->
     """`sgl.gen` cannot name a sampler; the served model's default applies to it."""
 
     @sgl.function  # type: ignore[untyped-decorator]
-    def solve(state: ProgramState, problem: str) -> None:
-        state += problem
-        state += sgl.gen("answer", max_tokens=48)
+    def solve(s: ProgramState, problem: str) -> None:
+        s += problem
+        s += sgl.gen("answer", max_tokens=48)
 
     state = solve.run(problem=PROMPT, backend=sgl.RuntimeEndpoint(default_server.url), stream=True)
     pieces = list(state.text_iter("answer"))
@@ -276,9 +276,9 @@ def test_the_stock_frontend_streams_a_default_sampler(default_server: Server) ->
 
 def test_the_stock_frontend_without_streaming(default_server: Server) -> None:
     @sgl.function  # type: ignore[untyped-decorator]
-    def solve(state: ProgramState) -> None:
-        state += PROMPT
-        state += sgl.gen("answer", max_tokens=48)
+    def solve(s: ProgramState) -> None:
+        s += PROMPT
+        s += sgl.gen("answer", max_tokens=48)
 
     state = solve.run(backend=sgl.RuntimeEndpoint(default_server.url))
     assert state.get_meta_info("answer")["power"]["sampler"] == "power"

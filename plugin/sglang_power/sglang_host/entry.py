@@ -30,7 +30,7 @@ def generate_request(
         return orchestrator.serve(manager, original, obj, request, plans, config)
     responses = original(manager, obj, request)
     reasons = [plan for plan in plans if not isinstance(plan, PowerPlan) and plan.fallback_reason]
-    return orchestrator.annotated(responses, reasons[0]) if reasons else responses
+    return orchestrator.annotated(responses, obj, reasons[0]) if reasons else responses
 
 
 def _strip_plugin_keys(obj: Any) -> None:

@@ -53,12 +53,15 @@ def serve(
     return _collect(call, prompts, each, single=obj.is_single)
 
 
-async def annotated(responses: AsyncIterator[Any], plan: PlainPlan) -> AsyncIterator[Any]:
-    """SGLang's own responses, saying why a default preset was not applied."""
+async def annotated(responses: AsyncIterator[Any], obj: Any, plan: PlainPlan) -> AsyncIterator[Any]:
+    """SGLang's own responses to `obj`, saying why a default preset was not applied."""
+    notes = notes_of(obj)
     async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
         async for response in source:
             for answer in response if isinstance(response, list) else [response]:
                 answer["meta_info"]["power"] = fallback_report(plan.fallback_reason or "")
+                if notes is not None:
+                    notes.takes(answer.get("index", 0), answer)
             yield response
 
 
