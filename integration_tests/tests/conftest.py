@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,9 +70,13 @@ def matrix_server(logs: Path) -> Iterator[Server]:
         *["--page-size", "16", "--tokenizer-worker-num", "2", "--dp-size", "2"],
         *["--sampling-backend", "power", "--chunked-prefill-size", "16", "--enable-metrics"],
     ]
-    spec = ServerSpec(
-        PIVOT_MODEL, "matrix", arguments, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "30"}
-    )
+    cores = f"0-{(os.cpu_count() or 1) - 1}"
+    environment = {
+        "SGLANG_TEST_RETRACT": "1",
+        "SGLANG_TEST_RETRACT_INTERVAL": "30",
+        "SGLANG_CPU_OMP_THREADS_BIND": f"{cores}|{cores}",  # two ranks on a machine with one NUMA node
+    }
+    spec = ServerSpec(PIVOT_MODEL, "matrix", arguments, environment)
     with server.running(spec, logs) as running:
         yield running
 

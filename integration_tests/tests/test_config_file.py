@@ -18,7 +18,7 @@ TIMEOUT_S = 180
 
 LOAD_EACH = """
 import os, sys
-import sglang.srt.plugins, sglang_power.sglang_host.register
+import sglang.srt.plugins, sglang_power.sglang_host, sglang_power.serving.config
 for config in sys.argv[1:]:
     sys.stdout.flush()
     child = os.fork()
@@ -71,12 +71,11 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """All bad files, one that is missing, and one that is good."""
+    """All bad files and one that is missing; good ones are what the servers of the other tests start with."""
     folder = tmp_path_factory.mktemp("configs")
     for name, (text, _) in BAD.items():
         (folder / f"{name}.yaml").write_text(text)
-    (folder / "good.yaml").write_text("presets:\n  a:\n    sampler: power\n    alpha: 3.0\n")
-    files = [str(folder / f"{name}.yaml") for name in (*BAD, "absent", "good")]
+    files = [str(folder / f"{name}.yaml") for name in (*BAD, "absent")]
     return folder, run([sys.executable, "-c", LOAD_EACH, *files])
 
 
@@ -96,11 +95,6 @@ def test_a_file_that_is_not_there(loaded: tuple[Path, subprocess.CompletedProces
     folder, done = loaded
     assert f"{folder / 'absent.yaml'} exit status 1" in done.stdout
     assert "No such file" in done.stderr
-
-
-def test_a_good_file_lets_it_run(loaded: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, done = loaded
-    assert f"{folder / 'good.yaml'} still running" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_server_itself_does_not_start(tmp_path: Path) -> None:
