@@ -119,7 +119,7 @@ def sampling_backend_default(original: Callable[[Any], dict[str, Any]], view: An
 
 def uvicorn_run(original: Callable[..., Any], app: Any, *args: Any, **kwargs: Any) -> Any:
     """Around uvicorn.run: 0.5.20 to 0.5.22 name the workers' application literally."""
-    from sglang_power.sglang_host.register import APP_PATH
+    from sglang_power.sglang_host.install import APP_PATH
 
     literal = app == "sglang.srt.entrypoints.http_server:app"
     return original(APP_PATH if literal else app, *args, **kwargs)
