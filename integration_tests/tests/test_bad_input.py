@@ -100,6 +100,7 @@ PARAMETERS = [
     power("deadline_ms", 0.5, "Leave it out"),
     power("lookback_blocks", 0, "Leave it out"),
     power("lookback_blocks", 1, "schedule", schedule="paper"),
+    power("lookback_blocks", 1, "draft", initial_text="g"),
     power("top_p", 0, "Leave it out"),
     power("top_p", 1.1, "Leave it out"),
     power("top_k", 0, "-1"),

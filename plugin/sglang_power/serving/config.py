@@ -114,6 +114,7 @@ def load_config(path: Path) -> ServerConfig:
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    _check_duplicates(path, root, ())
     try:
         config = ServerConfig.model_validate({} if values is None else values)
     except ValidationError as error:
@@ -121,6 +122,18 @@ def load_config(path: Path) -> ServerConfig:
         raise _at(path, root, first["loc"], f"{first['msg']}, got {first['input']!r}") from error
     _check_references(path, root, config)
     return config
+
+
+def _check_duplicates(path: Path, node: yaml.Node | None, loc: tuple[int | str, ...]) -> None:
+    """YAML forbids duplicate keys; PyYAML keeps the last one without a word."""
+    seen: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in seen:
+            field = ".".join(map(str, (*loc, key.value)))
+            raise ConfigError(f"{path}, line {key.start_mark.line + 1}, field '{field}': duplicate key")
+        seen.add(key.value)
+    for part, (_, child) in _children(node).items():
+        _check_duplicates(path, child, (*loc, part))
 
 
 def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
