@@ -58,10 +58,14 @@ class Server:
 
 
 def device_arguments() -> list[str]:
-    """A GPU where there is one; otherwise the CPU, with sizes for a small machine."""
+    """A GPU where there is one; otherwise the CPU, with sizes for a small machine.
+
+    SGLang refuses to start when the free memory shrinks by more than the fraction while it loads, which
+    servers side by side make happen; the pool itself is bounded by --max-total-tokens.
+    """
     if torch.cuda.is_available():
         return ["--mem-fraction-static", "0.3"]
-    return ["--device", "cpu", "--dtype", "float32", "--mem-fraction-static", "0.1"]
+    return ["--device", "cpu", "--dtype", "float32", "--mem-fraction-static", "0.5"]
 
 
 def free_port() -> int:
