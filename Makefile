@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
 	$(BIN)/python -m integration_tests.demo
 
-test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the whole test suite; in file order, which keeps fewest servers in memory at once
+	$(BIN)/python -m pytest -p no:randomly --durations=15
 
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
