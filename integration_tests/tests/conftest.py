@@ -63,7 +63,7 @@ def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its data-parallel controller keeps a core busy as long as it lives
 def matrix_server(logs: Path) -> Iterator[Server]:
     """The pivot model with everything else that the support matrix names, at once."""
     arguments = [

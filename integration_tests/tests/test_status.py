@@ -50,16 +50,6 @@ def test_it_counts_the_work_of_the_kernels(pivot_server: Server) -> None:
     assert drawn() - before >= decoded
 
 
-def test_every_rank_of_a_data_parallel_server(
-    matrix_server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, out, _ = check(capsys, matrix_server.url)
-    assert status == 0
-    for rank in (0, 1):
-        assert any(line.startswith(f"scheduler (rank {rank}, ") for line in out.splitlines())
-    assert out.splitlines()[-1] == "power sampling is live"
-
-
 def test_a_default_is_shown(default_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = check(capsys, default_server.url)
     assert status == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sglang_power.cli import main
 
 from integration_tests.server import Server
 from integration_tests.tests.clients import (
@@ -190,3 +191,13 @@ def test_an_abort_reaches_a_chain_whichever_worker_takes_it(matrix_server: Serve
         httpx.post(matrix_server.url + "/abort_request", json={"rid": f"matrix-{i}"}, timeout=60)
         rest = list(lines)
         assert '"type":"abort"' in rest[-2]
+
+
+def test_the_check_command_reports_every_rank(
+    matrix_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--url", matrix_server.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for rank in RANKS:
+        assert any(line.startswith(f"scheduler (rank {rank}, ") for line in lines)
+    assert lines[-1] == "power sampling is live"
