@@ -182,13 +182,13 @@ def unfinished(server: Server) -> int:
 
 
 def quiet(server: Server) -> None:
-    """Wait until no chain is alive: no request is held, and none arrives during twenty children's time."""
+    """Wait until no chain is alive: no request is held, and none arrives during the time of several children."""
     seen: list[float] = []
 
     def settled() -> bool:
         seen.append(scheduled(server))
-        time.sleep(0.2)
-        return len(seen) >= 6 and len(set(seen[-6:])) == 1 and unfinished(server) == 0
+        time.sleep(0.15)
+        return len(seen) >= 5 and len(set(seen[-5:])) == 1 and unfinished(server) == 0
 
     eventually(settled, "all children ended")
 

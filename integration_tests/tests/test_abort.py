@@ -236,7 +236,7 @@ def test_a_full_queue_delays_children_and_fails_nobody(default_server: Server) -
 def test_sigterm_lets_chains_finish_and_leaves_no_process(tmp_path: Path) -> None:
     spec = ServerSpec(PIVOT_MODEL, "terminated", ["--page-size", "1", "--enable-metrics"])
     with servers.running(spec, tmp_path) as server:
-        chain = {**QUICK, "seed": 61, "steps": 12, "early_rejection": False}
+        chain = {**QUICK, "seed": 61, "steps": 6, "early_rejection": False}
         params = {"max_new_tokens": 64, "ignore_eos": True, "custom_params": chain}
         body = {"text": PROMPT, "sampling_params": params}
         whole = functools.partial(post, server, "/generate", body)

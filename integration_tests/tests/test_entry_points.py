@@ -474,28 +474,38 @@ STOPS = ["=0;", ";A", "-8=", "0;w", "g4;g"]
 """Several tokens each, so that cuts fall inside them."""
 
 
-@pytest.mark.parametrize("sampling", [{"stop": STOPS}, {"stop": STOPS, "no_stop_trim": True}])
-def test_stop_strings_hold_across_cuts(pivot_server: Server, sampling: dict[str, Any]) -> None:
-    """24 seeds, blocks of three tokens and eight steps each: cuts fall inside every stop string."""
+def test_stop_strings_hold_across_cuts(pivot_server: Server) -> None:
+    """24 seeds, blocks of three tokens, eight steps each: cuts fall inside every stop string.
+
+    Every second request keeps its stop in the text (no_stop_trim).
+    """
     calls = [
         functools.partial(
-            generate, pivot_server, seed=seed, alpha=1.5, block_size=3, steps=8, sampling=sampling
+            generate,
+            pivot_server,
+            seed=seed,
+            alpha=1.5,
+            block_size=3,
+            steps=8,
+            sampling={"stop": STOPS, "no_stop_trim": seed % 2 == 1},
         )
         for seed in range(24)
     ]
     matched = set()
-    for answer in together(calls):
+    for seed, answer in enumerate(together(calls)):
         text, reason = answer["text"], answer["meta_info"]["finish_reason"]
         if reason["type"] == "length" or reason["matched"] == EOS:
             assert not any(stop in text for stop in STOPS), answer
             continue
         stop = reason["matched"]
-        assert stop in STOPS
         matched.add(stop)
-        before = text.removesuffix(stop) if "no_stop_trim" in sampling else text
-        assert text == before + (stop if "no_stop_trim" in sampling else "")
+        before = text
+        if seed % 2:
+            assert text.endswith(stop)
+            before = text.removesuffix(stop)
         assert not any(other in before for other in STOPS), answer
         assert answer["output_ids"] == ids_of(before + stop), "output ids keep the stop, as in SGLang"
+    assert matched <= set(STOPS)
     assert len(matched) >= 3, "the seeds reach most of the stop strings"
 
 

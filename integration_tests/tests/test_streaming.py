@@ -30,8 +30,8 @@ from integration_tests.tests.clients import (
 pytestmark = pytest.mark.server
 
 SEEDED: dict[str, Any] = {**QUICK, "seed": 40}
-SLOW: dict[str, Any] = {**SEEDED, "steps": 30, "early_rejection": False}
-"""Long enough for progress, which is sent five times a second at most."""
+SLOW: dict[str, Any] = {**SEEDED, "steps": 8, "early_rejection": False}
+"""Progress is sent at the first step and five times a second at most."""
 
 COMMITTING: dict[str, Any] = {**SEEDED, "block_size": 4, "lookback_blocks": 1}
 
