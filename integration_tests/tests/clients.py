@@ -182,7 +182,7 @@ def unfinished(server: Server) -> int:
 
 
 def quiet(server: Server) -> None:
-    """Wait until no chain is alive: no request is held, and none arrives during the time of several children."""
+    """Wait until no chain is alive: no request is held, and none arrives in several children's time."""
     seen: list[float] = []
 
     def settled() -> bool:

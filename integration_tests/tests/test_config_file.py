@@ -20,14 +20,17 @@ LOAD_EACH = """
 import os, sys
 import sglang.srt.plugins, sglang_power.sglang_host, sglang_power.serving.config
 for config in sys.argv[1:]:
-    sys.stdout.flush()
     child = os.fork()
     if child == 0:
         os.environ["SGLANG_POWER_CONFIG"] = config
-        sglang.srt.plugins.load_plugins()
-        print(config, "still running")
+        try:
+            sglang.srt.plugins.load_plugins()
+        except SystemExit as end:
+            print(end, file=sys.stderr, flush=True)
+            os._exit(1)
+        print(config, "still running", flush=True)
         os._exit(0)
-    print(config, "exit status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(config, "exit status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """What every process of a server does first, once per file; the imports are shared to save their time."""
 
