@@ -25,6 +25,10 @@ PIVOT_MODEL = Path(__file__).parent / "pivot" / "model"
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 
+KEEP_ALIVE_S = 60
+"""SGLang closes idle connections after 5 s, just when httpx's pool gives them up: a request sent into that
+moment is lost (httpx.ReadError). The server has to be the more patient of the two."""
+
 
 @dataclass(frozen=True)
 class ServerSpec:
@@ -93,7 +97,13 @@ def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
     """A server for the time of a with-block; stopped by its pid, with everything that it started."""
     port = free_port()
     log = log_dir / f"{spec.name}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **spec.environment}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "SGLANG_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
+        **spec.environment,
+    }
     with log.open("w") as sink:
         process = subprocess.Popen(
             command_line(spec, port),
