@@ -66,6 +66,7 @@ PARAM_FIELDS = frozenset(
     {
         "alpha",
         "proposal_temperature",
+        "proposal_policy",
         "block_size",
         "steps",
         "cut",

@@ -27,7 +27,7 @@ import pytest
 from scipy import stats
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix
-from sglang_power.request import parse_request
+from sglang_power.request import parse_power
 from sglang_power.types import FloatArray
 
 from integration_tests.law_model import (
@@ -81,7 +81,7 @@ class Case:
     @property
     def config(self) -> MHConfig:
         """The chain that the server is to run."""
-        return parse_request({"sampler": "power", **self.power, **self.sampling}).mh_config(HORIZON)
+        return parse_power({**self.power, **self.sampling}).mh_config(HORIZON)
 
     @property
     def steps(self) -> int:
@@ -243,7 +243,7 @@ async def test_answers_follow_the_power_law(law_server: Server, tree: AnswerTree
 @pytest.mark.server
 async def test_control_low_temperature_is_another_law(law_server: Server, tree: AnswerTree) -> None:
     """Token-level temperature 1/alpha, by plain requests to the same server."""
-    config = parse_request({"alpha": ENTROPY.config.alpha}).mh_config(HORIZON)
+    config = parse_power({"alpha": ENTROPY.config.alpha}).mh_config(HORIZON)
     sampling = {"max_new_tokens": HORIZON, "temperature": 1 / config.alpha}
     answers = await generate(law_server, [{"text": PROMPT, "sampling_params": sampling}] * ENTROPY.answers)
     assert not any("power" in answer["meta_info"] for answer in answers)
@@ -258,7 +258,7 @@ async def test_control_low_temperature_is_another_law(law_server: Server, tree: 
 
 def test_truncated_answers_are_not_the_whole_power_law(tree: AnswerTree) -> None:
     """The truncated case's sample size tells p^alpha on the reachable answers from p^alpha."""
-    reachable, whole = tree.target(TOP_K.config), tree.target(parse_request(TOP_K.power).mh_config(HORIZON))
+    reachable, whole = tree.target(TOP_K.config), tree.target(parse_power(TOP_K.power).mh_config(HORIZON))
     counts = counted(tree, drawn(tree, reachable, TOP_K.answers, seed=1))
     assert g_test(counts, whole) < REJECTED
 
@@ -304,7 +304,7 @@ CONTROLS = {
 def test_control_wrong_chain(tree: AnswerTree, control: Control) -> None:
     """As many draws from the enumerated law of the wrong chain's answers do not pass."""
     case, target = control.case, tree.target(control.case.config)
-    wrong = parse_request({**case.power, **control.changes}).mh_config(HORIZON)
+    wrong = parse_power({**case.power, **control.changes}).mh_config(HORIZON)
     law = tree.answers(wrong, target if case.drafted else None, control.mistake)
     print("TV", total_variation(law, target))
     p = g_test(counted(tree, drawn(tree, law, case.answers, seed=7)), target)

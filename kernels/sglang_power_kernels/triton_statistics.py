@@ -111,8 +111,43 @@ def merge_statistics(
     peak = tl.max(peaks, axis=0)
     nan = tl.where((bad > 0) | (peak == -float("inf")), float("nan"), 0.0).to(tl.float64)
     origin = finite_or_zero(peak)
-    shift = finite_or_zero(peaks) - origin
+    log_mass = merge_law(peaks, origin, kappa, nan, row, batch, tiles, partial_ptr, out_ptr, TILES, PARTIALS)
 
+    peaks_kept = load_partial(partial_ptr, row, tiles, 10, -float("inf"), TILES, PARTIALS)
+    origin_kept = finite_or_zero(tl.max(peaks_kept, axis=0))
+    kept = load_partial(partial_ptr, row, tiles, 11, 0.0, TILES, PARTIALS)
+    log_kept = tl.log(tl.sum(scales(peaks_kept, origin_kept, kappa) * kept, axis=0))
+    sampled = tl.load(sampled_ptr + row).to(tl.int64)
+    known = (sampled >= 0) & (sampled < vocab)
+    missing = tl.where(known, nan, float("nan"))
+    x = tl.load(logits_ptr + row * row_stride + tl.where(known, sampled, 0) * token_stride).to(tl.float32)
+    kept_x = keep(x, keep_min_ptr, keep_max_ptr, row, HAS_MIN, HAS_MAX)
+    log_q = kappa * (kept_x.to(tl.float64) - origin_kept) - log_kept
+    log_q = tl.where(kept_x == -float("inf"), -float("inf"), log_q)
+    tl.store(out_ptr + row, x.to(tl.float64) - origin - log_mass + missing)
+    tl.store(out_ptr + batch + row, log_q + missing)
+
+    seconds = load_partial(partial_ptr, row, tiles, 2, -float("inf"), TILES, PARTIALS)
+    log_total = origin + log_mass + nan
+    merge_top2(peaks, seconds, id_ptr, row, tiles, log_total, top2_probs_ptr, top2_ids_ptr, TILES)
+
+
+@jit
+def merge_law(
+    peaks,
+    origin,
+    kappa,
+    nan,
+    row,
+    batch,
+    tiles,
+    partial_ptr,
+    out_ptr,
+    TILES: tl.constexpr,
+    PARTIALS: tl.constexpr,
+):
+    """Write what does not depend on the sampled token, `out[2:, row]`; return log mass around `origin`."""
+    shift = finite_or_zero(peaks) - origin
     scale = scales(peaks, origin, 1.0)
     masses = scale * load_partial(partial_ptr, row, tiles, 3, 0.0, TILES, PARTIALS)
     averages = shift + load_partial(partial_ptr, row, tiles, 4, 0.0, TILES, PARTIALS)
@@ -126,29 +161,12 @@ def merge_statistics(
     means = shift + load_partial(partial_ptr, row, tiles, 8, 0.0, TILES, PARTIALS)
     deviations = load_partial(partial_ptr, row, tiles, 9, 0.0, TILES, PARTIALS)
     mean, variance = merge_moments(counts, means, deviations)
-
-    peaks_kept = load_partial(partial_ptr, row, tiles, 10, -float("inf"), TILES, PARTIALS)
-    origin_kept = finite_or_zero(tl.max(peaks_kept, axis=0))
-    kept = load_partial(partial_ptr, row, tiles, 11, 0.0, TILES, PARTIALS)
-    log_kept = tl.log(tl.sum(scales(peaks_kept, origin_kept, kappa) * kept, axis=0))
-
-    sampled = tl.load(sampled_ptr + row).to(tl.int64)
-    known = (sampled >= 0) & (sampled < vocab)
-    missing = tl.where(known, nan, float("nan"))
-    x = tl.load(logits_ptr + row * row_stride + tl.where(known, sampled, 0) * token_stride).to(tl.float32)
-    kept_x = keep(x, keep_min_ptr, keep_max_ptr, row, HAS_MIN, HAS_MAX)
-    log_q = kappa * (kept_x.to(tl.float64) - origin_kept) - log_kept
-    log_q = tl.where(kept_x == -float("inf"), -float("inf"), log_q)
-    tl.store(out_ptr + row, x.to(tl.float64) - origin - log_mass + missing)
-    tl.store(out_ptr + batch + row, log_q + missing)
     tl.store(out_ptr + 2 * batch + row, log_z + nan)
     tl.store(out_ptr + 3 * batch + row, log_mass - average + nan)
     tl.store(out_ptr + 4 * batch + row, varentropy + nan)
     tl.store(out_ptr + 5 * batch + row, origin + mean + nan)
     tl.store(out_ptr + 6 * batch + row, tl.sqrt(variance) + nan)
-    seconds = load_partial(partial_ptr, row, tiles, 2, -float("inf"), TILES, PARTIALS)
-    log_total = origin + log_mass + nan
-    merge_top2(peaks, seconds, id_ptr, row, tiles, log_total, top2_probs_ptr, top2_ids_ptr, TILES)
+    return log_mass
 
 
 @jit

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import httpx
 
@@ -14,20 +16,83 @@ import sglang_power
 
 STATUS_ROUTE = "/sglang_power/status"
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run one command; the exit status says whether it succeeded."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="sglang-power", description="Power sampling for SGLang servers.")
     parser.add_argument("--version", action="version", version=sglang_power.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    add_check(commands)
+    add_bench(commands)
+    options = parser.parse_args(arguments)
+    if options.command == "check":
+        return run_check(options.url, options.api_key, options.timeout)
+    return run_bench_kernels(options, shlex.join(["sglang-power", *arguments]))
+
+
+def add_check(commands: Commands) -> None:
+    """The options of `check`."""
     check = commands.add_parser("check", help="ask a running server whether power sampling is live in it")
     check.add_argument("--url", default="http://127.0.0.1:30000", help="base URL of the server")
     check.add_argument(
         "--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)"
     )
     check.add_argument("--timeout", type=float, default=30.0, help="seconds")
-    options = parser.parse_args(argv)
-    return run_check(options.url, options.api_key, options.timeout)
+
+
+def add_bench(commands: Commands) -> None:
+    """The options of `bench kernels`; their values are checked by the benchmark, which knows the device."""
+    bench = commands.add_parser("bench", help="measure this machine")
+    kernels = bench.add_subparsers(dest="benchmark", required=True).add_parser(
+        "kernels",
+        help="time of sampling and statistics per backend, against SGLang's own sampler",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    kernels.add_argument("--device", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    kernels.add_argument("--batches", type=int, nargs="+", default=[1, 2, 8, 32, 128, 256], help="rows")
+    kernels.add_argument(
+        "--vocabs", type=int, nargs="+", default=[32_000, 151_936, 262_144], help="logits per row"
+    )
+    kernels.add_argument("--backends", nargs="+", help="by default all that can run on the device")
+    kernels.add_argument("--rounds", type=int, default=15, help="timings of each call")
+    kernels.add_argument("--threads", type=int, help="of torch on the CPU; by default as torch chooses")
+    kernels.add_argument(
+        "--output",
+        type=Path,
+        default=Path("kernel_benchmark"),
+        metavar="DIR",
+        help="folder for the JSON report and the page results.md",
+    )
+    kernels.set_defaults(parser=kernels)
+
+
+def run_bench_kernels(options: argparse.Namespace, command: str) -> int:
+    """Time the row functions, print the verdicts on the targets, write the report; 0 when all of it ran."""
+    from sglang_power_kernels import benchmark  # Imports torch, which the other commands do without.
+
+    fail = options.parser.error
+    try:
+        settings = benchmark.Settings.checked(
+            device=options.device,
+            batches=options.batches,
+            vocabs=options.vocabs,
+            backends=options.backends,
+            rounds=options.rounds,
+            threads=options.threads,
+        )
+        options.output.mkdir(parents=True, exist_ok=True)
+    except benchmark.SettingsError as error:
+        fail(f"argument --{error.option}: {error}")
+    except OSError as error:
+        fail(f"argument --output: {error}")
+    report = benchmark.run(settings, command=command)
+    print("\n".join(benchmark.target_lines(report)))
+    for path in benchmark.write(report, options.output):
+        print(f"wrote {path}")
+    return 0
 
 
 def run_check(url: str, api_key: str | None, timeout: float) -> int:

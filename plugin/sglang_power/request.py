@@ -1,24 +1,33 @@
 """What a client may ask: one pydantic model per sampler, the only place of defaults.
 
-Unknown keys, wrong types and wrong ranges end here, as one RequestError that names the field, the value
-and what to do. Models know nothing of the server; `sglang_host.intake` fills in what SGLang's own
-sampling parameters say.
+`power` is here; every per-step policy is a model of its own in `policies`. Unknown keys, wrong types and
+wrong ranges end here, as one RequestError that names the field, the value and what to do. Models know
+nothing of the server; `sglang_host.intake` fills in what SGLang's own sampling parameters say.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import is_exact
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.errors import RequestError
+from sglang_power.fields import CONFLICT, FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
+from sglang_power.policies import Policy, policies
 from sglang_power.types import ProposalLaw
-
-Positive = Annotated[int, Field(ge=1)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 NO_SAMPLER = "none"
 """`sampler: "none"` opts out of a server-side default."""
@@ -39,7 +48,9 @@ class PowerRequest(BaseModel):
         initial_text, initial_ids: a draft to start from.
         max_steps, max_total_tokens, deadline_ms: budgets (per chain; per request; milliseconds).
         lookback_blocks: freeze what lies further back, and stream it; the law becomes approximate.
-        top_p, top_k, min_p: truncation of the proposal, after the proposal temperature, joint order.
+        proposal_policy: a per-step policy for proposals, as a request would write it, e.g. {"sampler":
+            "top_n_sigma", "n": 1.5}; it measures the law at the proposal temperature.
+        top_p, top_k, min_p: truncation of the proposal, after temperature and policy, joint order.
         return_trace: add every step to the response.
     """
 
@@ -47,7 +58,8 @@ class PowerRequest(BaseModel):
 
     sampler: Literal["power"] = "power"
     alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
-    proposal_temperature: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
+    proposal_temperature: PositiveFloat | None = None
+    proposal_policy: InstanceOf[Policy] | None = None
     block_size: Positive = 192
     steps: Positive = 10
     cut: Literal["uniform", "entropy"] = "uniform"
@@ -55,28 +67,43 @@ class PowerRequest(BaseModel):
     cut_epsilon: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.1
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
-    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    seed: Seed | None = None
     initial_text: Annotated[str, Field(min_length=1)] | None = None
     initial_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     max_steps: Positive | None = None
     max_total_tokens: Positive | None = None
     deadline_ms: Positive | None = None
     lookback_blocks: Positive | None = None
-    top_p: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] | None = None
+    top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] | None = None
     return_trace: StrictBool = False
 
+    @field_validator("proposal_policy", mode="before")
+    @classmethod
+    def _parsed(cls, value: object) -> object:
+        return _proposal_policy(value) if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.initial_text is not None and self.initial_ids is not None:
-            raise ValueError("initial_text and initial_ids exclude each other")
+            raise conflict(
+                "initial_ids", "initial_text and initial_ids exclude each other", "Name one of the two"
+            )
         if self.top_k == 0:
-            raise ValueError("top_k must be -1 (off) or at least 1")
+            raise conflict("top_k", "top_k must be -1 (off) or at least 1", "Use -1 to switch it off")
         if self.lookback_blocks is not None and self.schedule == "paper":
-            raise ValueError("lookback_blocks and schedule='paper' exclude each other")
+            raise conflict(
+                "lookback_blocks",
+                "lookback_blocks and schedule='paper' exclude each other",
+                "Leave schedule at 'exact', or leave lookback_blocks out",
+            )
         if self.lookback_blocks is not None and (self.initial_ids or self.initial_text):
-            raise ValueError("lookback_blocks and a draft exclude each other")
+            raise conflict(
+                "lookback_blocks",
+                "lookback_blocks and a draft exclude each other",
+                "A draft is revised as a whole; leave lookback_blocks out",
+            )
         return self
 
     @property
@@ -93,6 +120,7 @@ class PowerRequest(BaseModel):
             top_k=self.top_k if self.top_k not in (None, -1) else None,
             top_p=self.top_p if self.top_p not in (None, 1.0) else None,
             min_p=self.min_p if self.min_p not in (None, 0.0) else None,
+            policy=self.proposal_policy,
         )
 
     @property
@@ -118,58 +146,91 @@ class PowerRequest(BaseModel):
         """The parameters in force, for the response; a draft is shown by its length only."""
         shown = self.model_dump(exclude={"sampler", "seed", "initial_text", "initial_ids", "return_trace"})
         shown["proposal_temperature"] = self.tau
+        if self.proposal_policy is not None:
+            policy = self.proposal_policy
+            shown["proposal_policy"] = {"sampler": policy.name(), **policy.parameters}
         shown["early_rejection"] = self.early_rejection and is_exact(self.alpha, self.law)
         shown["max_new_tokens"] = horizon
         shown["draft"] = self.initial_ids is not None or self.initial_text is not None
         return shown
 
 
-SAMPLERS: dict[str, type[PowerRequest]] = {"power": PowerRequest}
-"""Every sampler that a request may name. The next one is added here, as a model of its own."""
+SamplerRequest = PowerRequest | Policy
 
 
-def parse_request(values: dict[str, Any]) -> PowerRequest:
-    """Validate flat parameters.
+@functools.cache
+def samplers() -> dict[str, type[SamplerRequest]]:
+    """Every sampler that a request may name."""
+    return {"power": PowerRequest, **policies()}
+
+
+def parse_request(values: dict[str, Any]) -> SamplerRequest:
+    """Validate flat parameters; `sampler` names the model, "power" where it is absent.
 
     Raises:
         RequestError: unknown sampler, unknown key, wrong type or range.
     """
     name = values.get("sampler", "power")
-    if not isinstance(name, str) or name not in SAMPLERS:
-        known = ", ".join([*SAMPLERS, NO_SAMPLER])
-        raise RequestError("sampler", name, "unknown sampler", f"Use one of: {known}")
-    model = SAMPLERS[name]
+    known = samplers()
+    if not isinstance(name, str) or name not in known:
+        names = ", ".join([*known, NO_SAMPLER])
+        raise RequestError("sampler", name, "unknown sampler", f"Use one of: {names}")
     try:
-        return model.model_validate(values)
+        return known[name].model_validate(values)
     except ValidationError as error:
-        raise _request_error(model, error) from None
+        raise _request_error(known[name], error, values) from None
 
 
-_REMEDIES = {
-    "initial_text and initial_ids exclude each other": ("initial_ids", "Name one of the two"),
-    "top_k must be -1 (off) or at least 1": ("top_k", "Use -1 to switch it off"),
-    "lookback_blocks and a draft exclude each other": (
-        "lookback_blocks",
-        "A draft is revised as a whole; leave lookback_blocks out",
-    ),
-    "lookback_blocks and schedule='paper' exclude each other": (
-        "lookback_blocks",
-        "Leave schedule at 'exact', or leave lookback_blocks out",
-    ),
-}
+def parse_power(values: dict[str, Any]) -> PowerRequest:
+    """`parse_request` of parameters that are known to be of `power`."""
+    request = parse_request({"sampler": "power", **values})
+    assert isinstance(request, PowerRequest)
+    return request
 
 
-def _request_error(model: type[PowerRequest], error: ValidationError) -> RequestError:
+def _proposal_policy(values: dict[str, Any]) -> Policy:
+    """A policy inside a power request; its errors name the field behind a dot."""
+    known = policies()
+    name = values.get("sampler")
+    if not isinstance(name, str) or name not in known:
+        raise conflict("proposal_policy.sampler", "unknown policy", f"Use one of: {', '.join(known)}")
+    try:
+        policy = known[name].model_validate(values)
+    except ValidationError as error:
+        wrong = _request_error(known[name], error, values)
+        raise conflict(f"proposal_policy.{wrong.field}", wrong.problem, wrong.hint) from None
+    if not policy.in_proposals:
+        raise conflict(
+            "proposal_policy.sampler", f"{name} is no law of one row alone", "Use it as a sampler of its own"
+        )
+    if policy.seed is not None:
+        raise conflict("proposal_policy.seed", "the request has one seed", "Set seed beside proposal_policy")
+    return policy
+
+
+def _request_error(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> RequestError:
     first = error.errors(include_url=False)[0]
-    problem = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        field, hint = _REMEDIES[problem]
-        return RequestError(field, first["input"].get(field), problem, hint)
-    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == CONFLICT:
+        detail = first["ctx"]
+        value = _value_at(values, detail["field"])
+        return RequestError(detail["field"], value, detail["problem"], detail["hint"])
+    problem, field = first["msg"], ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         names = ", ".join(sorted(model.model_fields))
         return RequestError(field, first["input"], "unknown parameter", f"Known parameters: {names}")
+    if first["type"] == "missing":
+        return RequestError(
+            field, None, "required", "Name it, or set it for the model in SGLANG_POWER_CONFIG"
+        )
     name = str(first["loc"][0])
     default = "1/alpha" if name == "proposal_temperature" else model.model_fields[name].default
     remedy = "Leave it out" if default is None else f"Leave it out for the default of {default}"
     return RequestError(field, first["input"], problem, remedy)
+
+
+def _value_at(values: dict[str, Any], path: str) -> object:
+    """What a request holds at a dotted path; None where it holds nothing."""
+    found: object = values
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     ACCEPT = 2
     PROPOSAL = 3
     EXTENSION = 4
+    POLICY = 5
 
 
 @dataclass(frozen=True, slots=True)

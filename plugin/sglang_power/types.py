@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,24 +25,44 @@ entropy    H_t of p;  varentropy  V_t of p;  gap  p(1st) - p(2nd)
 """
 
 
+class TokenPolicy(Protocol):
+    """A per-step policy as the nouns know it; `sglang_power.policies.Policy` is one."""
+
+    full_support: ClassVar[bool]
+    """Whether every token that p allows keeps a positive probability."""
+
+    def token_law(self, log_p: FloatArray, temperature: float) -> FloatArray:
+        """[vocab] the law of the next token, from the base law and the request's temperature."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProposalLaw:
-    """The token law q that proposals are drawn from: q(v) is proportional to p(v)^kappa on a kept set.
+    """The token law q that tokens are drawn from: p^kappa, then a policy, then truncation.
+
+    Without a policy q(v) is proportional to p(v)^kappa on a kept set.
 
     Args:
-        kappa: inverse proposal temperature, > 0.
-        top_k, top_p, min_p: truncation of the tempered law, in joint order; None means off.
+        kappa: inverse temperature, > 0.
+        top_k, top_p, min_p: truncation of what the policy left, in joint order; None means off.
+        policy: reshapes the tempered law before that; None means off.
     """
 
     kappa: float
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    policy: TokenPolicy | None = None
+
+    @property
+    def limited(self) -> bool:
+        """True when top-k, top-p or min-p cuts."""
+        return self.top_k is not None or self.top_p is not None or self.min_p is not None
 
     @property
     def truncated(self) -> bool:
         """True when q does not cover the support of p."""
-        return self.top_k is not None or self.top_p is not None or self.min_p is not None
+        return self.limited or (self.policy is not None and not self.policy.full_support)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

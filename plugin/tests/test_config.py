@@ -42,6 +42,7 @@ def test_a_shipped_file_is_valid_and_each_preset_parses(path: Path) -> None:
     config = load_config(path)
     for name in config.presets:
         request = config.resolve({"preset": name})
+        assert isinstance(request, PowerRequest)
         assert request.mh_config(256).alpha == request.alpha
 
 
@@ -49,6 +50,7 @@ def test_the_paper_preset_is_the_paper() -> None:
     """Karan & Du: alpha 4, tau 1/4, blocks of 192, 10 steps."""
     config = load_config(next(path for path in SHIPPED if path.name == "power-paper.yaml"))
     request = config.resolve({"preset": next(iter(config.presets))})
+    assert isinstance(request, PowerRequest)
     assert (request.alpha, request.tau, request.block_size, request.steps) == (4.0, 0.25, 192, 10)
 
 

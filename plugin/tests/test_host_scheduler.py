@@ -16,8 +16,8 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH
 from sglang_power.algorithms.cuts import UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
-from sglang_power.sglang_host.rows import RowBlock, _row_of
-from sglang_power.sglang_host.sampler import sample_with_statistics
+from sglang_power.sglang_host.drawing import draw_rows
+from sglang_power.sglang_host.rows import PowerRow, RowBlock, _row_of
 from sglang_power.sglang_host.statistics import HostStatistics
 from sglang_power.types import ROW_FIELDS, ProposalLaw
 
@@ -39,7 +39,7 @@ def request(custom_params: dict[str, Any] | None) -> SimpleNamespace:
 
 
 def test_rows_follow_filtering_and_merging() -> None:
-    first, second = child(1), child(2)
+    first, second = PowerRow(child(1)), PowerRow(child(2))
     block = RowBlock((None, first, second)).keep([2, 0]).followed_by(RowBlock((None, first)))
     assert block.rows == (second, None, None, first)
     assert block.indices == [0, 3]
@@ -67,10 +67,11 @@ def test_draws_have_the_tempered_truncated_law_and_report_it() -> None:
     for law, weights in laws.items():
         exact = weights / weights.sum()
         count = 4000
-        block = RowBlock(tuple(child(seed, law=law) for seed in range(count)))
+        block = RowBlock.of(*[child(seed, law=law) for seed in range(count)])
         rows = block.on(torch.device("cpu"))
         positions = torch.full((count,), 9)
-        ids, table = sample_with_statistics(logits.expand(count, -1).contiguous(), positions, rows)
+        drawn = draw_rows(logits.expand(count, -1).contiguous(), positions, rows)
+        ids, table = drawn.ids, drawn.statistics
         seen = np.bincount(ids.numpy(), minlength=5)
         support = exact > 0
         assert seen[~support].sum() == 0
@@ -86,29 +87,29 @@ def test_draws_depend_on_seed_and_position_only() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     seeds = (11, 12, 13)
     alone = [
-        sample_with_statistics(
-            logits[i : i + 1], torch.tensor([7]), RowBlock((child(seed),)).on(torch.device("cpu"))
-        )[0].item()
+        draw_rows(
+            logits[i : i + 1], torch.tensor([7]), RowBlock.of(child(seed)).on(torch.device("cpu"))
+        ).ids.item()
         for i, seed in enumerate(seeds)
     ]
-    block = RowBlock(tuple(child(seed) for seed in reversed(seeds)))
-    together, _ = sample_with_statistics(logits.flip(0), torch.full((3,), 7), block.on(torch.device("cpu")))
-    assert together.flip(0).tolist() == alone
+    block = RowBlock.of(*[child(seed) for seed in reversed(seeds)])
+    together = draw_rows(logits.flip(0), torch.full((3,), 7), block.on(torch.device("cpu")))
+    assert together.ids.flip(0).tolist() == alone
 
 
 def test_forced_tokens_are_emitted_with_their_own_statistics() -> None:
     logits = torch.randn(2, 10, generator=torch.Generator().manual_seed(2))
-    block = RowBlock((child(0, origin=4, forced=(7, 8)), child(1, origin=4)))
-    ids, table = sample_with_statistics(logits, torch.tensor([5, 5]), block.on(torch.device("cpu")))
+    block = RowBlock.of(child(0, origin=4, forced=(7, 8)), child(1, origin=4))
+    drawn = draw_rows(logits, torch.tensor([5, 5]), block.on(torch.device("cpu")))
+    ids, table = drawn.ids, drawn.statistics
     assert ids[0].item() == 8
     assert table[0, 0].item() == pytest.approx(torch.log_softmax(logits[0], -1)[8].item(), abs=1e-6)
 
 
 def test_rows_of_logits_that_are_not_numbers_stay_inside_the_vocabulary() -> None:
     logits = torch.full((1, 6), float("nan"))
-    ids, table = sample_with_statistics(
-        logits, torch.tensor([4]), RowBlock((child(),)).on(torch.device("cpu"))
-    )
+    drawn = draw_rows(logits, torch.tensor([4]), RowBlock.of(child()).on(torch.device("cpu")))
+    ids, table = drawn.ids, drawn.statistics
     assert 0 <= ids.item() < 6
     assert table.isnan()[0, 0]
 
@@ -121,7 +122,7 @@ def commit(req: SimpleNamespace, params: ChildParams, position: int, log_p: floa
     req.output_ids.append(0)
     values = torch.tensor([record(log_p)], dtype=torch.float64)
     commits = [SimpleNamespace(output_index=position, token_ids=(0,))]
-    HostStatistics(RowBlock((params,)), values).consume(SimpleNamespace(reqs=[req]), commits)
+    HostStatistics(RowBlock.of(params), values).consume(SimpleNamespace(reqs=[req]), commits)
 
 
 def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> None:
@@ -131,7 +132,7 @@ def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> 
     params, req = child(early_rejection=rule), request(None)
     commit(req, params, 0, -2.0)
     assert req.to_finish is None
-    overshoot = HostStatistics(RowBlock((params,)), torch.tensor([record(-50.0)]))
+    overshoot = HostStatistics(RowBlock.of(params), torch.tensor([record(-50.0)]))
     overshoot.consume(SimpleNamespace(reqs=[req]), [None])
     assert req.to_finish is None
     assert len(req.customized_info[META_KEY]) == 1

@@ -1,6 +1,6 @@
 """Imports go one way, and SGLang is imported in one place: read from the source, nothing is executed.
 
-types <- algorithms <- engines <- serving; only `sglang_host` may import SGLang. Error rate 0.
+types <- algorithms, policies <- engines <- serving; only `sglang_host` may import SGLang. Error rate 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "rng": {"types"},
     "algorithms": {"types", "errors", "rng", "algorithms"},
     "engines": {"types", "errors", "rng", "algorithms", "engines"},
-    "request": {"types", "errors", "rng", "algorithms"},
-    "serving": {"types", "errors", "rng", "algorithms", "engines", "request", "serving"},
+    "fields": set(),
+    "policies": {"types", "errors", "fields", "policies"},
+    "request": {"types", "errors", "rng", "algorithms", "fields", "policies"},
+    "serving": {"types", "errors", "rng", "algorithms", "engines", "policies", "request", "serving"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from sglang_power.algorithms.cuts import EntropyCut, UniformCut
 from sglang_power.errors import PowerError, RequestError
-from sglang_power.request import SAMPLERS, PowerRequest, parse_request
+from sglang_power.request import PowerRequest, parse_power, parse_request, samplers
 
 DOCUMENTED = {
     "sampler": "power",
     "alpha": 4.0,
     "proposal_temperature": None,
+    "proposal_policy": None,
     "block_size": 192,
     "steps": 10,
     "cut": "uniform",
@@ -45,7 +46,7 @@ def test_names_and_defaults_are_the_documented_ones() -> None:
 
 
 def test_every_sampler_is_a_frozen_model_that_forbids_unknown_keys() -> None:
-    for name, model in SAMPLERS.items():
+    for name, model in samplers().items():
         assert issubclass(model, BaseModel)
         assert model.model_fields["sampler"].default == name
         assert (model.model_config["extra"], model.model_config["frozen"]) == ("forbid", True)
@@ -53,7 +54,7 @@ def test_every_sampler_is_a_frozen_model_that_forbids_unknown_keys() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"sampler": "smc"}, "sampler='smc': unknown sampler. Use one of: power, none"),
+    ({"sampler": "smc"}, "sampler='smc': unknown sampler. Use one of: power, "),
     ({"sampler": None}, "sampler=None: "),
     ({"sampler": ["power"]}, "sampler=['power']: "),
     ({"beta": 2}, "beta=2: unknown parameter. Known parameters: alpha, "),
@@ -157,10 +158,10 @@ horizons = st.integers(1, 4096)
 @given(valid, horizons)
 def test_what_is_echoed_can_be_sent_again(values: dict[str, Any], horizon: int) -> None:
     """The echoed parameters describe the same chain as the request did."""
-    request = parse_request(values)
+    request = parse_power(values)
     echoed = request.echo(horizon)
     again = {key: value for key, value in echoed.items() if key not in ("max_new_tokens", "draft")}
-    config, repeated = request.mh_config(horizon), parse_request(again).mh_config(horizon)
+    config, repeated = request.mh_config(horizon), parse_power(again).mh_config(horizon)
     assert repeated.law.kappa == pytest.approx(config.law.kappa)
     assert (repeated.law.top_k, repeated.law.top_p, repeated.law.min_p) == (
         config.law.top_k,
@@ -173,7 +174,7 @@ def test_what_is_echoed_can_be_sent_again(values: dict[str, Any], horizon: int) 
 
 @given(valid)
 def test_the_echo_holds_every_parameter_but_drafts_and_the_seed(values: dict[str, Any]) -> None:
-    request = parse_request(values)
+    request = parse_power(values)
     hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace"}
     assert request.echo(100).keys() == (DOCUMENTED.keys() - hidden) | {"max_new_tokens", "draft"}
     assert request.echo(100)["proposal_temperature"] == request.tau
@@ -181,7 +182,7 @@ def test_the_echo_holds_every_parameter_but_drafts_and_the_seed(values: dict[str
 
 @given(st.floats(1.0, 64.0))
 def test_the_proposal_temperature_defaults_to_one_over_alpha(alpha: float) -> None:
-    request = parse_request({"alpha": alpha})
+    request = parse_power({"alpha": alpha})
     assert request.law.kappa == alpha, "exactly, so that early rejection stays exact"
     assert request.tau == 1.0 / alpha
     assert request.echo(8)["early_rejection"] is True
@@ -192,39 +193,37 @@ def test_the_proposal_temperature_defaults_to_one_over_alpha(alpha: float) -> No
 )
 def test_early_rejection_is_echoed_where_it_is_really_on(tau: float, exact: bool) -> None:
     """Exact if and only if 1 <= kappa <= alpha."""
-    assert parse_request({"proposal_temperature": tau}).echo(8)["early_rejection"] is exact
-    off = parse_request({"proposal_temperature": tau, "early_rejection": False})
+    assert parse_power({"proposal_temperature": tau}).echo(8)["early_rejection"] is exact
+    off = parse_power({"proposal_temperature": tau, "early_rejection": False})
     assert off.echo(8)["early_rejection"] is False
 
 
 @pytest.mark.parametrize("keeps_all", [{"top_p": 1.0}, {"top_k": -1}, {"min_p": 0.0}, {}])
 def test_a_truncation_that_keeps_everything_is_none(keeps_all: dict[str, Any]) -> None:
-    assert not parse_request(keeps_all).law.truncated
+    assert not parse_power(keeps_all).law.truncated
 
 
 @pytest.mark.parametrize("cuts", [{"top_p": 0.99}, {"top_k": 50}, {"min_p": 0.01}])
 def test_a_truncation_is_a_truncation(cuts: dict[str, Any]) -> None:
-    assert parse_request(cuts).law.truncated
+    assert parse_power(cuts).law.truncated
 
 
 def test_cut_laws() -> None:
-    assert parse_request({}).cut_law == UniformCut()
-    assert parse_request({"cut": "entropy", "cut_beta": 2, "cut_epsilon": 0.5}).cut_law == EntropyCut(
-        2.0, 0.5
-    )
+    assert parse_power({}).cut_law == UniformCut()
+    assert parse_power({"cut": "entropy", "cut_beta": 2, "cut_epsilon": 0.5}).cut_law == EntropyCut(2.0, 0.5)
 
 
 @given(st.integers(1, 500), horizons)
 def test_a_block_is_never_longer_than_the_horizon(block_size: int, horizon: int) -> None:
-    config = parse_request({"block_size": block_size}).mh_config(horizon)
+    config = parse_power({"block_size": block_size}).mh_config(horizon)
     assert config.block_size == min(block_size, horizon)
     assert config.stage_horizon(config.stages) == horizon
 
 
 def test_drafts_are_named_but_not_repeated() -> None:
-    assert parse_request({"initial_text": "secret"}).echo(8)["draft"] is True
-    assert "secret" not in str(parse_request({"initial_text": "secret"}).echo(8))
-    assert parse_request({}).echo(8)["draft"] is False
+    assert parse_power({"initial_text": "secret"}).echo(8)["draft"] is True
+    assert "secret" not in str(parse_power({"initial_text": "secret"}).echo(8))
+    assert parse_power({}).echo(8)["draft"] is False
 
 
 def test_requests_cannot_be_changed() -> None:

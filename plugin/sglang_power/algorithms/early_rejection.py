@@ -43,11 +43,13 @@ class EarlyRejection:
 
 
 def is_exact(alpha: float, law: ProposalLaw) -> bool:
-    """Whether the running bound is an upper bound: if and only if 1 <= kappa <= alpha.
+    """Whether the running bound is an upper bound: if and only if 1 <= kappa <= alpha, for the whole law.
+
+    A policy may temper each row differently, so with one the answer is no.
 
     A relative 1e-9 is allowed for: kappa = 1/(1/alpha) is rounded, and MARGIN covers that.
     """
-    return 1.0 - 1e-9 <= law.kappa <= alpha * (1.0 + 1e-9)
+    return law.policy is None and 1.0 - 1e-9 <= law.kappa <= alpha * (1.0 + 1e-9)
 
 
 class RejectionMonitor:

@@ -49,10 +49,13 @@ class TabularModel:
         return self._table(prefix)
 
     def proposal(self, prefix: Prefix, law: ProposalLaw) -> FloatArray:
-        """q(. | prefix), [vocab] float64: tempered, then truncated in joint order, renormalised."""
+        """q(. | prefix), [vocab] float64: tempered, shaped by the policy, truncated in joint order."""
         p = self.probs(prefix)
-        tempered = p**law.kappa
-        tempered = tempered / tempered.sum()
+        if law.policy is None:
+            tempered = p**law.kappa / (p**law.kappa).sum()
+        else:
+            with np.errstate(divide="ignore"):
+                tempered = law.policy.token_law(np.log(p), 1.0 / law.kappa)
         order = np.argsort(-tempered, kind="stable")
         ranked = tempered[order]
         keep = np.ones(len(p), dtype=bool)

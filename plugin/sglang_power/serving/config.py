@@ -1,4 +1,4 @@
-"""The server-side configuration file: presets, a default sampler per served model, limits.
+"""The server-side configuration file: presets, a default sampler and parameters per served model, limits.
 
 `SGLANG_POWER_CONFIG=configs/<file>.yaml`. A file that cannot be used is a ConfigError with the file, the
 line and the field; `sglang_host` ends the process with it, since SGLang would swallow an exception.
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
-from sglang_power.request import PowerRequest, parse_request
+from sglang_power.request import SamplerRequest, parse_request, samplers
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 
@@ -62,6 +62,8 @@ class ServerConfig(BaseModel):
     Args:
         presets: name -> sampler parameters, as a client would write them.
         defaults: served model name (or "*") -> preset that requests get which name no sampler.
+        parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
+            and requests say. Thresholds that hold for one model only belong here.
         limits: see Limits.
         diagnostics: see Diagnostics.
     """
@@ -70,6 +72,7 @@ class ServerConfig(BaseModel):
 
     presets: dict[str, dict[str, Any]] = {}
     defaults: dict[str, str] = {}
+    parameters: dict[str, dict[str, dict[str, Any]]] = {}
     limits: Limits = Limits()
     diagnostics: Diagnostics = Diagnostics()
 
@@ -88,11 +91,22 @@ class ServerConfig(BaseModel):
         """The preset that requests to this model get by default."""
         return self.defaults.get(served_model, self.defaults.get("*"))
 
-    def resolve(self, values: dict[str, Any]) -> PowerRequest:
-        """Parse a request's parameters on top of the preset that it names."""
+    def expanded(self, values: dict[str, Any], served_model: str) -> dict[str, Any]:
+        """A request's parameters on top of the preset that it names and of the model's own.
+
+        Raises:
+            RequestError: no such preset on this server.
+        """
         own = dict(values)
-        base = self.preset(own.pop("preset")) if "preset" in own else {}
-        return parse_request({**base, **own})
+        named = {**(self.preset(own.pop("preset")) if "preset" in own else {}), **own}
+        sampler = named.get("sampler", "power")
+        models = self.parameters.get("*", {}), self.parameters.get(served_model, {})
+        defaults = [model.get(sampler, {}) for model in models if isinstance(sampler, str)]
+        return {key: value for part in (*defaults, named) for key, value in part.items()}
+
+    def resolve(self, values: dict[str, Any], served_model: str = "*") -> SamplerRequest:
+        """Parse a request's parameters; see `expanded`."""
+        return parse_request(self.expanded(values, served_model))
 
 
 @functools.cache
@@ -137,14 +151,43 @@ def _check_duplicates(path: Path, node: yaml.Node | None, loc: tuple[int | str, 
 
 
 def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+    _check_parameters(path, root, config)
     for name, values in config.presets.items():
         try:
-            parse_request(values)
+            _parse_anywhere(config, values)
         except RequestError as error:
             raise _at(path, root, ("presets", name, error.field), str(error)) from error
     for model, preset in config.defaults.items():
         if preset not in config.presets:
             raise _at(path, root, ("defaults", model), f"preset {preset!r} is not defined in this file")
+
+
+def _check_parameters(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+    """Each parameter is one that its sampler knows and takes; what is missing may come with a request."""
+    for model, each in config.parameters.items():
+        for sampler, values in each.items():
+            if sampler not in samplers():
+                raise _at(path, root, ("parameters", model, sampler), f"{sampler!r} is no sampler")
+            try:
+                samplers()[sampler].model_validate(values)
+            except ValidationError as error:
+                wrong = [one for one in error.errors(include_url=False) if one["type"] != "missing"]
+                if wrong:
+                    loc = ("parameters", model, sampler, *wrong[0]["loc"])
+                    raise _at(path, root, loc, f"{wrong[0]['msg']}, got {wrong[0]['input']!r}") from error
+
+
+def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:
+    """A preset is right if it is on one of the models that the file speaks of."""
+    models = ["*", *config.parameters]
+    for model in models:
+        try:
+            config.resolve(values, model)
+        except RequestError:
+            if model == models[-1]:
+                raise
+        else:
+            return
 
 
 def _at(path: Path, root: yaml.Node | None, loc: Sequence[int | str], problem: str) -> ConfigError:

@@ -8,6 +8,8 @@ exports metrics.
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +20,17 @@ class _Metrics:
     seconds: Any
     tokens: Any
     steps: Any
+    policies: Any
+    kernels: Any
 
 
 @functools.cache
 def _metrics() -> _Metrics:
-    from prometheus_client import Counter, Histogram
+    from prometheus_client import Counter as Total
+    from prometheus_client import Histogram
 
     return _Metrics(
-        requests=Counter(
+        requests=Total(
             "sglang_power_requests", "Chains ended, by what stopped them.", ["sampler", "stopped_by"]
         ),
         seconds=Histogram(
@@ -34,9 +39,15 @@ def _metrics() -> _Metrics:
             ["sampler"],
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
         ),
-        tokens=Counter("sglang_power_tokens", "Tokens of children, by kind.", ["sampler", "kind"]),
-        steps=Counter(
-            "sglang_power_steps", "Metropolis-Hastings steps, by decision.", ["sampler", "decision"]
+        tokens=Total("sglang_power_tokens", "Tokens of children, by kind.", ["sampler", "kind"]),
+        steps=Total("sglang_power_steps", "Metropolis-Hastings steps, by decision.", ["sampler", "decision"]),
+        policies=Total(
+            "sglang_power_policy_answers", "Answers drawn by a per-step policy.", ["sampler", "finish"]
+        ),
+        kernels=Total(
+            "sglang_power_kernel_calls",
+            "Calls of sampling kernels, by backend.",
+            ["backend", "function"],
         ),
     )
 
@@ -52,3 +63,23 @@ def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
         metrics.tokens.labels(sampler, kind).inc(power[f"{kind}_tokens"])
     metrics.steps.labels(sampler, "accepted").inc(power["accepted"])
     metrics.steps.labels(sampler, "rejected").inc(power["steps"] - power["accepted"])
+
+
+def observe_policy(policy: str, finish: str, enabled: bool) -> None:
+    """Count one answer of a per-step policy, by the type of its finish reason."""
+    if enabled:
+        _metrics().policies.labels(policy, finish).inc()
+
+
+class KernelMetrics:
+    """Exports kernel calls of one process; knows how many it has exported."""
+
+    def __init__(self) -> None:
+        self._exported: Counter[str] = Counter()
+
+    def export(self, calls: Mapping[str, int]) -> None:
+        """Bring the metric up to `calls`, keyed "<backend>.<function>"."""
+        for name, count in calls.items():
+            if new := count - self._exported[name]:
+                _metrics().kernels.labels(*name.split(".")).inc(new)
+                self._exported[name] = count

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import sglang_power
 from sglang_power.algorithms.mh import Info, MHConfig
+from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest
 from sglang_power.serving.chain import ChainResult
 from sglang_power.types import Usage
@@ -116,6 +117,22 @@ def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int
         "step": step,
         "accepted": accepted,
         "tokens": tokens,
+    }
+
+
+def policy_report(policy: Policy, seed: int, weight_version: str | None) -> dict[str, Any]:
+    """`meta_info.power` of an answer whose tokens a per-step policy drew.
+
+    `law` is "policy": tokens follow the policy's law row by row, which is no power of the sequence's.
+    """
+    return {
+        "sampler": policy.name(),
+        "params": policy.parameters,
+        "seed": seed,
+        "law": "policy",
+        "fallback_reason": None,
+        "weight_version": weight_version,
+        "version": sglang_power.__version__,
     }
 
 

@@ -1,29 +1,37 @@
-"""The parameters that one child request carries to the scheduler, as flat scalars.
+"""The parameters that a row carries to the scheduler, as flat scalars in `custom_params`.
 
-Written by `children` in the tokenizer process, read by `rows` in the scheduler process. Flat, because
-SGLang's msgpack transport decodes nothing deeper. Knows neither torch nor SGLang.
+Two kinds: children of an orchestrated request (written by `children`), and requests that a per-step policy
+serves, which SGLang runs itself (written by `policy_run`). Read by `rows` in the scheduler process. Flat,
+because SGLang's msgpack transport decodes nothing deeper. Knows neither torch nor SGLang.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.policies import Policy, policies
 from sglang_power.types import ProposalLaw
 
 CHILD = "_power_child"
 """Value of `custom_params["sampler"]` that marks a child; clients cannot use it (unknown sampler)."""
 
+POLICY = "_power_policy"
+"""The same for a request whose rows a policy serves."""
 
 META_KEY = "sglang_power_rows"
 """`meta_info` key under which a child's ROW_FIELDS records come back, one per output token."""
 
+Role = Literal["main", "twin"]
+
+_POLICY_FIELD = "policy."
+
 
 @dataclass(frozen=True)
 class ChildParams:
-    """One child request.
+    """One request in the scheduler.
 
     Args:
         law: the law to draw from.
@@ -33,6 +41,9 @@ class ChildParams:
         early_rejection: when to end the request as lost.
         deadline: unix time in seconds at which to end the request as late.
         probe: report this process's state instead of statistics.
+        pair: name of the pair that the request belongs to, where two prompts decode one answer in lock step.
+        role: "main" draws the pair's tokens, "twin" repeats them.
+        native: SGLang answers the request itself; no statistics are sent back.
     """
 
     law: ProposalLaw
@@ -42,9 +53,17 @@ class ChildParams:
     early_rejection: EarlyRejection | None = None
     deadline: float | None = None
     probe: bool = False
+    pair: str | None = None
+    role: Role = "main"
+    native: bool = False
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy of the law, as the class that can act on tensors."""
+        return cast("Policy | None", self.law.policy)
 
     def to_custom_params(self) -> dict[str, Any]:
-        """The flat form; absent means None."""
+        """The flat form of a child; absent means None."""
         flat: dict[str, Any] = {
             "sampler": CHILD,
             "kappa": self.law.kappa,
@@ -56,9 +75,13 @@ class ChildParams:
             "forced": None if self.forced is None else list(self.forced),
             "deadline": self.deadline,
             "probe": self.probe,
+            "pair": self.pair,
+            "role": self.role,
         }
         if self.early_rejection is not None:
             flat |= _flat_rejection(self.early_rejection)
+        if self.policy is not None:
+            flat |= flat_policy(self.policy)
         return {key: value for key, value in flat.items() if value is not None}
 
     @classmethod
@@ -66,14 +89,38 @@ class ChildParams:
         """Inverse of `to_custom_params`."""
         forced = flat.get("forced")
         return cls(
-            law=ProposalLaw(flat["kappa"], flat.get("top_k"), flat.get("top_p"), flat.get("min_p")),
+            law=ProposalLaw(
+                flat["kappa"],
+                flat.get("top_k"),
+                flat.get("top_p"),
+                flat.get("min_p"),
+                policy_of(flat),
+            ),
             seed=flat["seed"],
             origin=flat["origin"],
             forced=None if forced is None else tuple(forced),
             early_rejection=_rejection(flat) if "er_threshold" in flat else None,
             deadline=flat.get("deadline"),
             probe=flat.get("probe", False),
+            pair=flat.get("pair"),
+            role=flat.get("role", "main"),
         )
+
+
+def flat_policy(policy: Policy) -> dict[str, Any]:
+    """A policy's name and parameters, flat."""
+    named = {_POLICY_FIELD + key: value for key, value in policy.parameters.items() if value is not None}
+    return {"policy": policy.name(), **named}
+
+
+def policy_of(flat: dict[str, Any]) -> Policy | None:
+    """Inverse of `flat_policy`; None where no policy is named."""
+    if "policy" not in flat:
+        return None
+    values = {
+        key.removeprefix(_POLICY_FIELD): value for key, value in flat.items() if key.startswith(_POLICY_FIELD)
+    }
+    return policies()[flat["policy"]].model_validate(values)
 
 
 def _flat_rejection(rule: EarlyRejection) -> dict[str, Any]:

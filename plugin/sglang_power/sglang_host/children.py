@@ -13,7 +13,7 @@ from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.errors import HostError
-from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Role
 from sglang_power.sglang_host.parent import Parent
 from sglang_power.sglang_host.stopping import StopRule
 from sglang_power.types import Continuation, Tokens, Usage
@@ -44,7 +44,18 @@ async def prepare_prompt(parent: Parent) -> Prompt:
         "token_ids_logprob": obj.token_ids_logprob,
     }
     asked = logprob_fields if obj.return_logprob and obj.logprob_start_len >= 0 else {}
-    out = await parent.run(parent.child(None, 0, return_prompt_token_ids=True, **asked))
+    return await _cached(parent, parent.child(None, 0, return_prompt_token_ids=True, **asked))
+
+
+async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Prompt:
+    """The same for another prompt of the request, as text or as token ids."""
+    child = parent.child(None, 0, return_prompt_token_ids=True)
+    child.text, child.input_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+    return await _cached(parent, child)
+
+
+async def _cached(parent: Parent, child: Any) -> Prompt:
+    out = await parent.run(child)
     ids = [int(token) for token in out["prompt_token_ids"]]
     return Prompt(ids, out["meta_info"], Usage(prefilled=_prefilled(out["meta_info"]), children=1))
 
@@ -65,22 +76,21 @@ class ChildEngine:
     async def generate(self, call: ContinuationCall) -> Continuation:
         """One call; a child that SGLang stopped although the whole sequence has not is resumed."""
         whole = await self._generate_once(call)
-        while not (whole.finished or whole.cut_short or self._reaches_horizon(call, whole)):
-            rest = await self._generate_once(_resumed(call, whole))
-            whole = dataclasses.replace(
-                rest, tokens=whole.tokens + rest.tokens, usage=whole.usage + rest.usage
-            )
+        while not (whole.finished or whole.cut_short or reaches_horizon(call, whole)):
+            whole = joined(whole, await self._generate_once(resumed(call, whole)))
         return whole
 
-    @staticmethod
-    def _reaches_horizon(call: ContinuationCall, so_far: Continuation) -> bool:
-        return len(call.prefix) + len(so_far.tokens) >= call.horizon
-
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
+        return self.read(call, await self._parent.run(self.child(call)))
+
+    def child(
+        self, call: ContinuationCall, pair: str | None = None, role: Role = "main", **params: Any
+    ) -> Any:
+        """The child request of a call; `params` replace the parent's sampling parameters."""
         input_ids = [*self._prompt.ids, *call.prefix]
         new_tokens = call.horizon - len(call.prefix)
         still_unstoppable = (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)
-        child = self._parent.child(
+        child: Any = self._parent.child(
             input_ids,
             new_tokens,
             min_new_tokens=min(max(0, still_unstoppable), new_tokens),
@@ -92,12 +102,15 @@ class ChildEngine:
                 forced=call.forced,
                 early_rejection=call.early_rejection,
                 deadline=call.deadline,
+                pair=pair,
+                role=role,
             ).to_custom_params(),
         )
-        return self._continuation(call, await self._parent.run(child))
+        child.sampling_params |= params
+        return child
 
-    def _continuation(self, call: ContinuationCall, out: dict[str, Any]) -> Continuation:
-        """Read a child's answer: trim what lies behind a stop or behind an early end."""
+    def read(self, call: ContinuationCall, out: dict[str, Any]) -> Continuation:
+        """A child's answer, without what lies behind a stop, an early end or the loss of a partner."""
         meta = out["meta_info"]
         ids = [int(token) for token in out["output_ids"]]
         rows = _rows(meta, ids)
@@ -105,6 +118,7 @@ class ChildEngine:
         asked = call.horizon - len(call.prefix)
         cut_short = reason["type"] == "length" and reason["length"] < asked
         kept = min(reason["length"], len(ids)) if cut_short else len(ids)
+        kept = next((i for i, row in enumerate(rows[:kept]) if math.isnan(row[1])), kept)
         stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
         if stop is not None:
             kept, cut_short = stop - len(call.prefix), False
@@ -115,11 +129,22 @@ class ChildEngine:
             depth=len(ids),
             children=1,
         )
-        finished = stop is not None or isinstance(reason.get("matched"), int)
+        finished = stop is not None or (kept == len(ids) and isinstance(reason.get("matched"), int))
         return Continuation(Tokens.of(ids[:kept], rows[:kept]), finished, cut_short, usage)
 
 
-def _resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
+def reaches_horizon(call: ContinuationCall, so_far: Continuation) -> bool:
+    """Whether a call has all the tokens that it asked for."""
+    return len(call.prefix) + len(so_far.tokens) >= call.horizon
+
+
+def joined(first: Continuation, rest: Continuation) -> Continuation:
+    """Two answers in a row as one."""
+    return dataclasses.replace(rest, tokens=first.tokens + rest.tokens, usage=first.usage + rest.usage)
+
+
+def resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
+    """The rest of a call."""
     done = len(so_far.tokens)
     return dataclasses.replace(
         call,

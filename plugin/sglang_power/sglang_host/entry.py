@@ -11,7 +11,7 @@ from sglang_power.errors import RequestError
 from sglang_power.serving.config import server_config
 from sglang_power.sglang_host import intake, orchestrator, parent
 from sglang_power.sglang_host.child_params import META_KEY
-from sglang_power.sglang_host.plan import PowerPlan, plan_request
+from sglang_power.sglang_host.plan import PlainPlan, plan_request
 
 
 def generate_request(
@@ -26,10 +26,10 @@ def generate_request(
     config = server_config()
     plans = plan_request(manager, obj, intake.body_of(request), config)
     _strip_plugin_keys(obj)
-    if any(isinstance(plan, PowerPlan) for plan in plans):
+    if not all(isinstance(plan, PlainPlan) for plan in plans):
         return orchestrator.serve(manager, original, obj, request, plans, config)
     responses = original(manager, obj, request)
-    reasons = [plan for plan in plans if not isinstance(plan, PowerPlan) and plan.fallback_reason]
+    reasons = [plan for plan in plans if isinstance(plan, PlainPlan) and plan.fallback_reason]
     return orchestrator.annotated(responses, obj, reasons[0]) if reasons else responses
 
 

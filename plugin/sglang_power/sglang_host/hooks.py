@@ -99,6 +99,13 @@ HOOKS = (
         ("scheduler",),
     ),
     Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.sample",
+        "around",
+        f"{_HOST}.row_memory:sample",
+        "policies see the token before",
+        ("scheduler",),
+    ),
+    Hook(
         "sglang.srt.entrypoints.api_contract.generate_contract_error",
         "around",
         f"{_HOST}.entry:generate_contract_error",

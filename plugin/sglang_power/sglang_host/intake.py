@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import RequestError
-from sglang_power.request import NO_SAMPLER, PowerRequest
+from sglang_power.request import NO_SAMPLER, SamplerRequest
 from sglang_power.serving.config import ServerConfig
 
 Fields = dict[str, Any]
@@ -95,13 +95,25 @@ def without_plugin_keys(params: Mapping[str, Any]) -> Fields:
     return {key: value for key, value in params.items() if key not in PLUGIN_KEYS}
 
 
-def resolve(asked_for: Asked, config: ServerConfig, named: Fields) -> PowerRequest:
-    """Validate the parameters, with the client's own truncation and seed lifted in.
+def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model: str) -> SamplerRequest:
+    """Validate the parameters, with the client's own seed and, for `power`, truncation lifted in.
+
+    A policy works on top of the request's own temperature and truncation, which keep SGLang's meaning.
 
     Raises:
         RequestError: anything in them is wrong, or two places contradict each other.
     """
     values = dict(asked_for.values)
+    if config.expanded(values, served_model).get("sampler", "power") == "power":
+        _lift_truncation(values, named)
+    seed = named.get("seed", named.get("sampling_seed"))
+    if seed is not None:
+        values.setdefault("seed", seed)
+    return config.resolve(values, served_model)
+
+
+def _lift_truncation(values: Fields, named: Fields) -> None:
+    """What the client wrote as SGLang's own parameters truncates the proposal."""
     if named.get("temperature", 1.0) != 1.0:
         raise RequestError(
             "temperature",
@@ -113,10 +125,6 @@ def resolve(asked_for: Asked, config: ServerConfig, named: Fields) -> PowerReque
         if key in named:
             value = -1 if key == "top_k" and named[key] == _TOP_K_ALL else named[key]
             _lift(values, key, value)
-    seed = named.get("seed", named.get("sampling_seed"))
-    if seed is not None:
-        values.setdefault("seed", seed)
-    return config.resolve(values)
 
 
 def neutralised(params: Mapping[str, Any], named: Fields) -> list[str]:

@@ -1,6 +1,7 @@
 """Serves one generate_request call in which some prompt asks for power sampling. Tokenizer process.
 
-Each such prompt becomes a PromptRun; prompts that ask for nothing go to SGLang. The generator that
+Each such prompt becomes a run (PromptRun for power, PolicyRun for per-step policies, TwinRun for policies
+with a second prompt); prompts that ask for nothing go to SGLang. The generator that
 `serve` returns keeps SGLang's protocol: one dictionary (or list) without streaming, dictionaries with an
 `index` with it. All bookkeeping is done before the last one is yielded: callers drop the generator there.
 """
@@ -23,9 +24,11 @@ from sglang_power.serving.report import fallback_report
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
-from sglang_power.sglang_host.plan import PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.policy_run import PolicyRun
 from sglang_power.sglang_host.prompt_run import PromptRun
 from sglang_power.sglang_host.tasks import gather_or_cancel
+from sglang_power.sglang_host.twin_run import TwinRun
 
 STATUS: dict[type[PowerError], HTTPStatus] = {
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -43,7 +46,7 @@ def serve(
     plans: Sequence[Plan],
     config: ServerConfig,
 ) -> AsyncIterator[Any]:
-    """Answer a normalised-by-us GenerateReqInput in which at least one plan is a PowerPlan."""
+    """Answer a normalised-by-us GenerateReqInput in which at least one plan is an OwnPlan."""
     obj.normalize_batch_and_arguments()
     call = _Call(manager, original, request, config)
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
@@ -73,14 +76,19 @@ class _Call:
 
     async def answer(self, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
-        if isinstance(plan, PowerPlan):
-            run = PromptRun(self.manager, self.original, obj, self.request, plan, self.config)
-            return await run.answers(emit, first_index)
+        if not isinstance(plan, PlainPlan):
+            return await self._run(obj, plan).answers(emit, first_index)
         count = obj.sampling_params.get("n") or 1
         copies = [_plain_copy(obj) for _ in range(count)]
         return await gather_or_cancel(
             [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
         )
+
+    def _run(self, obj: Any, plan: OwnPlan) -> PromptRun | PolicyRun | TwinRun:
+        host = self.manager, self.original, obj, self.request
+        if isinstance(plan, PowerPlan):
+            return PromptRun(*host, plan, self.config)
+        return (TwinRun if "twin" in plan.policy.needs else PolicyRun)(*host, plan, self.config)
 
     async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
         answer: Answer = {}

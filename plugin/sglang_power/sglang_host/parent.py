@@ -12,7 +12,7 @@ import asyncio
 import copy
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -154,6 +154,13 @@ class Parent:
             ChainAbortedError: the parent or the child was aborted.
             OverloadedError: the scheduler's queue stayed full for every retry.
         """
+        return (await self._run(child))[0]
+
+    async def run_together(self, children: Sequence[Any]) -> list[dict[str, Any]]:
+        """Run children that reach the scheduler in one message, so that it can admit them in one batch."""
+        return await self._run(_batch_of(children))
+
+    async def _run(self, child: Any) -> list[dict[str, Any]]:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_queue_full),
             wait=wait_exponential_jitter(initial=self._limits.busy_backoff_s, max=5.0),
@@ -161,24 +168,27 @@ class Parent:
             reraise=True,
         )
         try:
-            out: dict[str, Any] = await retrying(self._run_once, child)
+            outs: list[dict[str, Any]] = await retrying(self._run_once, child)
         except HTTPException as error:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
             raise
-        self.retractions += out["meta_info"].get("num_retractions") or 0
-        self._check_weights(out["meta_info"].get("weight_version"))
-        return out
+        for out in outs:
+            self.retractions += out["meta_info"].get("num_retractions") or 0
+            self._check_weights(out["meta_info"].get("weight_version"))
+        return outs
 
-    async def _run_once(self, child: Any) -> dict[str, Any]:
+    async def _run_once(self, child: Any) -> list[dict[str, Any]]:
         self.check_abort()
         await self._check_client()
         async with aclosing(self._original(self.manager, child, self._request)) as responses:
-            out: dict[str, Any] = await anext(responses)
+            answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
         self.check_abort()
-        if (out["meta_info"].get("finish_reason") or {}).get("type") == "abort":
-            raise ChainAbortedError(f"child {child.rid} was aborted")
-        return out
+        outs = answer if isinstance(answer, list) else [answer]
+        for out in outs:
+            if (out["meta_info"].get("finish_reason") or {}).get("type") == "abort":
+                raise ChainAbortedError(f"child {out['meta_info']['id']} was aborted")
+        return outs
 
     def count_answer(self, meta: Mapping[str, Any]) -> None:
         """Count one answer in SGLang's own request metrics, which leave out the children."""
@@ -210,6 +220,14 @@ class Parent:
                 f"the weights changed from {self._weight_version} to {version} during the chain; "
                 "send the request again"
             )
+
+
+def _batch_of(children: Sequence[Any]) -> Any:
+    """One request object for children that differ in their ids, prompts and sampling parameters only."""
+    batch = copy.copy(children[0])
+    for field in ("rid", "input_ids", "sampling_params"):
+        setattr(batch, field, [getattr(child, field) for child in children])
+    return batch
 
 
 def abort_all(manager: Any) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import RequestError
+from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest
-from sglang_power.serving.config import ServerConfig
+from sglang_power.serving.config import Limits, ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
 from sglang_power.sglang_host.stopping import StopRule
@@ -36,13 +37,27 @@ class PowerPlan:
 
 
 @dataclass(frozen=True)
+class PolicyPlan:
+    """One prompt that a per-step policy serves.
+
+    Args:
+        policy: validated parameters.
+        chains: n.
+    """
+
+    policy: Policy
+    chains: int
+
+
+@dataclass(frozen=True)
 class PlainPlan:
     """One prompt that SGLang serves; `fallback_reason` is set where a default preset did not fit."""
 
     fallback_reason: str | None = None
 
 
-Plan = PowerPlan | PlainPlan
+OwnPlan = PowerPlan | PolicyPlan
+Plan = OwnPlan | PlainPlan
 
 
 def plan_request(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> list[Plan]:
@@ -90,24 +105,59 @@ def _plan_prompt(
     if asked is None:
         return PlainPlan()
     try:
-        return _power_plan(manager, obj, params, body, config, asked)
+        return _own_plan(manager, obj, params, body, config, asked)
     except RequestError as error:
         if asked.explicit:
             raise
         return PlainPlan(fallback_reason=str(error))
 
 
-def _power_plan(
+def _own_plan(
     manager: Any,
     obj: Any,
     params: Mapping[str, Any],
     body: Fields | None,
     config: ServerConfig,
     asked: Asked,
-) -> PowerPlan:
+) -> OwnPlan:
     named = intake.named_by_client(params, body)
-    request = intake.resolve(asked, config, named)
+    request = intake.resolve(asked, config, named, manager.served_model_name)
     support.check_server(manager.server_args)
+    if isinstance(request, PowerRequest):
+        return _power_plan(manager, obj, params, named, config, request)
+    return _policy_plan(manager, obj, params, named, request)
+
+
+def _policy_plan(
+    manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy
+) -> PolicyPlan:
+    support.check_policy_request(obj, params, named)
+    if "twin" in policy.needs:  # runs as two children, with the limits of children
+        support.check_request(obj, params, named)
+        support.horizon_of(params, _unlimited(manager), manager.context_len)
+    if outside := [token for token in policy.token_ids if token >= manager.model_config.vocab_size]:
+        raise RequestError(
+            policy.name(),
+            outside[0],
+            f"outside of the vocabulary of {manager.model_config.vocab_size}",
+            "Use the served model's token ids",
+        )
+    return PolicyPlan(policy, _chains(params))
+
+
+def _unlimited(manager: Any) -> Limits:
+    """Limits of a request whose cost grows with its length only."""
+    return Limits(max_horizon=manager.context_len)
+
+
+def _power_plan(
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    config: ServerConfig,
+    request: PowerRequest,
+) -> PowerPlan:
     support.check_request(obj, params, named)
     chains = _chains(params)
     horizon = support.horizon_of(params, config.limits, manager.context_len)

@@ -1,8 +1,8 @@
 """Which rows of a batch the plugin samples, and with which parameters. Scheduler process.
 
-A child request carries flat scalars in `custom_params` (ChildParams); SGLang does not hand those to the
-sampler, so SamplingBatchInfo is replaced by a subclass with one more field that follows the batch
-through filtering and merging (SGLang 0.5.20 to 0.5.23).
+A request carries its parameters flat in `custom_params` (ChildParams); SGLang does not hand those to the
+sampler, so SamplingBatchInfo is replaced by a subclass with more fields, which follow the batch through
+filtering and merging (SGLang 0.5.20 to 0.5.23).
 """
 
 from __future__ import annotations
@@ -18,15 +18,41 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_power.sglang_host.child_params import CHILD, ChildParams
+from sglang_power.sglang_host.child_params import CHILD, POLICY, ChildParams, policy_of
+from sglang_power.sglang_host.row_memory import RowMemory
+from sglang_power.sglang_host.row_tensors import RowTensors
 from sglang_power.types import ProposalLaw
+
+_MEMORY = "_sglang_power_memory"
+_WHOLE_VOCABULARY = 1 << 30
+"""SGLang's top_k of a request that does not limit it."""
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """One row that the plugin samples.
+
+    Args:
+        params: what it carries.
+        memory: what its policy remembers; None where the policy needs none.
+        tokenizer: of the served model, for policies that look at text.
+    """
+
+    params: ChildParams
+    memory: RowMemory | None = None
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class RowBlock:
     """The power rows of one batch; None where a row belongs to SGLang. Immutable, so it may be shared."""
 
-    rows: tuple[ChildParams | None, ...]
+    rows: tuple[PowerRow | None, ...]
+
+    @classmethod
+    def of(cls, *params: ChildParams | None) -> RowBlock:
+        """Rows without memory."""
+        return cls(tuple(None if one is None else PowerRow(one) for one in params))
 
     @cached_property
     def indices(self) -> list[int]:
@@ -34,9 +60,24 @@ class RowBlock:
         return [i for i, row in enumerate(self.rows) if row is not None]
 
     @cached_property
-    def active(self) -> list[ChildParams]:
+    def members(self) -> list[PowerRow]:
         """The power rows, in batch order."""
         return [row for row in self.rows if row is not None]
+
+    @cached_property
+    def active(self) -> list[ChildParams]:
+        """Their parameters."""
+        return [row.params for row in self.members]
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the policies of this batch look at beside the logits."""
+        return frozenset().union(*(row.policy.needs for row in self.active if row.policy is not None))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row of the batch is the plugin's."""
+        return len(self.indices) == len(self.rows)
 
     def keep(self, indices: Sequence[int]) -> RowBlock:
         """The block of a filtered batch."""
@@ -46,106 +87,27 @@ class RowBlock:
         """The block of two merged batches."""
         return RowBlock(self.rows + other.rows)
 
-    @cached_property
-    def tensors(self) -> RowTensors:
-        """The active rows' parameters on the host; built once per composition of the batch."""
-        laws = [row.law for row in self.active]
-        return RowTensors(
-            indices=torch.tensor(self.indices, dtype=torch.int64),
-            kappa=torch.tensor([law.kappa for law in laws], dtype=torch.float32),
-            seeds=torch.tensor([row.seed for row in self.active], dtype=torch.int64),
-            truncation=_truncation(laws),
-            forced=_forced(self.active),
-            origins=torch.tensor([row.origin for row in self.active], dtype=torch.int64),
-        )
-
     def on(self, device: torch.device) -> RowTensors:
-        """The tensors on a device; copied once per composition of the batch and device."""
+        """The tensors on a device; made once per composition of the batch and device."""
         cache: dict[torch.device, RowTensors] = self.__dict__.setdefault("_on_device", {})
         if device not in cache:
-            cache[device] = self.tensors.to(device)
+            cache[device] = RowTensors.of(self.active, self.indices, len(self.rows)).to(device)
         return cache[device]
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """Per-row truncation, [active] each; values that keep everything mean off."""
-
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
-
-
-@dataclass(frozen=True)
-class RowTensors:
-    """Parameters of the active rows, [active] each.
-
-    Args:
-        indices: int64, batch positions.
-        kappa: float32.  seeds: int64.
-        truncation: None where no row truncates.
-        forced: int64 [active, longest], -1 where the token is drawn; None where no row forces.
-        origins: int64, position of the row that the first new token is drawn from.
-    """
-
-    indices: torch.Tensor
-    kappa: torch.Tensor
-    seeds: torch.Tensor
-    truncation: Truncation | None
-    forced: torch.Tensor | None
-    origins: torch.Tensor
-
-    def to(self, device: torch.device) -> RowTensors:
-        """The same on a device, through pinned memory so that the host does not wait."""
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            if device.type == "cpu":
-                return tensor
-            return tensor.pin_memory().to(device, non_blocking=True)
-
-        return RowTensors(
-            indices=move(self.indices),
-            kappa=move(self.kappa),
-            seeds=move(self.seeds),
-            truncation=None
-            if self.truncation is None
-            else Truncation(
-                move(self.truncation.top_k), move(self.truncation.top_p), move(self.truncation.min_p)
-            ),
-            forced=None if self.forced is None else move(self.forced),
-            origins=move(self.origins),
-        )
-
-
-def _truncation(laws: Sequence[ProposalLaw]) -> Truncation | None:
-    if not any(law.truncated for law in laws):
-        return None
-    return Truncation(
-        top_k=torch.tensor([law.top_k or 0 for law in laws], dtype=torch.int64),
-        top_p=torch.tensor([1.0 if law.top_p is None else law.top_p for law in laws]),
-        min_p=torch.tensor([0.0 if law.min_p is None else law.min_p for law in laws]),
-    )
-
-
-def _forced(rows: Sequence[ChildParams]) -> torch.Tensor | None:
-    if all(row.forced is None for row in rows):
-        return None
-    longest = max(len(row.forced or ()) for row in rows)
-    table = torch.full((len(rows), longest), -1, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        for j, token in enumerate(row.forced or ()):
-            table[i, j] = token
-    return table
 
 
 @dataclasses.dataclass
 class PowerSamplingBatchInfo(SamplingBatchInfo):  # type: ignore[misc]  # the base is untyped
-    """SGLang's batch information with the plugin's rows; None where the batch has none."""
+    """SGLang's batch information with the plugin's rows; None where the batch has none.
+
+    `power_previous` holds the ids of the tokens that the rows follow, [batch], where a policy needs them;
+    set by the hook on ModelRunner.sample, just before the sampler runs.
+    """
 
     power_rows: RowBlock | None = None
+    power_previous: torch.Tensor | None = None
 
     def adjusted_from_schedule_batch(self, batch: Any, vocab_size: int) -> None:
-        """Read the child parameters of a new batch."""
+        """Read the parameters of a new batch."""
         super().adjusted_from_schedule_batch(batch, vocab_size)
         rows = tuple(_row_of(req) for req in batch.reqs)
         self.power_rows = RowBlock(rows) if any(row is not None for row in rows) else None
@@ -167,18 +129,43 @@ class PowerSamplingBatchInfo(SamplingBatchInfo):  # type: ignore[misc]  # the ba
         self.power_rows = mine.followed_by(theirs or RowBlock((None,) * len(other)))
 
 
-def _row_of(req: Any) -> ChildParams | None:
-    """A request's child parameters. A power request that no orchestrator handled must not run plain."""
-    params = req.sampling_params.custom_params
-    if not isinstance(params, dict) or "sampler" not in params:
+def _row_of(req: Any) -> PowerRow | None:
+    """A request's row. A power request that no orchestrator handled must not run plain."""
+    flat = req.sampling_params.custom_params
+    if not isinstance(flat, dict) or "sampler" not in flat:
         return None
-    if params["sampler"] == CHILD:
-        return ChildParams.from_custom_params(params)
-    if params["sampler"] != "none" and req.custom_logit_processor is None and req.to_finish is None:
+    if flat["sampler"] == CHILD:
+        return _power_row(req, ChildParams.from_custom_params(flat))
+    if flat["sampler"] == POLICY:
+        return _power_row(req, _native_params(req, flat))
+    if flat["sampler"] != "none" and req.custom_logit_processor is None and req.to_finish is None:
         req.to_finish = FINISH_ABORT(
-            f"sampler={params['sampler']!r} reached the scheduler without sglang-power's orchestrator: the "
+            f"sampler={flat['sampler']!r} reached the scheduler without sglang-power's orchestrator: the "
             "plugin is not loaded in the process that took the request. Run 'sglang-power check'.",
             HTTPStatus.INTERNAL_SERVER_ERROR,
             "InternalServerError",
         )
     return None
+
+
+def _power_row(req: Any, params: ChildParams) -> PowerRow:
+    """The row with its memory, which lives on the request: retraction and re-prefill make a new row of it."""
+    needs = frozenset() if params.policy is None else params.policy.needs
+    memory = None
+    if "memory" in needs:
+        memory = getattr(req, _MEMORY, None) or RowMemory()
+        setattr(req, _MEMORY, memory)
+    return PowerRow(params, memory, req.tokenizer if "ends_line" in needs else None)
+
+
+def _native_params(req: Any, flat: dict[str, Any]) -> ChildParams:
+    """A request that SGLang runs itself: its own sampling parameters, as SGLang has normalised them."""
+    own = req.sampling_params
+    law = ProposalLaw(
+        kappa=1.0 / own.temperature,
+        top_k=own.top_k if 0 < own.top_k < _WHOLE_VOCABULARY else None,
+        top_p=own.top_p if own.top_p < 1.0 else None,
+        min_p=own.min_p if own.min_p > 0.0 else None,
+        policy=policy_of(flat),
+    )
+    return ChildParams(law=law, seed=flat["seed"], origin=len(req.origin_input_ids) - 1, native=True)

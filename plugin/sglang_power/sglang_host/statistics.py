@@ -8,21 +8,30 @@ and overshoot steps lives on the request and advances only with its committed ou
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import torch
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang_power_kernels import counters
 
 from sglang_power.algorithms.early_rejection import RejectionMonitor
+from sglang_power.serving.metrics import KernelMetrics
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
 
 _MONITOR = "_sglang_power_monitor"
+
+PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""Set by SGLang's main process where the server exports metrics."""
+
+_kernel_metrics = KernelMetrics()
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class HostStatistics:
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
         """Attach the records of newly committed tokens to their requests."""
         records = self.values.tolist()
+        if PROMETHEUS_DIRECTORY in os.environ:
+            _kernel_metrics.export(counters())
         for index, params, record in zip(self.block.indices, self.block.active, records, strict=True):
             commit = commits[index]
             if commit is not None:
@@ -54,6 +65,9 @@ class HostStatistics:
 
 
 def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -> None:
+    if params.native:
+        _check_numbers(req, record)
+        return
     if req.customized_info is None:
         req.customized_info = {}
     if params.probe:
@@ -65,8 +79,23 @@ def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -
     rows.append(record)
     if req.finished() or req.to_finish is not None:
         return
-    if _is_lost(req, params, record) or _is_late(params):
+    if _is_lost(req, params, record) or _is_late(params) or _is_apart(params, record):
         req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
+
+
+def _check_numbers(req: Any, record: list[float]) -> None:
+    """End a request that SGLang answers itself when its logits are no numbers."""
+    if math.isnan(record[0]) and not req.finished() and req.to_finish is None:
+        req.to_finish = FINISH_ABORT(
+            "the model returned logits that are not numbers",
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "InternalServerError",
+        )
+
+
+def _is_apart(params: ChildParams, record: list[float]) -> bool:
+    """A paired row whose partner was not in the same step: its token does not count."""
+    return params.pair is not None and math.isnan(record[1])
 
 
 def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:

@@ -7,7 +7,7 @@ does not exist there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,17 +94,38 @@ def check_server(server_args: Any) -> None:
         )
 
 
+_POLICY_SAMPLING = ("beam_width", "watermark")
+_POLICY_REQUEST = ("custom_logit_processor", "return_sampling_mask", "return_entropy", "bootstrap_room")
+"""What a per-step policy cannot work with; everything else is SGLang's own and passes through."""
+
+
+def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
+    """Raises UnsupportedError for a field of this prompt that per-step policies do not support."""
+    _check_fields(obj, params, named, _POLICY_SAMPLING, _POLICY_REQUEST)
+
+
 def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
     """Raises UnsupportedError for a field of this prompt that power sampling does not support."""
-    for field, (neutral, reason) in _SAMPLING.items():
+    _check_fields(obj, params, named, _SAMPLING, _REQUEST)
+
+
+def _check_fields(
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    sampling_fields: Iterable[str],
+    request_fields: Iterable[str],
+) -> None:
+    for field in sampling_fields:
+        neutral, reason = _SAMPLING[field]
         # Constraints may also come from the host (tool parsers); penalties count only where named.
         value = named.get(field, params.get(field) if not field.endswith("_penalty") else None)
         if value is not None and value not in neutral:
             raise UnsupportedError(field, value, reason, f"Leave {field} out, or the sampler")
-    for field, reason in _REQUEST.items():
+    for field in request_fields:
         value = getattr(obj, field, None)
         if value not in (None, False, [], [None]):
-            raise UnsupportedError(field, value, reason, f"Leave {field} out, or the sampler")
+            raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or the sampler")
 
 
 def horizon_of(params: Mapping[str, Any], limits: Limits, room: int) -> int:

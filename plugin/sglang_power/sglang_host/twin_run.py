@@ -1,0 +1,188 @@
+"""Serves one prompt with a policy that compares two prompts: both decode one answer in lock step.
+
+The request and its twin are two children of a pair. In the scheduler the pair's main row draws, seeing the
+twin's logits of the same step, and the twin repeats the token. SGLang does not promise to run two requests
+in the same batch; a row without its partner says so and ends its child, the token is dropped and the pair
+starts again from there. Draws are a function of (seed, position), so that changes no answer. A twin whose
+main row is gone (abort, stop string) ends the same way. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.errors import ChainAbortedError, OverloadedError
+from sglang_power.rng import Key, Purpose, fresh_seed
+from sglang_power.serving import metrics
+from sglang_power.serving.config import Limits, ServerConfig
+from sglang_power.serving.report import policy_report
+from sglang_power.sglang_host import support
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
+from sglang_power.sglang_host.children import (
+    ChildEngine,
+    Prompt,
+    joined,
+    prepare_other_prompt,
+    prepare_prompt,
+    reaches_horizon,
+    resumed,
+)
+from sglang_power.sglang_host.parent import GenerateRequest, Parent
+from sglang_power.sglang_host.plan import PolicyPlan
+from sglang_power.sglang_host.prompt_run import slots_of
+from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.sglang_host.tasks import gather_or_cancel
+from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
+
+MAX_MISSES = 20
+"""Attempts in a row without a token before the request fails: the server never runs the pair together."""
+
+_GREEDY_BELOW = 1e-6
+"""SGLang serves temperatures below this one with top_k = 1 at temperature 1."""
+
+_WHOLE_VOCABULARY = 1 << 30
+
+
+class TwinEngine:
+    """Continues one answer behind two prompts.
+
+    Args:
+        parent: the request.
+        main, twin: children of either prompt.
+        name: of the answer, unique within the request.
+    """
+
+    def __init__(self, parent: Parent, main: ChildEngine, twin: ChildEngine, name: str) -> None:
+        self._parent, self._main, self._twin, self._name = parent, main, twin, name
+        self._attempts = 0
+        self.so_far = Continuation(Tokens.EMPTY, finished=False, cut_short=False, usage=Usage())
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        """Run one call to a stop or to its horizon.
+
+        Raises:
+            OverloadedError: the scheduler never had room for both children at once.
+        """
+        misses = 0
+        while not (self.so_far.finished or reaches_horizon(call, self.so_far)):
+            part = await self._attempt(resumed(call, self.so_far))
+            misses = 0 if len(part.tokens) else misses + 1
+            if misses == MAX_MISSES:
+                raise OverloadedError(
+                    f"the scheduler did not run the request and its twin together in {MAX_MISSES} attempts; "
+                    "it needs room for two running requests"
+                )
+            self.so_far = joined(self.so_far, part)
+        return self.so_far
+
+    async def _attempt(self, call: ContinuationCall) -> Continuation:
+        self._attempts += 1
+        pair = f"{self._name}.{self._attempts}"
+        plain = ContinuationCall(call.prefix, call.horizon, ProposalLaw(1.0), call.seed)
+        children = [
+            self._main.child(call, pair, "main"),
+            # The twin repeats the main row's tokens whatever they spell behind its own prompt.
+            self._twin.child(plain, pair, "twin", stop=None),
+        ]
+        main, twin = await self._parent.run_together(children)
+        part = self._main.read(call, main)
+        other = self._twin.read(plain, twin).usage
+        return joined(Continuation(Tokens.EMPTY, finished=False, cut_short=False, usage=other), part)
+
+
+class TwinRun:
+    """One parent request with a twin: n answers.
+
+    Args: as PolicyRun.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        original: GenerateRequest,
+        obj: Any,
+        request: Any,
+        plan: PolicyPlan,
+        config: ServerConfig,
+    ) -> None:
+        self._manager, self._plan, self._config = manager, plan, config
+        self._parent = Parent(manager, original, obj, request, config.limits)
+        self._seed = fresh_seed() if plan.policy.seed is None else plan.policy.seed
+
+    async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers; they also go to `emit`, numbered from `first_index`."""
+        slots = slots_of(self._manager, self._config)
+        with self._parent as parent:
+            prompt = twin = Prompt([], {"cached_tokens": 0}, Usage())
+            try:
+                await parent.wait_for_slot(slots)
+                try:
+                    prompt = await prepare_prompt(parent)
+                    twin = await prepare_other_prompt(parent, self._plan.policy.twin_prompt or "")
+                    return await gather_or_cancel(
+                        [self._answer(prompt, twin, i, emit, first_index) for i in range(self._plan.chains)]
+                    )
+                finally:
+                    slots.release()
+            except ChainAbortedError as error:
+                empty = self._writer(prompt).aborted(Tokens.EMPTY, str(error), self._report(prompt))
+                return [self._sent(empty, i, emit, first_index) for i in range(self._plan.chains)]
+
+    async def _answer(
+        self, prompt: Prompt, twin: Prompt, number: int, emit: Emit | None, first_index: int
+    ) -> Answer:
+        parent, writer = self._parent, self._writer(prompt)
+        stop = StopRule.of(self._manager, parent.params)
+        rank = prompt.meta_info.get("dp_rank") if self._manager.server_args.dp_size > 1 else None
+        name = f"{parent.obj.rid}.{number}"
+        main_engine = ChildEngine(parent, prompt, stop, rank)
+        twin_engine = ChildEngine(parent, twin, StopRule(stop.tokenizer, (), stop.tokens, 1), rank)
+        engine = TwinEngine(parent, main_engine, twin_engine, name)
+        seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
+        call = ContinuationCall((), self._horizon(prompt, twin), self._law(), seed)
+        try:
+            whole = await engine.generate(call)
+            answer = await writer.final(whole.tokens, whole.finished, self._report(prompt))
+        except ChainAbortedError as error:
+            answer = writer.aborted(engine.so_far.tokens, str(error), self._report(prompt))
+        parent.count_answer(answer["meta_info"])
+        finish = answer["meta_info"]["finish_reason"]["type"]
+        metrics.observe_policy(self._plan.policy.name(), finish, self._manager.enable_metrics)
+        return self._sent(answer, number, emit, first_index)
+
+    def _writer(self, prompt: Prompt) -> AnswerWriter:
+        params = self._parent.params
+        stop, text = StopRule.of(self._manager, params), TextRule.of(self._manager, params)
+        return AnswerWriter(self._parent, prompt, stop, text)
+
+    def _report(self, prompt: Prompt) -> dict[str, Any]:
+        return policy_report(self._plan.policy, self._seed, prompt.meta_info.get("weight_version"))
+
+    def _sent(self, answer: Answer, number: int, emit: Emit | None, first_index: int) -> Answer:
+        if emit is not None:
+            incremental = bool(self._manager.incremental_streaming_output)
+            emit(first_index + number, as_delta(None, answer) if incremental else answer)
+        return answer
+
+    def _horizon(self, prompt: Prompt, twin: Prompt) -> int:
+        longest = max(len(prompt.ids), len(twin.ids))
+        room = self._manager.context_len - self._manager.num_reserved_tokens - longest
+        limits = Limits(max_horizon=self._manager.context_len)
+        return support.horizon_of(self._parent.params, limits, room)
+
+    def _law(self) -> ProposalLaw:
+        """The request's own temperature and truncation around the policy, as SGLang reads them."""
+        params = self._parent.params
+        temperature = params.get("temperature")
+        temperature = 1.0 if temperature is None else temperature
+        top_k, top_p, min_p = params.get("top_k"), params.get("top_p"), params.get("min_p")
+        if temperature < _GREEDY_BELOW:
+            temperature, top_k = 1.0, 1
+        return ProposalLaw(
+            kappa=1.0 / temperature,
+            top_k=top_k if top_k is not None and 0 < top_k < _WHOLE_VOCABULARY else None,
+            top_p=top_p if top_p is not None and top_p < 1.0 else None,
+            min_p=min_p if min_p else None,
+            policy=self._plan.policy,
+        )
