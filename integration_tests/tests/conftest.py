@@ -25,13 +25,28 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pivot_server(logs: Path) -> Iterator[Server]:
-    """The pivot model, page size 1, with the presets of server.yaml and metrics."""
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with an installed distribution that brings a policy by its entry point."""
+    folder = tmp_path_factory.mktemp("third_party")
+    shutil.copy(Path(__file__).with_name("third_party_policy.py"), folder / "top_a_policy.py")
+    info = folder / "top_a_policy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: top-a-policy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sglang_power.policies]\ntop_a = top_a_policy:TopA\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
+    """The pivot model, page size 1, with the presets of server.yaml, metrics and a policy of another package."""
     spec = ServerSpec(
         PIVOT_MODEL,
         "pivot",
         ["--page-size", "1", "--enable-metrics", "--enable-cache-report"],
-        {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)},
+        {
+            "SGLANG_POWER_CONFIG": str(TEST_CONFIG),
+            "PYTHONPATH": os.pathsep.join([str(third_party), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        },
     )
     with server.running(spec, logs) as running:
         yield running

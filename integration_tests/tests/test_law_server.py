@@ -256,6 +256,38 @@ async def test_control_low_temperature_is_another_law(law_server: Server, tree: 
     assert g_test(counts, own) > REJECTED
 
 
+POLICIES: list[Json] = [
+    {"sampler": "edt", "theta": 0.3},
+    {"sampler": "top_n_sigma", "n": 1.5},
+    {"sampler": "typical", "mass": 0.7},
+]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy["sampler"]))
+async def test_policy_proposals_are_weighed_by_the_law_they_were_drawn_from(
+    law_server: Server, tree: AnswerTree, policy: Json
+) -> None:
+    """Every proposal of every chain, from known drafts: alpha log p - log q summed over its suffix.
+
+    That such chains then leave the target invariant is shown exactly (plugin/tests/test_law_kernel.py).
+    """
+    power = {"alpha": 1.4, "proposal_temperature": 0.85, "block_size": HORIZON, "steps": 12}
+    case = Case(seed=500_000, power={**power, "proposal_policy": policy, "return_trace": True}, answers=40)
+    config = case.config
+    drafts = drawn(tree, tree.target(config), case.answers, seed=case.seed)
+    answers = await generate(law_server, case.bodies(drafts))
+    for draft, answer in zip(drafts, answers, strict=True):
+        state = draft
+        for step in answer["meta_info"]["power"]["trace"]:
+            proposed = (*state[: step["cut"]], *step["proposal_ids"])
+            suffix = tree.model.score(proposed, config.law).after(step["cut"])
+            weight = float((config.alpha * suffix.log_p - suffix.log_q).sum())
+            assert step["log_w_proposal"] == pytest.approx(weight, abs=1e-3)
+            state = proposed if step["accepted"] else state
+        assert tuple(answer["output_ids"]) == state
+
+
 def test_truncated_answers_are_not_the_whole_power_law(tree: AnswerTree) -> None:
     """The truncated case's sample size tells p^alpha on the reachable answers from p^alpha."""
     reachable, whole = tree.target(TOP_K.config), tree.target(parse_power(TOP_K.power).mh_config(HORIZON))

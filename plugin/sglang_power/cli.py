@@ -49,22 +49,27 @@ def add_bench(commands: Commands) -> None:
     kernels = bench.add_subparsers(dest="benchmark", required=True).add_parser(
         "kernels",
         help="time of sampling and statistics per backend, against SGLang's own sampler",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     kernels.add_argument("--device", help="cpu, cuda or cuda:N; by default cuda where there is one")
-    kernels.add_argument("--batches", type=int, nargs="+", default=[1, 2, 8, 32, 128, 256], help="rows")
     kernels.add_argument(
-        "--vocabs", type=int, nargs="+", default=[32_000, 151_936, 262_144], help="logits per row"
+        "--batches", type=int, nargs="+", default=[1, 2, 8, 32, 128, 256], help="rows (default: %(default)s)"
+    )
+    kernels.add_argument(
+        "--vocabs",
+        type=int,
+        nargs="+",
+        default=[32_000, 151_936, 262_144],
+        help="logits per row (default: %(default)s)",
     )
     kernels.add_argument("--backends", nargs="+", help="by default all that can run on the device")
-    kernels.add_argument("--rounds", type=int, default=15, help="timings of each call")
+    kernels.add_argument("--rounds", type=int, default=15, help="timings of each call (default: %(default)s)")
     kernels.add_argument("--threads", type=int, help="of torch on the CPU; by default as torch chooses")
     kernels.add_argument(
         "--output",
         type=Path,
         default=Path("kernel_benchmark"),
         metavar="DIR",
-        help="folder for the JSON report and the page results.md",
+        help="folder for the JSON report and the page results.md (default: %(default)s)",
     )
     kernels.set_defaults(parser=kernels)
 

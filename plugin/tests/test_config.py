@@ -41,8 +41,9 @@ def test_the_shipped_files_are_there() -> None:
 def test_a_shipped_file_is_valid_and_each_preset_parses(path: Path) -> None:
     config = load_config(path)
     for name in config.presets:
-        request = config.resolve({"preset": name})
-        assert isinstance(request, PowerRequest)
+        request = config.resolve({"preset": name}, next(iter(config.parameters), "*"))
+        if not isinstance(request, PowerRequest):
+            continue
         assert request.mh_config(256).alpha == request.alpha
 
 
@@ -73,6 +74,10 @@ BAD: list[tuple[str, int, str, str]] = [
     ("presets:\n  a: {sampler: power}\ndefaults:\n  '*': b\n", 4, "defaults.*", "'b'"),
     ("defaults:\n  m: {sampler: power}\n", 2, "defaults.m", "sampler"),
     ("presets:\n  a: {preset: b}\n", 2, "presets.a.preset", "preset"),
+    ("parameters:\n  m:\n    nucleus: {p: 1}\n", 3, "parameters.m.nucleus", "no sampler"),
+    ("parameters:\n  m:\n    edt:\n      theta: -1\n", 4, "parameters.m.edt.theta", "got -1"),
+    ("parameters:\n  m:\n    edt:\n      thteta: 1\n", 4, "parameters.m.edt.thteta", "Extra"),
+    ("presets:\n  a: {sampler: entropix}\n", 2, "presets.a.entropy_threshold", "required"),
     ("- presets\n", 1, "", "presets"),
     ("just words\n", 1, "", "just words"),
 ]
@@ -167,3 +172,40 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert server_config() == ServerConfig()
     finally:
         module.server_config.cache_clear()
+
+
+THRESHOLDS = {"entropy_threshold": 1.0, "varentropy_threshold": 2.0}
+
+
+def test_parameters_of_a_model_lie_below_presets_and_requests() -> None:
+    config = ServerConfig(
+        presets={"hot": {"sampler": "entropix", "hot_factor": 2.0}},
+        parameters={
+            "*": {"entropix": {**THRESHOLDS, "hot_factor": 1.1}, "power": {"alpha": 3.0}},
+            "m": {"entropix": {"entropy_threshold": 5.0}},
+        },
+    )
+
+    def entropix(values: dict[str, Any], model: str) -> dict[str, Any]:
+        return config.resolve(values, model).model_dump(include={*THRESHOLDS, "hot_factor"})
+
+    assert entropix({"sampler": "entropix"}, "other") == {**THRESHOLDS, "hot_factor": 1.1}
+    assert entropix({"sampler": "entropix"}, "m")["entropy_threshold"] == 5.0
+    assert entropix({"preset": "hot"}, "m")["hot_factor"] == 2.0
+    assert entropix({"preset": "hot", "entropy_threshold": 0.5}, "m")["entropy_threshold"] == 0.5
+    assert config.resolve({}, "m") == PowerRequest(alpha=3.0)
+    assert config.resolve({"alpha": 2.0}, "m") == PowerRequest(alpha=2.0)
+
+
+def test_a_sampler_without_its_required_parameters_says_where_to_set_them() -> None:
+    with pytest.raises(RequestError, match="entropy_threshold.*required.*configuration"):
+        ServerConfig().resolve({"sampler": "entropix"})
+
+
+def test_a_preset_may_lean_on_one_model_of_the_file(tmp_path: Path) -> None:
+    text = (
+        "presets:\n  a: {sampler: entropix}\n"
+        "parameters:\n  m:\n    entropix: {entropy_threshold: 1.0, varentropy_threshold: 1.0}\n"
+    )
+    config = load_config(write(tmp_path, text))
+    assert config.resolve({"preset": "a"}, "m").sampler == "entropix"

@@ -19,6 +19,9 @@ from sglang_power.algorithms import acceptance, cuts, mh
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut
 from sglang_power.algorithms.mh import ChainState, MHConfig
 from sglang_power.engines.tabular import Prefix, TabularModel
+from sglang_power.policies.edt import EDT
+from sglang_power.policies.top_n_sigma import TopNSigma
+from sglang_power.policies.typical import Typical
 from sglang_power.types import ProposalLaw, Tokens
 
 INVARIANT = 1e-12
@@ -37,6 +40,9 @@ LAWS = {
     "top_p": ProposalLaw(1.0, top_p=0.8),
     "min_p": ProposalLaw(1.7, min_p=0.2),
     "joint": ProposalLaw(1.2, top_k=3, top_p=0.9, min_p=0.05),
+    "policy, full support": ProposalLaw(1.7, policy=EDT(theta=0.5)),
+    "policy, truncating": ProposalLaw(1.2, policy=TopNSigma(n=1.4)),
+    "policy, then top_p": ProposalLaw(1.0, top_p=0.8, policy=Typical(mass=0.8)),
 }
 TRUNCATED = [name for name, law in LAWS.items() if law.truncated]
 

@@ -155,10 +155,12 @@ class Policy(BaseModel, ABC):
         columns = {}
         for field in cls.model_fields.keys() - {"sampler", "seed"}:
             values = [getattr(request, field) for request in requests]
-            if all(isinstance(value, int | float) for value in values):
-                kind = torch.bool if isinstance(values[0], bool) else dtype
-                # Parameters beyond float32 saturate: infinity times 0 would be no number.
-                columns[field] = torch.tensor(values, dtype=kind).nan_to_num()[:, None]
+            if all(isinstance(value, bool) for value in values):
+                columns[field] = torch.tensor(values)[:, None]
+            elif all(isinstance(value, int | float) for value in values):
+                columns[field] = torch.tensor([saturated(value, dtype) for value in values], dtype=dtype)[
+                    :, None
+                ]
         return columns
 
     @classmethod
@@ -194,6 +196,12 @@ def truncated(p: FloatArray, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Float
 
 
 # --- torch, for the rules -------------------------------------------------------------------------------
+
+
+def saturated(value: float, dtype: torch.dtype) -> float:
+    """The parameter, neither 0 nor infinite in `dtype` unless it is 0: 0/0 and 0 * inf are no numbers."""
+    limits = torch.finfo(dtype)
+    return math.copysign(min(max(abs(value), limits.tiny), limits.max), value) if value else 0.0
 
 
 def entropy_of(log_p: torch.Tensor) -> torch.Tensor:

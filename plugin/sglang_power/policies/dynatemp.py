@@ -55,7 +55,7 @@ class DynaTemp(Policy):
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
         """See the class."""
-        support = rows.logits.isfinite().sum(dim=-1, keepdim=True).clamp_min(2)
+        support = rows.logits.isfinite().sum(dim=-1, keepdim=True, dtype=rows.logits.dtype).clamp_min(2)
         flatness = (entropy_of(rows.log_p) / support.log()).clamp(0.0, 1.0)
         t_min, t_max = params["t_min"], params["t_max"]
         return Action(kappa=inverse((t_min + (t_max - t_min) * flatness ** params["exponent"]) / rows.kappa))

@@ -117,5 +117,5 @@ def _inserted(ids: torch.Tensor, start: torch.Tensor, index: torch.Tensor) -> to
     """[rows, 1] the token that an insertion from `start` on has at `index`; -1 outside of it."""
     longest = ids.shape[1]
     place = index - start
-    inside = (start != NOT_YET) & (place >= 0) & (place < longest)
+    inside = (start != NOT_YET) & (place >= 0)
     return ids.gather(1, place.clamp(0, longest - 1)).masked_fill(~inside, -1)

@@ -120,12 +120,27 @@ def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int
     }
 
 
-def policy_report(policy: Policy, seed: int, weight_version: str | None) -> dict[str, Any]:
+def policy_report(
+    policy: Policy, seed: int, weight_version: str | None, usage: Usage | None = None
+) -> dict[str, Any]:
     """`meta_info.power` of an answer whose tokens a per-step policy drew.
 
-    `law` is "policy": tokens follow the policy's law row by row, which is no power of the sequence's.
+    `law` is "policy": tokens follow the policy's law row by row, which is no power of the sequence's. The
+    cost is told where it is more than the answer's own tokens (`usage`).
     """
+    cost = (
+        {}
+        if usage is None
+        else {
+            "decoded_tokens": usage.decoded,
+            "prefilled_tokens": usage.prefilled,
+            "wasted_tokens": usage.wasted,
+            "depth": usage.depth,
+            "children": usage.children,
+        }
+    )
     return {
+        **cost,
         "sampler": policy.name(),
         "params": policy.parameters,
         "seed": seed,

@@ -65,7 +65,7 @@ class PolicyRun:
 
     async def _cache_prompt(self) -> None:
         """Prefill the prompt once, before samples fan out from it."""
-        warm = self._copy(n=1, max_new_tokens=0, min_new_tokens=0)
+        warm = self._copy(n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
         warm.stream, warm.log_metrics, warm.return_logprob = False, False, False
         async with aclosing(self._original(self._manager, warm, self._request)) as responses:
             await anext(responses)

@@ -9,6 +9,7 @@ main row is gone (abort, stop string) ends the same way. Tokenizer process.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall
@@ -88,7 +89,8 @@ class TwinEngine:
         main, twin = await self._parent.run_together(children)
         part = self._main.read(call, main)
         other = self._twin.read(plain, twin).usage
-        return joined(Continuation(Tokens.EMPTY, finished=False, cut_short=False, usage=other), part)
+        beside = dataclasses.replace(other, depth=0)  # the twin decodes at the same time
+        return dataclasses.replace(part, usage=part.usage + beside)
 
 
 class TwinRun:
@@ -126,7 +128,8 @@ class TwinRun:
                 finally:
                     slots.release()
             except ChainAbortedError as error:
-                empty = self._writer(prompt).aborted(Tokens.EMPTY, str(error), self._report(prompt))
+                power = self._report(prompt, prompt.usage + twin.usage)
+                empty = self._writer(prompt).aborted(Tokens.EMPTY, str(error), power)
                 return [self._sent(empty, i, emit, first_index) for i in range(self._plan.chains)]
 
     async def _answer(
@@ -143,9 +146,11 @@ class TwinRun:
         call = ContinuationCall((), self._horizon(prompt, twin), self._law(), seed)
         try:
             whole = await engine.generate(call)
-            answer = await writer.final(whole.tokens, whole.finished, self._report(prompt))
+            power = self._report(prompt, whole.usage + prompt.usage + twin.usage)
+            answer = await writer.final(whole.tokens, whole.finished, power)
         except ChainAbortedError as error:
-            answer = writer.aborted(engine.so_far.tokens, str(error), self._report(prompt))
+            power = self._report(prompt, engine.so_far.usage + prompt.usage + twin.usage)
+            answer = writer.aborted(engine.so_far.tokens, str(error), power)
         parent.count_answer(answer["meta_info"])
         finish = answer["meta_info"]["finish_reason"]["type"]
         metrics.observe_policy(self._plan.policy.name(), finish, self._manager.enable_metrics)
@@ -156,8 +161,9 @@ class TwinRun:
         stop, text = StopRule.of(self._manager, params), TextRule.of(self._manager, params)
         return AnswerWriter(self._parent, prompt, stop, text)
 
-    def _report(self, prompt: Prompt) -> dict[str, Any]:
-        return policy_report(self._plan.policy, self._seed, prompt.meta_info.get("weight_version"))
+    def _report(self, prompt: Prompt, usage: Usage) -> dict[str, Any]:
+        version = prompt.meta_info.get("weight_version")
+        return policy_report(self._plan.policy, self._seed, version, usage)
 
     def _sent(self, answer: Answer, number: int, emit: Emit | None, first_index: int) -> Answer:
         if emit is not None:

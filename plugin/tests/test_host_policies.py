@@ -1,0 +1,273 @@
+"""Per-step policies in the scheduler, without a server: which rows, in which order, with what memory."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang_power.policies import Policy, Row, policies
+from sglang_power.policies.base import softmax
+from sglang_power.policies.entropix import Entropix
+from sglang_power.policies.kl_guided import KLGuided
+from sglang_power.policies.top_n_sigma import TopNSigma
+from sglang_power.policies.typical import Typical
+from sglang_power.sglang_host.child_params import POLICY, ChildParams, flat_policy
+from sglang_power.sglang_host.drawing import Drawn, draw_rows
+from sglang_power.sglang_host.row_memory import (
+    NOTHING,
+    RowMemory,
+    follows_line_end,
+    read_memories,
+    write_memories,
+)
+from sglang_power.sglang_host.rows import RowBlock, _row_of
+from sglang_power.sglang_host.statistics import HostStatistics
+from sglang_power.types import FloatArray, ProposalLaw
+
+CPU = torch.device("cpu")
+ORIGIN = 4
+
+
+def params(policy: Policy | None = None, seed: int = 0, **fields: Any) -> ChildParams:
+    law = ProposalLaw(fields.pop("kappa", 1.0), top_k=fields.pop("top_k", None), policy=policy)
+    return ChildParams(law=law, seed=seed, origin=ORIGIN, **fields)
+
+
+def request(policy: Policy, **sampling: Any) -> SimpleNamespace:
+    """A scheduler request as SGLang normalises it, by default without any limit."""
+    own = {"temperature": 1.0, "top_k": 1 << 30, "top_p": 1.0, "min_p": 0.0, **sampling}
+    flat = {"sampler": POLICY, "seed": 7, **flat_policy(policy)}
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params=flat, **own),
+        origin_input_ids=[1] * (ORIGIN + 1),
+        custom_logit_processor=None,
+        tokenizer=object(),
+        to_finish=None,
+        customized_info=None,
+        output_ids=[],
+        finished=lambda: False,
+    )
+
+
+def draw(logits: torch.Tensor, rows: list[ChildParams], index: int | list[int] = 0, **more: Any) -> Drawn:
+    """One step of rows that are all at the same token of their answers, or at those given."""
+    positions = torch.as_tensor(index).expand(len(rows)) + ORIGIN
+    return draw_rows(logits, positions, RowBlock.of(*rows).on(CPU), **more)
+
+
+def random_logits(rows: int, vocab: int = 12, seed: int = 1) -> torch.Tensor:
+    return 2.0 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", policies().values(), ids=list(policies()))
+def test_every_policy_survives_the_way_to_the_scheduler(kind: type[Policy]) -> None:
+    for example in kind.examples:
+        policy = kind(**example)
+        row = _row_of(request(policy, temperature=0.5, top_k=3, top_p=0.9, min_p=0.1))
+        assert row is not None
+        assert row.params.law == ProposalLaw(2.0, 3, 0.9, 0.1, policy)
+        assert (row.params.seed, row.params.origin, row.params.native) == (7, ORIGIN, True)
+        child = params(policy, pair="a.1", role="twin")
+        assert ChildParams.from_custom_params(child.to_custom_params()) == child
+
+
+def test_limits_that_sglang_leaves_off_stay_off() -> None:
+    row = _row_of(request(TopNSigma()))
+    assert row is not None
+    assert not row.params.law.limited
+
+
+def test_a_request_keeps_its_memory_when_its_row_is_made_again() -> None:
+    """Retraction sends a request through prefill again, which reads its parameters anew."""
+    req = request(Entropix(entropy_threshold=1.0, varentropy_threshold=1.0))
+    first, again = _row_of(req), _row_of(req)
+    assert first is not None
+    assert again is not None
+    assert first.memory is not None
+    assert again.memory is first.memory
+    other = _row_of(request(Entropix(entropy_threshold=1.0, varentropy_threshold=1.0)))
+    assert other is not None
+    assert other.memory is not first.memory
+
+
+def test_memories_are_read_and_written_by_row() -> None:
+    memories = [RowMemory(), None, RowMemory()]
+    assert read_memories(memories, CPU).tolist() == [[NOTHING]] * 3
+    write_memories(memories, torch.tensor([[5], [6], [7]]))
+    assert read_memories(memories, CPU).tolist() == [[5], [NOTHING], [7]]
+
+
+# --- the order of one row -----------------------------------------------------------------------------
+
+
+def law_of(logits: torch.Tensor, row: ChildParams, draws: int = 3000) -> FloatArray:
+    """Observed law of one row over many seeds."""
+    many = [params(row.policy, seed, kappa=row.law.kappa, top_k=row.law.top_k) for seed in range(draws)]
+    ids = draw(logits.expand(draws, -1).contiguous(), many).ids
+    return np.bincount(ids.numpy(), minlength=logits.shape[1]) / draws
+
+
+def test_limits_measure_what_the_policy_left() -> None:
+    """Typical sampling may leave the top token out; top_k = 1 then means the best of what it kept."""
+    logits = torch.tensor([[2.0, 1.0, 0.9, 0.8, 0.7, -3.0]])
+    policy = Typical(mass=0.4)
+    kept = policy.law(Row(logits[0].double().numpy()))
+    best = int(kept.argmax())
+    assert kept[0] == 0.0
+    assert best != 0
+    assert law_of(logits, params(policy, top_k=1))[best] == 1.0
+
+
+def test_policies_measure_the_tempered_row() -> None:
+    logits = random_logits(1)
+    policy = Typical(mass=0.5)
+    exact = policy.law(Row(logits[0].double().numpy(), temperature=0.4))
+    seen = law_of(logits, params(policy, kappa=2.5))
+    assert seen[exact == 0].sum() == 0.0
+    assert np.abs(seen - exact).sum() < 0.1
+    at_one = policy.law(Row(logits[0].double().numpy()))
+    assert np.abs(at_one - exact).sum() > 0.3
+
+
+def test_log_q_is_of_the_law_that_was_drawn_from() -> None:
+    logits = random_logits(2)
+    policy = TopNSigma(n=1.2)
+    drawn = draw(logits, [params(policy, kappa=1.5), params(None, kappa=1.5)])
+    for row, token in enumerate(drawn.ids.tolist()):
+        x = logits[row].double().numpy()
+        q = policy.law(Row(x, 1 / 1.5)) if row == 0 else softmax(x, 1 / 1.5)
+        assert drawn.statistics[row, 0].item() == pytest.approx(np.log(softmax(x)[token]), abs=1e-5)
+        assert drawn.statistics[row, 1].item() == pytest.approx(np.log(q[token]), abs=1e-5)
+
+
+def test_the_logits_of_other_rows_and_of_logprobs_are_not_touched() -> None:
+    logits = random_logits(2)
+    before = logits.clone()
+    draw(logits, [params(TopNSigma(n=0.1)), params()])
+    assert torch.equal(logits, before)
+
+
+# --- pairs --------------------------------------------------------------------------------------------
+
+
+def pair(policy: KLGuided, seed: int = 0, name: str = "p") -> list[ChildParams]:
+    return [params(policy, seed, pair=name, role="main"), params(None, seed, pair=name, role="twin")]
+
+
+def test_the_main_row_sees_its_twin_and_the_twin_repeats_it() -> None:
+    policy, logits = KLGuided(sigma=0.3, ids_without=[1]), random_logits(2)
+    draws = 2000
+    rows = [row for seed in range(draws) for row in pair(policy, seed, str(seed))]
+    drawn = draw(logits.repeat(draws, 1), rows)
+    mains, twins = drawn.ids[0::2], drawn.ids[1::2]
+    assert torch.equal(mains, twins)
+    assert not drawn.statistics.isnan().any()
+    with_source, without = (logits[i].double().numpy() for i in (0, 1))
+    exact = policy.law(Row(with_source, twin=without))
+    seen = np.bincount(mains.numpy(), minlength=len(exact)) / draws
+    assert np.abs(seen - exact).sum() < 0.1
+    assert np.abs(softmax(with_source) - exact).sum() > 0.3
+
+
+@pytest.mark.parametrize("index", [[0, 1], [3, 2]])
+def test_rows_of_a_pair_at_different_tokens_say_so(index: list[int]) -> None:
+    drawn = draw(random_logits(2), pair(KLGuided(ids_without=[1])), index)
+    assert drawn.statistics[:, 1].isnan().all()
+    assert not drawn.statistics[:, 0].isnan().any()
+
+
+def test_a_row_without_its_partner_says_so_and_disturbs_nobody() -> None:
+    lonely, _ = pair(KLGuided(ids_without=[1]))
+    logits = random_logits(3)
+    drawn = draw(logits, [lonely, params(seed=3), params(seed=4)])
+    assert drawn.statistics[0, 1].isnan()
+    alone = draw(logits[1:], [params(seed=3), params(seed=4)])
+    assert torch.equal(drawn.ids[1:], alone.ids)
+    assert torch.equal(drawn.statistics[1:], alone.statistics)
+
+
+def test_pairs_in_one_batch_do_not_mix() -> None:
+    policy, logits = KLGuided(sigma=0.3, ids_without=[1]), random_logits(4)
+    first, second = pair(policy, 1, "a"), pair(policy, 2, "b")
+    together = draw(logits[[0, 2, 3, 1]], [first[0], second[0], second[1], first[1]])
+    alone = draw(logits[:2], first), draw(logits[2:], second)
+    assert together.ids[[0, 3]].tolist() == alone[0].ids.tolist()
+    assert together.ids[[1, 2]].tolist() == alone[1].ids.tolist()
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_advance_on_prefill_chunks() -> None:
+    """A row before the first token of the answer is a middle chunk of the prompt: it decides nothing."""
+    policy = Entropix(entropy_threshold=0.0, varentropy_threshold=99.0, insert_ids=[2])
+    memory = torch.tensor([[NOTHING]])
+    early = draw(random_logits(1), [params(policy)], -1, memory=memory)
+    assert early.memory is not None
+    assert early.memory.tolist() == [[NOTHING]]
+    first = draw(random_logits(1), [params(policy)], 0, memory=early.memory)
+    assert first.ids.tolist() == [2]
+    assert first.memory is not None
+    assert first.memory.tolist() == [[0]]
+
+
+# --- the token before ---------------------------------------------------------------------------------
+
+
+class Pieces:
+    """A tokenizer of a few byte-level pieces."""
+
+    texts = ("a", "\n", " \n  ", "x\n", "\nx", "  ")
+    pieces = ("a", "Ċ", "ĠĊĠĠ", "xĊ", "Ċx", "ĠĠ")
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.texts[i] for i in ids)
+
+
+def test_a_token_ends_a_line_if_only_blanks_follow_its_newline() -> None:
+    previous = torch.tensor([0, 1, 2, 3, 4, 5, 6, 4000])
+    ends = follows_line_end(previous, Pieces()).squeeze(1).tolist()
+    assert ends == [False, True, True, True, False, False, False, False]
+
+
+# --- where tokens are committed -----------------------------------------------------------------------
+
+
+def commit(req: SimpleNamespace, row: ChildParams, log_p: float, log_q: float) -> None:
+    values = torch.tensor([[log_p, log_q, 0.0, 1.0, 0.0, 0.0]])
+    commits = [SimpleNamespace(output_index=0, token_ids=(0,))]
+    req.output_ids.append(0)
+    HostStatistics(RowBlock.of(row), values).consume(SimpleNamespace(reqs=[req]), commits)
+
+
+def test_requests_that_sglang_answers_itself_carry_no_statistics() -> None:
+    req = request(TopNSigma())
+    commit(req, params(TopNSigma(), native=True), -1.0, -0.5)
+    assert req.customized_info is None
+    assert req.to_finish is None
+
+
+def test_logits_that_are_not_numbers_end_such_a_request() -> None:
+    req = request(TopNSigma())
+    commit(req, params(TopNSigma(), native=True), float("nan"), float("nan"))
+    assert isinstance(req.to_finish, FINISH_ABORT)
+    assert "not numbers" in req.to_finish.to_json()["message"]
+
+
+def test_a_row_apart_from_its_partner_ends() -> None:
+    main, _ = pair(KLGuided(ids_without=[1]))
+    together, apart = request(TopNSigma()), request(TopNSigma())
+    commit(together, main, -1.0, -1.0)
+    commit(apart, main, -1.0, float("nan"))
+    assert together.to_finish is None
+    assert isinstance(apart.to_finish, FINISH_LENGTH)
