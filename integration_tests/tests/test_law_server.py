@@ -24,7 +24,6 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 import pytest
-from scipy import stats
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix
 from sglang_power.request import parse_power
@@ -41,23 +40,15 @@ from integration_tests.law_model import (
     total_variation,
 )
 from integration_tests.server import Server
+from integration_tests.tests.goodness_of_fit import KEPT, LARGE, REJECTED, g_test
 
 Json = dict[str, Any]
-
-KEPT = 1e-3
-"""A law is kept above this p-value."""
-
-REJECTED = 1e-6
-"""A control is rejected below this one."""
 
 CONVERGED = 0.005
 """Largest TV between the law of N steps and its limit."""
 
 AT_ONCE = 64
 """Requests at work: as many as the server runs."""
-
-LARGE = 5.0
-"""Smallest expectation of a cell of its own."""
 
 
 @dataclass(frozen=True)
@@ -149,24 +140,7 @@ def tree(law_model: Path) -> AnswerTree:
     return AnswerTree(tabular_model(law_model, PROMPT, HORIZON))
 
 
-# --- the test of goodness of fit ----------------------------------------------------------------------
-
-
-def g_test(counts: FloatArray, law: FloatArray) -> float:
-    """p-value of the G-test; 0 where something was seen that the law rules out."""
-    if counts[law == 0.0].any():
-        return 0.0
-    expected = law * counts.sum()
-    large = expected >= LARGE
-    seen = np.append(counts[large], counts[~large].sum())
-    hoped = np.append(expected[large], expected[~large].sum())
-    if hoped[-1] < LARGE:
-        seen, hoped = _last_two_joined(seen), _last_two_joined(hoped)
-    return float(stats.power_divergence(seen, hoped * (seen.sum() / hoped.sum()), lambda_=0).pvalue)
-
-
-def _last_two_joined(cells: FloatArray) -> FloatArray:
-    return np.append(cells[:-2], cells[-2:].sum())
+# --- samples --------------------------------------------------------------------------------------------
 
 
 def counted(tree: AnswerTree, answers: Sequence[Prefix]) -> FloatArray:

@@ -18,8 +18,10 @@ import torch
 from . import checks, usage
 from .records import RowStatistics
 
-# Backend and its module, in the order in which "auto" prefers them where they can run. FlashInfer draws its
-# own noise, so "auto" samples with what inverts the given uniforms: a draw repeats in any batch slot.
+# Backend and its module, in the order in which "auto" prefers them where they can run. FlashInfer's radix
+# top-k and top-p bound a row on CUDA. Its samplers draw their own noise and need the logits masked and scaled
+# in memory, so "auto" samples with what inverts the given uniforms: one pass, and a draw that repeats in any
+# batch slot.
 STATISTICS: Final = {"triton": "triton_backend", "torch": "torch_backend", "reference": "reference"}
 SAMPLING: Final = {
     "triton": "triton_backend",
@@ -27,7 +29,7 @@ SAMPLING: Final = {
     "torch": "torch_backend",
     "reference": "reference",
 }
-TRUNCATION: Final = {"torch": "truncation", "flashinfer": "flashinfer_backend", "reference": "reference"}
+TRUNCATION: Final = {"flashinfer": "flashinfer_backend", "torch": "truncation", "reference": "reference"}
 
 
 def available_backends(device: torch.device | str) -> tuple[str, ...]:

@@ -223,9 +223,15 @@ def _request_error(model: type[BaseModel], error: ValidationError, values: dict[
             field, None, "required", "Name it, or set it for the model in SGLANG_POWER_CONFIG"
         )
     name = str(first["loc"][0])
-    default = "1/alpha" if name == "proposal_temperature" else model.model_fields[name].default
-    remedy = "Leave it out" if default is None else f"Leave it out for the default of {default}"
-    return RequestError(field, first["input"], problem, remedy)
+    return RequestError(field, first["input"], problem, _remedy(model, name))
+
+
+def _remedy(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields[name]
+    if field.is_required():
+        return f"Correct it; {name} has no default"
+    default = "1/alpha" if name == "proposal_temperature" else field.default
+    return "Leave it out" if default is None else f"Leave it out for the default of {default}"
 
 
 def _value_at(values: dict[str, Any], path: str) -> object:

@@ -64,6 +64,7 @@ BAD: list[tuple[str, int, str, str]] = [
     ("limits:\n  busy_retries: -1\n", 2, "limits.busy_retries", "-1"),
     ("limits:\n  busy_backoff_s: .nan\n", 2, "limits.busy_backoff_s", "nan"),
     ("diagnostics:\n  shadow_early_rejection: 1\n", 2, "diagnostics.shadow_early_rejection", "got 1"),
+    ("kernels:\n  sampling: cuda\n", 2, "kernels.sampling", "'cuda'"),
     ("presets: [a, b]\n", 1, "presets", "dict"),
     ("presets:\n  a: power\n", 2, "presets.a", "'power'"),
     ("presets:\n  a:\n    sampler: pawer\n", 3, "presets.a.sampler", "unknown sampler"),
@@ -198,7 +199,7 @@ def test_parameters_of_a_model_lie_below_presets_and_requests() -> None:
 
 
 def test_a_sampler_without_its_required_parameters_says_where_to_set_them() -> None:
-    with pytest.raises(RequestError, match="entropy_threshold.*required.*configuration"):
+    with pytest.raises(RequestError, match=r"entropy_threshold.*required.*SGLANG_POWER_CONFIG"):
         ServerConfig().resolve({"sampler": "entropix"})
 
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang_power.errors import HostError
 from sglang_power.policies import Policy, Row, policies
 from sglang_power.policies.base import softmax
 from sglang_power.policies.entropix import Entropix
 from sglang_power.policies.kl_guided import KLGuided
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
+from sglang_power.serving.config import Kernels, ServerConfig
+from sglang_power.sglang_host import sampler
 from sglang_power.sglang_host.child_params import POLICY, ChildParams, flat_policy
 from sglang_power.sglang_host.drawing import Drawn, draw_rows
 from sglang_power.sglang_host.row_memory import (
@@ -27,6 +30,7 @@ from sglang_power.sglang_host.row_memory import (
 from sglang_power.sglang_host.rows import RowBlock, _row_of
 from sglang_power.sglang_host.statistics import HostStatistics
 from sglang_power.types import FloatArray, ProposalLaw
+from sglang_power_kernels import counters
 
 CPU = torch.device("cpu")
 ORIGIN = 4
@@ -271,3 +275,22 @@ def test_a_row_apart_from_its_partner_ends() -> None:
     commit(apart, main, -1.0, float("nan"))
     assert together.to_finish is None
     assert isinstance(apart.to_finish, FINISH_LENGTH)
+
+
+# --- the backend that draws ---------------------------------------------------------------------------
+
+
+def test_a_backend_that_cannot_run_here_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(kernels=Kernels(sampling="flashinfer"))
+    monkeypatch.setattr(sampler, "server_config", lambda: config)
+    with pytest.raises(HostError, match=r"kernels\.sampling='flashinfer'.*cpu.*torch"):
+        sampler._sampling_backend("cpu")
+
+
+def test_the_configured_backend_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(kernels=Kernels(sampling="torch"))
+    monkeypatch.setattr(sampler, "server_config", lambda: config)
+    assert sampler._sampling_backend("cpu") == "torch"
+    before = counters().get("torch.sample_rows", 0)
+    draw(random_logits(1), [params()], backend="torch")
+    assert counters()["torch.sample_rows"] == before + 1

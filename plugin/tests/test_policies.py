@@ -576,10 +576,11 @@ def test_fields_that_do_not_go_together_name_one_and_a_remedy(
 
 
 def test_the_ids_and_the_prompt_that_the_host_has_to_know() -> None:
-    assert KLGuided(prompt_without="a").twin_prompt == "a"
+    assert KLGuided(prompt_without="a").twin_prompt == ("prompt_without", "a")
     by_ids = KLGuided(ids_without=[3, 4])
-    assert (by_ids.twin_prompt, by_ids.token_ids) == ([3, 4], [3, 4])
-    assert Entropix(entropy_threshold=1.0, varentropy_threshold=1.0, insert_ids=[5]).token_ids == [5]
+    assert (by_ids.twin_prompt, by_ids.token_ids) == (("ids_without", [3, 4]), {"ids_without": [3, 4]})
+    inserting = Entropix(entropy_threshold=1.0, varentropy_threshold=1.0, insert_ids=[5])
+    assert inserting.token_ids == {"insert_ids": [5]}
     assert Entropix(entropy_threshold=1.0, varentropy_threshold=1.0).insert_ids == []
 
 
@@ -609,8 +610,10 @@ def test_kl_guided_halves_the_temperature_at_every_sigma_and_freezes_where_the_t
         log_p, log_q = np.log(p), np.log(q)
     policy = KLGuided(sigma=divergence / 3, ids_without=[0])
     never = np.array([0.0, -np.inf, 0.0])
-    shaped = shape([(policy, Row(log_p, twin=log_q)), (policy, Row(log_p, twin=never))])
-    assert shaped.kappa.tolist() == pytest.approx([8.0, 1.0 / MIN_TEMPERATURE])
+    hardly = np.array([0.0, -900.0, -np.inf])
+    asked = [Row(log_p, twin=log_q), Row(log_p, twin=never), Row(hardly, twin=never)]
+    shaped = shape([(policy, row) for row in asked])
+    assert shaped.kappa.tolist() == pytest.approx([8.0, 1.0 / MIN_TEMPERATURE, 1.0 / MIN_TEMPERATURE])
 
 
 def test_min_k_top_k_and_greedy_keep_the_same_tokens_at_any_temperature() -> None:
@@ -625,6 +628,15 @@ def test_ties_with_the_last_kept_token_are_kept() -> None:
     flat = Row(np.array([2.0, 1.0, 1.0, 1.0, -np.inf]), twin=np.zeros(5))
     for policy in (TopK(k=2), made("top_p", p=0.5), made("top_h", alpha=0.9)):
         assert torch.isfinite(shape([(policy, flat)]).logits[0]).tolist() == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_never_cuts_a_flat_row(dtype: torch.dtype) -> None:
+    """There, thresholds of p_less and one-sided typical at margin 0 are the probability itself."""
+    for policy in (made("p_less"), made("typical", one_sided=True, margin=0.0), made("eta", epsilon=0.999)):
+        for vocab in range(1, 60):
+            row = Row(np.full(vocab, 0.1), twin=np.zeros(vocab))
+            assert bool(torch.isfinite(shape([(policy, row)], dtype).logits).all())
 
 
 def test_typical_may_leave_out_the_most_likely_token_and_one_sided_never_does() -> None:

@@ -135,14 +135,14 @@ class Policy(BaseModel, ABC):
         return self.law(Row(log_p, temperature))
 
     @property
-    def twin_prompt(self) -> str | list[int] | None:
-        """The other prompt of a policy that needs "twin": text, or token ids."""
+    def twin_prompt(self) -> tuple[str, str | list[int]] | None:
+        """Of a policy that needs "twin": the field that holds the other prompt, and it, as text or ids."""
         return None
 
     @property
-    def token_ids(self) -> list[int]:
-        """Token ids among the parameters, which have to be in the served model's vocabulary."""
-        return []
+    def token_ids(self) -> dict[str, list[int]]:
+        """Fields that hold token ids, which have to be in the served model's vocabulary."""
+        return {}
 
     @property
     def parameters(self) -> dict[str, Any]:

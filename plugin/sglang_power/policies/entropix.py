@@ -69,9 +69,9 @@ class Entropix(Policy):
         return self
 
     @property
-    def token_ids(self) -> list[int]:
+    def token_ids(self) -> dict[str, list[int]]:
         """The ids to insert."""
-        return self.insert_ids
+        return {"insert_ids": self.insert_ids}
 
     @classmethod
     def columns(cls, requests: Sequence[Self], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -117,5 +117,5 @@ def _inserted(ids: torch.Tensor, start: torch.Tensor, index: torch.Tensor) -> to
     """[rows, 1] the token that an insertion from `start` on has at `index`; -1 outside of it."""
     longest = ids.shape[1]
     place = index - start
-    inside = (start != NOT_YET) & (place >= 0)
+    inside = (start != NOT_YET) & (place >= 0) & (place < longest)
     return ids.gather(1, place.clamp(0, longest - 1)).masked_fill(~inside, -1)

@@ -51,14 +51,16 @@ class KLGuided(Policy):
         return self
 
     @property
-    def twin_prompt(self) -> str | list[int] | None:
+    def twin_prompt(self) -> tuple[str, str | list[int]] | None:
         """The prompt without the source."""
-        return self.prompt_without if self.ids_without is None else self.ids_without
+        if self.ids_without is not None:
+            return "ids_without", self.ids_without
+        return None if self.prompt_without is None else ("prompt_without", self.prompt_without)
 
     @property
-    def token_ids(self) -> list[int]:
+    def token_ids(self) -> dict[str, list[int]]:
         """The ids of that prompt, where it is given so."""
-        return self.ids_without or []
+        return {"ids_without": self.ids_without or []}
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:

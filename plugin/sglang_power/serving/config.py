@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,6 +56,19 @@ class Diagnostics(BaseModel):
     shadow_early_rejection: bool = False
 
 
+class Kernels(BaseModel):
+    """Which library samples, where more than one can.
+
+    Args:
+        sampling: "auto" draws by inverse CDF (Triton on CUDA, torch elsewhere), so that a seed repeats its
+            draws in any batch; "flashinfer" draws with FlashInfer's samplers, which seed per batch slot.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sampling: Literal["auto", "triton", "flashinfer", "torch"] = "auto"
+
+
 class ServerConfig(BaseModel):
     """One configuration file.
 
@@ -65,6 +78,7 @@ class ServerConfig(BaseModel):
         parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
             and requests say. Thresholds that hold for one model only belong here.
         limits: see Limits.
+        kernels: see Kernels.
         diagnostics: see Diagnostics.
     """
 
@@ -74,6 +88,7 @@ class ServerConfig(BaseModel):
     defaults: dict[str, str] = {}
     parameters: dict[str, dict[str, dict[str, Any]]] = {}
     limits: Limits = Limits()
+    kernels: Kernels = Kernels()
     diagnostics: Diagnostics = Diagnostics()
 
     def preset(self, name: object) -> dict[str, Any]:

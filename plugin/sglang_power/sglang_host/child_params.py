@@ -107,6 +107,21 @@ class ChildParams:
         )
 
 
+_WHOLE_VOCABULARY = 1 << 30
+"""SGLang's top_k of a request that does not limit it."""
+
+
+def law_of(params: Any, policy: Policy | None) -> ProposalLaw:
+    """The law of SGLang's SamplingParams (normalised: greedy is top_k = 1) around a policy."""
+    return ProposalLaw(
+        kappa=1.0 / params.temperature,
+        top_k=params.top_k if 0 < params.top_k < _WHOLE_VOCABULARY else None,
+        top_p=params.top_p if params.top_p < 1.0 else None,
+        min_p=params.min_p if params.min_p > 0.0 else None,
+        policy=policy,
+    )
+
+
 def flat_policy(policy: Policy) -> dict[str, Any]:
     """A policy's name and parameters, flat."""
     named = {_POLICY_FIELD + key: value for key, value in policy.parameters.items() if value is not None}

@@ -39,6 +39,7 @@ def draw_rows(
     *,
     ends_line: torch.Tensor | None = None,
     memory: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> Drawn:
     """Draw (or force) one token per row and take the statistics of its row.
 
@@ -47,6 +48,7 @@ def draw_rows(
         positions: [rows] int64, absolute position of the row.
         rows: parameters, [rows] each.
         ends_line, memory: [rows, 1], where a policy needs them; see `policies.Rows`.
+        backend: of the draw; see `sglang_power_kernels.sample_rows`.
     """
     index = (positions - rows.origins)[:, None]
     apart = None if rows.pairs is None else _apart(rows.pairs, index.squeeze(1))
@@ -57,6 +59,7 @@ def draw_rows(
         kappa=shaped.kappa,
         uniforms=counter_uniforms(rows.seeds, positions),
         keep_min=keep_min,
+        backend=backend,
         validate=False,
     ).clamp_min(0)
     ids = _forced(drawn, index, rows, shaped)

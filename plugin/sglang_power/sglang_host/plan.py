@@ -6,14 +6,16 @@ can still become an HTTP 400. Tokenizer process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest
-from sglang_power.serving.config import Limits, ServerConfig
+from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
 from sglang_power.sglang_host.stopping import StopRule
@@ -132,22 +134,27 @@ def _policy_plan(
     manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy
 ) -> PolicyPlan:
     support.check_policy_request(obj, params, named)
-    if "twin" in policy.needs:  # runs as two children, with the limits of children
-        support.check_request(obj, params, named)
-        support.horizon_of(params, _unlimited(manager), manager.context_len)
-    if outside := [token for token in policy.token_ids if token >= manager.model_config.vocab_size]:
-        raise RequestError(
-            policy.name(),
-            outside[0],
-            f"outside of the vocabulary of {manager.model_config.vocab_size}",
-            "Use the served model's token ids",
-        )
+    for field, ids in policy.token_ids.items():
+        check_ids(manager, field, ids)
+    if "twin" in policy.needs:
+        _check_twin(manager, obj, params, named, policy)
     return PolicyPlan(policy, _chains(params))
 
 
-def _unlimited(manager: Any) -> Limits:
-    """Limits of a request whose cost grows with its length only."""
-    return Limits(max_horizon=manager.context_len)
+def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
+    """A policy with a twin runs as two children: theirs are its limits, and SGLang sees only them."""
+    support.check_request(obj, params, named)
+    SamplingParams(**params).verify(manager.model_config.vocab_size)
+    horizon = support.horizon_of(params, manager.context_len)
+    assert policy.twin_prompt is not None
+    field, prompt = policy.twin_prompt
+    length = len(manager.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    room = manager.context_len - length
+    if params.get("max_new_tokens", 128) is None:
+        horizon = 1
+    if horizon > room:
+        problem = f"{length} tokens leave room for {max(room, 0)} in the context of {manager.context_len}"
+        raise RequestError(field, prompt, problem, "Shorten it, or ask for fewer max_new_tokens")
 
 
 def _power_plan(
@@ -160,7 +167,7 @@ def _power_plan(
 ) -> PowerPlan:
     support.check_request(obj, params, named)
     chains = _chains(params)
-    horizon = support.horizon_of(params, config.limits, manager.context_len)
+    horizon = support.horizon_of(params, manager.context_len, config.limits.max_horizon)
     if params.get("max_new_tokens", 128) is not None:
         support.total_tokens_of(request.max_total_tokens, config.limits, horizon, chains)
     return PowerPlan(
@@ -180,6 +187,15 @@ def _chains(params: Mapping[str, Any]) -> int:
     return n
 
 
+def check_ids(manager: Any, field: str, ids: Sequence[int]) -> None:
+    """Raises RequestError for an id that the served model does not have."""
+    vocab = manager.model_config.vocab_size
+    if outside := [token for token in ids if token >= vocab]:
+        raise RequestError(
+            field, outside[0], f"outside of the vocabulary of {vocab}", "Use the served model's token ids"
+        )
+
+
 def _draft(
     manager: Any, request: PowerRequest, params: Mapping[str, Any], horizon: int
 ) -> tuple[int, ...] | None:
@@ -192,11 +208,7 @@ def _draft(
         ids = tuple(manager.tokenizer.encode(request.initial_text, add_special_tokens=False))
     else:
         return None
-    vocab = manager.model_config.vocab_size
-    if outside := [token for token in ids if token >= vocab]:
-        raise RequestError(
-            field, outside[0], f"outside of the vocabulary of {vocab}", "Use the served model's token ids"
-        )
+    check_ids(manager, field, ids)
     if len(ids) > horizon:
         raise RequestError(
             field, shown, f"{len(ids)} tokens, more than max_new_tokens={horizon}", "Shorten the draft"

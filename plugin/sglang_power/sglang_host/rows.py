@@ -18,14 +18,11 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_power.sglang_host.child_params import CHILD, POLICY, ChildParams, policy_of
+from sglang_power.sglang_host.child_params import CHILD, POLICY, ChildParams, law_of, policy_of
 from sglang_power.sglang_host.row_memory import RowMemory
 from sglang_power.sglang_host.row_tensors import RowTensors
-from sglang_power.types import ProposalLaw
 
 _MEMORY = "_sglang_power_memory"
-_WHOLE_VOCABULARY = 1 << 30
-"""SGLang's top_k of a request that does not limit it."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +157,5 @@ def _power_row(req: Any, params: ChildParams) -> PowerRow:
 
 def _native_params(req: Any, flat: dict[str, Any]) -> ChildParams:
     """A request that SGLang runs itself: its own sampling parameters, as SGLang has normalised them."""
-    own = req.sampling_params
-    law = ProposalLaw(
-        kappa=1.0 / own.temperature,
-        top_k=own.top_k if 0 < own.top_k < _WHOLE_VOCABULARY else None,
-        top_p=own.top_p if own.top_p < 1.0 else None,
-        min_p=own.min_p if own.min_p > 0.0 else None,
-        policy=policy_of(flat),
-    )
+    law = law_of(req.sampling_params, policy_of(flat))
     return ChildParams(law=law, seed=flat["seed"], origin=len(req.origin_input_ids) - 1, native=True)

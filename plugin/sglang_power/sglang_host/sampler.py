@@ -13,9 +13,11 @@ import torch
 from sglang.srt.layers import sampler as host
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.auxiliary_output import append_auxiliary_output
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_server_args
+from sglang_power_kernels import available_backends
 
 from sglang_power.errors import HostError
+from sglang_power.serving.config import server_config
 from sglang_power.sglang_host.drawing import Drawn, draw_rows
 from sglang_power.sglang_host.row_memory import follows_line_end, read_memories, write_memories
 from sglang_power.sglang_host.rows import RowBlock
@@ -34,6 +36,7 @@ class PowerSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
                 "--sampling-backend power could not be resolved to a built-in backend on this version of "
                 "SGLang; start the server without it, power sampling needs no flag"
             )
+        self._draws_with = _sampling_backend(get_server_args().device)
 
     def forward(
         self,
@@ -59,7 +62,7 @@ class PowerSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
             )
             return ids
         logits = logits_output.next_token_logits
-        drawn = _draw(logits, positions, block, sampling_info.power_previous)
+        drawn = _draw(logits, positions, block, sampling_info.power_previous, self._draws_with)
         logits_output.auxiliary_device_output = append_auxiliary_output(
             logits_output.auxiliary_device_output, DeviceStatistics(block, drawn.statistics)
         )
@@ -115,8 +118,21 @@ class PowerSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
         result.write_output_to(logits_output)
 
 
+def _sampling_backend(device: str) -> str:
+    """The configured backend, which has to run on the server's device."""
+    name = server_config().kernels.sampling
+    usable = available_backends(device)
+    if name not in ("auto", *usable):
+        raise HostError(f"kernels.sampling={name!r} cannot run on {device}; use auto or {', '.join(usable)}")
+    return name
+
+
 def _draw(
-    logits: torch.Tensor, positions: torch.Tensor, block: RowBlock, previous: torch.Tensor | None
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    block: RowBlock,
+    previous: torch.Tensor | None,
+    backend: str,
 ) -> Drawn:
     """The power rows' part of one step."""
     rows = block.on(logits.device)
@@ -130,7 +146,7 @@ def _draw(
     memories = [row.memory for row in block.members]
     if "memory" in block.needs:
         memory = read_memories(memories, logits.device)
-    drawn = draw_rows(logits, positions, rows, ends_line=ends_line, memory=memory)
+    drawn = draw_rows(logits, positions, rows, ends_line=ends_line, memory=memory, backend=backend)
     if drawn.memory is not None:
         write_memories(memories, drawn.memory)
     return drawn

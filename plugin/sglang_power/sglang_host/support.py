@@ -128,27 +128,27 @@ def _check_fields(
             raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or the sampler")
 
 
-def horizon_of(params: Mapping[str, Any], limits: Limits, room: int) -> int:
+def horizon_of(params: Mapping[str, Any], room: int, max_horizon: int | None = None) -> int:
     """L = max_new_tokens, checked; where the client leaves it open, what the context and the server allow.
 
     Args:
         params: SGLang's sampling parameters; an absent key means SGLang's default of 128.
-        limits: the server's limits.
         room: tokens that the model's context has left behind the prompt.
+        max_horizon: the server's limit on requests whose cost grows with its square.
 
     Raises:
         UnsupportedError: not an integer in 1..max_horizon, or more than the context has room for.
     """
     asked = params.get("max_new_tokens", 128)
     if asked is None:
-        asked = min(limits.max_horizon, room)
+        asked = room if max_horizon is None else min(max_horizon, room)
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise UnsupportedError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
-    if asked > limits.max_horizon:
+    if max_horizon is not None and asked > max_horizon:
         raise UnsupportedError(
             "max_new_tokens",
             asked,
-            f"above this server's max_horizon of {limits.max_horizon} (the cost grows with its square)",
+            f"above this server's max_horizon of {max_horizon} (the cost grows with its square)",
             "Ask for fewer tokens, or raise limits.max_horizon in SGLANG_POWER_CONFIG",
         )
     if asked > room:

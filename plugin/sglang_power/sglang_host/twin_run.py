@@ -12,14 +12,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sglang.srt.sampling.sampling_params import SamplingParams
+
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.errors import ChainAbortedError, OverloadedError
 from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.serving import metrics
-from sglang_power.serving.config import Limits, ServerConfig
+from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import policy_report
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
+from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import (
     ChildEngine,
     Prompt,
@@ -38,11 +41,6 @@ from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 MAX_MISSES = 20
 """Attempts in a row without a token before the request fails: the server never runs the pair together."""
-
-_GREEDY_BELOW = 1e-6
-"""SGLang serves temperatures below this one with top_k = 1 at temperature 1."""
-
-_WHOLE_VOCABULARY = 1 << 30
 
 
 class TwinEngine:
@@ -121,7 +119,8 @@ class TwinRun:
                 await parent.wait_for_slot(slots)
                 try:
                     prompt = await prepare_prompt(parent)
-                    twin = await prepare_other_prompt(parent, self._plan.policy.twin_prompt or "")
+                    assert self._plan.policy.twin_prompt is not None
+                    twin = await prepare_other_prompt(parent, self._plan.policy.twin_prompt[1])
                     return await gather_or_cancel(
                         [self._answer(prompt, twin, i, emit, first_index) for i in range(self._plan.chains)]
                     )
@@ -144,12 +143,13 @@ class TwinRun:
         engine = TwinEngine(parent, main_engine, twin_engine, name)
         seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
         call = ContinuationCall((), self._horizon(prompt, twin), self._law(), seed)
+        prompts = prompt.usage + twin.usage if number == 0 else Usage()
         try:
             whole = await engine.generate(call)
-            power = self._report(prompt, whole.usage + prompt.usage + twin.usage)
+            power = self._report(prompt, whole.usage + prompts)
             answer = await writer.final(whole.tokens, whole.finished, power)
         except ChainAbortedError as error:
-            power = self._report(prompt, engine.so_far.usage + prompt.usage + twin.usage)
+            power = self._report(prompt, engine.so_far.usage + prompts)
             answer = writer.aborted(engine.so_far.tokens, str(error), power)
         parent.count_answer(answer["meta_info"])
         finish = answer["meta_info"]["finish_reason"]["type"]
@@ -174,21 +174,8 @@ class TwinRun:
     def _horizon(self, prompt: Prompt, twin: Prompt) -> int:
         longest = max(len(prompt.ids), len(twin.ids))
         room = self._manager.context_len - self._manager.num_reserved_tokens - longest
-        limits = Limits(max_horizon=self._manager.context_len)
-        return support.horizon_of(self._parent.params, limits, room)
+        return support.horizon_of(self._parent.params, room)
 
     def _law(self) -> ProposalLaw:
         """The request's own temperature and truncation around the policy, as SGLang reads them."""
-        params = self._parent.params
-        temperature = params.get("temperature")
-        temperature = 1.0 if temperature is None else temperature
-        top_k, top_p, min_p = params.get("top_k"), params.get("top_p"), params.get("min_p")
-        if temperature < _GREEDY_BELOW:
-            temperature, top_k = 1.0, 1
-        return ProposalLaw(
-            kappa=1.0 / temperature,
-            top_k=top_k if top_k is not None and 0 < top_k < _WHOLE_VOCABULARY else None,
-            top_p=top_p if top_p is not None and top_p < 1.0 else None,
-            min_p=min_p if min_p else None,
-            policy=self._plan.policy,
-        )
+        return law_of(SamplingParams(**self._parent.params), self._plan.policy)
