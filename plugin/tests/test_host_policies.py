@@ -222,6 +222,14 @@ def test_memory_does_not_advance_on_prefill_chunks() -> None:
     assert first.memory.tolist() == [[0]]
 
 
+def test_a_policy_cannot_force_what_a_grammar_forbids() -> None:
+    policy = Entropix(entropy_threshold=0.0, varentropy_threshold=99.0, insert_ids=[2])
+    logits = random_logits(1)
+    logits[0, 2] = -torch.inf
+    drawn = draw(logits, [params(policy)], memory=torch.tensor([[NOTHING]]))
+    assert drawn.ids.tolist() != [2]
+
+
 # --- the token before ---------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ class Action:
     Args:
         kappa: [rows, 1] inverse temperature in place of the request's.
         keep: [rows, vocab] bool, the kept set; never empty.
-        forced: [rows, 1] int64 token to emit, -1 where it is drawn.
+        forced: [rows, 1] int64 token to emit where the row's logits allow it, -1 where it is drawn.
         memory: [rows, 1] int64, handed back with the request's next row. Rows may be computed more than
             once (retraction, overlap): the same index must lead to the same action again.
     """

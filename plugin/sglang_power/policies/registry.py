@@ -62,6 +62,8 @@ def policies() -> dict[str, type[Policy]]:
             raise ConfigError(f"{named}: {error}") from error
         if not (isinstance(policy, type) and issubclass(policy, Policy)):
             raise ConfigError(f"{named}: not a Policy")
+        if not isinstance(policy.model_fields["sampler"].default, str):
+            raise ConfigError(f"entry point {point.name} = {point.value}: `sampler` has no default, its name")
         if policy.name() in found.keys() | RESERVED:
             raise ConfigError(f"{named}: the name {policy.name()!r} is in use; choose another")
         found[policy.name()] = policy

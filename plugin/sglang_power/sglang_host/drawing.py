@@ -62,7 +62,7 @@ def draw_rows(
         backend=backend,
         validate=False,
     ).clamp_min(0)
-    ids = _forced(drawn, index, rows, shaped)
+    ids = _forced(drawn, logits, index, rows, shaped)
     if rows.pairs is not None:
         ids = torch.where(rows.pairs.twin, ids[rows.pairs.partner], ids)
     statistics = _statistics(logits, shaped, keep_min, ids, apart)
@@ -113,10 +113,15 @@ def _keep_min(shaped: Shaped, rows: RowTensors) -> torch.Tensor | None:
     )
 
 
-def _forced(drawn: torch.Tensor, index: torch.Tensor, rows: RowTensors, shaped: Shaped) -> torch.Tensor:
+def _forced(
+    drawn: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, rows: RowTensors, shaped: Shaped
+) -> torch.Tensor:
+    """A policy's token where the row allows it (a grammar may not), a draft's token in any case."""
     ids = drawn
     if shaped.forced is not None:
-        ids = torch.where(shaped.forced >= 0, shaped.forced, ids)
+        wanted = shaped.forced.clamp_min(0)
+        allowed = logits.gather(1, wanted[:, None]).squeeze(1) > -torch.inf
+        ids = torch.where((shaped.forced >= 0) & allowed, wanted, ids)
     if rows.forced is not None:
         given = rows.forced.gather(1, index.clamp(0, rows.forced.shape[1] - 1)).squeeze(1)
         ids = torch.where(given >= 0, given, ids)

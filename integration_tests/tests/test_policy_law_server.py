@@ -1,0 +1,365 @@
+"""The law of every registered policy through the real server, one of another package (conftest.py) included.
+
+The server's own log probabilities at temperature 1, over the whole vocabulary, go into `Policy.law`, which
+gives the null hypothesis; the controls are what a mistake would draw from. First tokens of many answers are
+compared by a G-test; whole answers, whose every row has a law of its own, by their probability transforms.
+
+A new policy runs through this file by being registered: its example and the prompt are those on which it is
+furthest from the base law. Right policies fail one of the KEPT_TESTS tests with probability at most 1e-3 for
+a fresh set of seeds (Bonferroni). Seeds are fixed and draws a function of (seed, position), so a rerun
+repeats its outcome. Figures are printed; pytest -rP shows them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang_power.policies import Policy, Row, policies
+from sglang_power.policies.base import entropy, softmax, truncated
+from sglang_power.types import FloatArray
+
+from integration_tests.pivot.tokenizer import VOCAB_SIZE, encode
+from integration_tests.server import Server
+from integration_tests.tests.clients import raw_generate
+from integration_tests.tests.goodness_of_fit import KEPT, REJECTED, g_test
+from integration_tests.tests.third_party_policy import TopA
+
+pytestmark = pytest.mark.server
+
+Json = dict[str, Any]
+Cut = Mapping[str, float]
+"""top_k, top_p, min_p of the request."""
+
+DRAWS = 400
+TEMPERATURE = 0.9
+
+FLAT = "fARj3dw8g"
+"""No problem: here the model is unsure, H = 3.5 nats, with a long tail."""
+
+PROMPTS = (FLAT, FLAT + "\n", "Q7+3*2-8:", "Q7+3*2-8:A", "R7+3*2-8:")
+NEWLINE = encode("\n")[0]
+IMPOSSIBLE = -1e30
+"""SGLang returns log 0 as the least float32."""
+
+KINDS: tuple[type[Policy], ...] = (*policies().values(), TopA)
+
+
+def of(name: str, **values: Any) -> Policy:
+    """A policy by its name."""
+    return policies()[name].model_validate(values)
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def log_p(server: Server, prompt: str | tuple[int, ...]) -> FloatArray:
+    """[vocab] the base law behind a prompt."""
+    body: Json = {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
+    answer = raw_generate(
+        server,
+        None,
+        **body,
+        sampling_params={"max_new_tokens": 1, "temperature": 1.0},
+        return_logprob=True,
+        top_logprobs_num=VOCAB_SIZE,
+    )
+    return _row(answer["meta_info"]["output_top_logprobs"][0])
+
+
+def _row(ranked: Sequence[tuple[float, int, None]]) -> FloatArray:
+    row = np.full(VOCAB_SIZE, -np.inf)
+    for value, token, _ in ranked:
+        row[token] = value if value > IMPOSSIBLE else -np.inf
+    return row
+
+
+def scored(server: Server, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """[tokens, vocab] for each answer: the base law of its every row, from a prefill pass."""
+    responses = raw_generate(
+        server,
+        None,
+        input_ids=[[*prompt, *answer] for answer in answers],
+        sampling_params={"max_new_tokens": 0},
+        return_logprob=True,
+        logprob_start_len=len(prompt) - 1,
+        top_logprobs_num=VOCAB_SIZE,
+    )
+    return [
+        np.array([_row(ranked) for ranked in response["meta_info"]["input_top_logprobs"][-len(answer) :]])
+        for response, answer in zip(responses, answers, strict=True)
+    ]
+
+
+def twin_of(policy: Policy) -> tuple[int, ...] | None:
+    """Token ids of the other prompt of a policy that has one."""
+    twin = policy.twin_prompt
+    return None if twin is None else tuple(encode(twin) if isinstance(twin, str) else twin)
+
+
+def row_of(server: Server, policy: Policy, prompt: str, temperature: float = TEMPERATURE) -> Row:
+    """The row that an answer's first token is drawn from."""
+    twin = twin_of(policy)
+    return Row(
+        log_p(server, prompt),
+        temperature,
+        prompt.endswith("\n"),
+        None if twin is None else log_p(server, twin),
+    )
+
+
+def named(policy: Policy, seed: int) -> Json:
+    """custom_params of a policy."""
+    return {"sampler": policy.name(), **policy.model_dump(exclude_unset=True, exclude={"sampler"}), "seed": seed}
+
+
+def first_tokens(
+    server: Server, policy: Policy, prompt: str, seed: int, temperature: float = TEMPERATURE, **cut: float
+) -> FloatArray:
+    """[vocab] counts of the first tokens of DRAWS samples of one request."""
+    params = {"max_new_tokens": 1, "n": DRAWS, "temperature": temperature, **cut}
+    answers = raw_generate(server, prompt, sampling_params={**params, "custom_params": named(policy, seed)})
+    return counted(answers, policy)
+
+
+def counted(answers: Sequence[Json], policy: Policy) -> FloatArray:
+    """Counts of first tokens; every answer says that the policy drew it."""
+    assert len(answers) == DRAWS
+    reports = [answer["meta_info"]["power"] for answer in answers]
+    assert {(report["sampler"], report["law"]) for report in reports} == {(policy.name(), "policy")}
+    ids = [answer["output_ids"] for answer in answers]
+    assert {len(one) for one in ids} == {1}
+    return np.bincount([one[0] for one in ids], minlength=VOCAB_SIZE).astype(np.float64)
+
+
+# --- laws ---------------------------------------------------------------------------------------------
+
+
+def cut_jointly(law: FloatArray, cut: Cut) -> FloatArray:
+    """top-k, top-p and min-p as documented: each measures the law given, a token stays if all three keep it."""
+    keep = np.ones(len(law), dtype=bool)
+    if "top_k" in cut:
+        keep &= law >= np.sort(law)[-int(cut["top_k"])]
+    if "top_p" in cut:
+        keep &= np.array([law[law > p].sum() for p in law]) < cut["top_p"]
+    if "min_p" in cut:
+        keep &= law >= cut["min_p"] * law.max()
+    return truncated(law, keep)
+
+
+def cut_in_turn(law: FloatArray, cut: Cut) -> FloatArray:
+    """The same one after the other, each on what the one before left."""
+    for name, value in cut.items():
+        law = cut_jointly(law, {name: value})
+    return law
+
+
+def divergence(law: FloatArray, base: FloatArray) -> float:
+    """KL(law || base), nats."""
+    support = law > 0
+    return float(law[support] @ np.log(law[support] / base[support]))
+
+
+def biting(server: Server, kind: type[Policy]) -> tuple[Policy, str]:
+    """Of a policy's examples and of PROMPTS the pair whose law is furthest from the base law; one that leaves
+    something to chance if there is one."""
+
+    def interest(policy: Policy, prompt: str) -> tuple[bool, float]:
+        row = row_of(server, policy, prompt)
+        law = policy.law(row)
+        return entropy(law) > 0.1, divergence(law, softmax(row.logits, row.temperature))
+
+    pairs = [(kind.model_validate(example), prompt) for example in kind.examples for prompt in PROMPTS]
+    return max(pairs, key=lambda pair: interest(*pair))
+
+
+def check(counts: FloatArray, law: FloatArray, controls: Mapping[str, FloatArray]) -> None:
+    """The law is kept, every control is rejected."""
+    print(f"tokens {int((counts > 0).sum())}, p {g_test(counts, law):.3f}")
+    for name, control in controls.items():
+        print(f"p of {name}: {g_test(counts, control):.1e}")
+    assert g_test(counts, law) > KEPT / KEPT_TESTS
+    assert not [name for name, control in controls.items() if g_test(counts, control) >= REJECTED]
+
+
+# --- first tokens -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name())
+def test_first_tokens_follow_the_law(pivot_server: Server, kind: type[Policy]) -> None:
+    policy, prompt = biting(pivot_server, kind)
+    print(policy, repr(prompt))
+    row = row_of(pivot_server, policy, prompt)
+    counts = first_tokens(pivot_server, policy, prompt, seed=11)
+    check(counts, policy.law(row), {"the base law": softmax(row.logits, TEMPERATURE)})
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A policy under the request's own temperature and truncation, on FLAT."""
+
+    policy: Policy
+    cut: Cut
+    temperature: float = TEMPERATURE
+
+    def __str__(self) -> str:
+        return f"{self.policy.name()}-{'-'.join(self.cut)}"
+
+
+COMPOSED = [
+    Composed(of("temperature", value=2.0), {"top_p": 0.5}),
+    Composed(of("edt", theta=1.0, base=0.3), {"min_p": 0.1}, temperature=1.5),
+    Composed(of("adapt", hot=2.0, cold=0.4), {"top_k": 20, "top_p": 0.7}, temperature=2.0),
+    Composed(of("top_h", alpha=0.9), {"top_k": 12, "top_p": 0.8, "min_p": 0.05}, temperature=1.5),
+    Composed(of("top_n_sigma", n=2.0), {"top_p": 0.6}, temperature=2.0),
+    Composed(of("kl_guided", sigma=1.0, prompt_without="g"), {"top_p": 0.6}, temperature=2.5),
+]
+
+
+@pytest.mark.parametrize("case", COMPOSED, ids=str)
+def test_temperature_then_policy_then_truncation(pivot_server: Server, case: Composed) -> None:
+    """One request per draw, with consecutive seeds."""
+    policy, cut = case.policy, case.cut
+    row = row_of(pivot_server, policy, FLAT, case.temperature)
+    params = {"max_new_tokens": 1, "temperature": case.temperature, **cut}
+    each = [{**params, "custom_params": named(policy, seed)} for seed in range(DRAWS)]
+    answers = raw_generate(pivot_server, [FLAT] * DRAWS, sampling_params=each)
+    tempered, alone = softmax(row.logits, row.temperature), policy.law(row)
+    cut_first = np.log(cut_jointly(tempered, cut), where=cut_jointly(tempered, cut) > 0, out=np.full(VOCAB_SIZE, -np.inf))
+    law = cut_jointly(alone, cut)
+    controls = {"the policy alone": alone, "truncation alone": cut_jointly(tempered, cut)}
+    check(counted(answers, policy), law, controls)
+
+
+QUADRANTS = {
+    "the most likely token": (1.5, 1.5),
+    "insert": (0.6, 1.5),
+    "sample": (1.5, 0.6),
+    "sample hot": (0.6, 0.6),
+}
+"""Of entropix: its thresholds, as shares of what the row has."""
+
+
+@pytest.mark.parametrize("name", QUADRANTS)
+def test_every_quadrant_of_entropix(pivot_server: Server, name: str) -> None:
+    logits = log_p(pivot_server, FLAT)
+    p = softmax(logits)
+    h = entropy(p)
+    v = float(p @ (logits + h) ** 2)
+
+    def in_quadrant(share_h: float, share_v: float) -> Policy:
+        thresholds = {"entropy_threshold": h * share_h, "varentropy_threshold": v * share_v}
+        return of("entropix", **thresholds, insert_ids=encode("z"), hot_factor=2.5)
+
+    row = Row(logits, TEMPERATURE)
+    laws = {other: in_quadrant(*shares).law(row) for other, shares in QUADRANTS.items()}
+    counts = first_tokens(pivot_server, in_quadrant(*QUADRANTS[name]), FLAT, seed=12)
+    check(counts, laws.pop(name), laws)
+
+
+@pytest.mark.parametrize("prompt", [FLAT, FLAT + "\n"], ids=["within a line", "first of a line"])
+def test_both_temperatures_of_adapt(pivot_server: Server, prompt: str) -> None:
+    policy = of("adapt", hot=2.5, cold=0.5)
+    row = row_of(pivot_server, policy, prompt)
+    other = Row(row.logits, row.temperature, not row.ends_line)
+    controls = {"the other temperature": policy.law(other), "the base law": softmax(row.logits, TEMPERATURE)}
+    check(first_tokens(pivot_server, policy, prompt, seed=13), policy.law(row), controls)
+
+
+# --- whole answers ------------------------------------------------------------------------------------
+
+ANSWERS, LENGTH, BINS = 24, 24, 20
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole answers of a policy, and what they must not follow.
+
+    Args:
+        prompt: of all answers.
+        control: another policy; None is the base law.
+        bias: of the newline's logit, so that answers have lines.
+    """
+
+    policy: Policy
+    prompt: str
+    control: Policy | None = None
+    bias: float = 0.0
+    controls: Sequence[str] = field(default=())
+
+    def __str__(self) -> str:
+        return self.policy.name()
+
+
+WHOLE = [
+    Whole(of("adapt", hot=3.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=6.0),
+    Whole(of("entropix", entropy_threshold=1.0, varentropy_threshold=0.5, hot_factor=3.0), FLAT),
+    Whole(of("kl_guided", sigma=1.0, prompt_without="g"), FLAT),
+    Whole(of("top_n_sigma", n=1.5), FLAT),
+]
+
+
+def transforms(laws: FloatArray, ids: Sequence[int], seed: int) -> FloatArray:
+    """[tokens] uniform in [0, 1) if the ids are draws from the laws; NaN where a law rules its token out.
+
+    A token takes a random place in its own share of [0, 1), tokens in order of falling probability.
+    """
+    places = np.random.default_rng(seed).random(len(ids))
+    return np.array(
+        [
+            law[law > law[token]].sum() + law[token] * place if law[token] > 0 else np.nan
+            for law, token, place in zip(laws, ids, places, strict=True)
+        ]
+    )
+
+
+def uniformity(values: FloatArray) -> float:
+    """p-value; 0 where a law was broken."""
+    if np.isnan(values).any():
+        return 0.0
+    counts = np.bincount((values * BINS).astype(int).clip(0, BINS - 1), minlength=BINS)
+    return g_test(counts.astype(np.float64), np.full(BINS, 1 / BINS))
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=str)
+def test_every_token_of_whole_answers_follows_its_law(pivot_server: Server, case: Whole) -> None:
+    """Decode steps, in batches whose rows finish one by one."""
+    policy, prompt = case.policy, encode(case.prompt)
+    params = {
+        "max_new_tokens": LENGTH,
+        "n": ANSWERS,
+        "temperature": TEMPERATURE,
+        "logit_bias": {str(NEWLINE): case.bias},
+        "custom_params": named(policy, 14),
+    }
+    answers = [
+        answer["output_ids"] for answer in raw_generate(pivot_server, case.prompt, sampling_params=params)
+    ]
+    twin = twin_of(policy)
+    bias = np.where(np.arange(VOCAB_SIZE) == NEWLINE, case.bias, 0.0)
+    rows = np.concatenate(scored(pivot_server, prompt, answers)) + bias
+    twins = None if twin is None else np.concatenate(scored(pivot_server, twin, answers)) + bias
+    before = [token for answer in answers for token in [prompt[-1], *answer[:-1]]]
+    ids = [token for answer in answers for token in answer]
+
+    def laws(one: Policy) -> FloatArray:
+        return np.array(
+            [
+                one.law(Row(row, TEMPERATURE, before[i] == NEWLINE, None if twins is None else twins[i]))
+                for i, row in enumerate(rows)
+            ]
+        )
+
+    control = of("temperature", value=1.0) if case.control is None else case.control
+    kept, rejected = (uniformity(transforms(laws(one), ids, seed=15)) for one in (policy, control))
+    print(f"{len(ids)} tokens, {before.count(NEWLINE)} after a newline, p {kept:.3f}, control {rejected:.1e}")
+    assert kept > KEPT / KEPT_TESTS
+    assert rejected < REJECTED
+
+
+KEPT_TESTS = len(KINDS) + len(COMPOSED) + len(QUADRANTS) + 2 + len(WHOLE)
