@@ -43,7 +43,8 @@ BUILT_IN: tuple[type[Policy], ...] = (
     MinK,
 )
 
-RESERVED = frozenset({"power", "none"})
+RESERVED = frozenset({"power", "none", "cot", "branch", "vote", "best_of", "smc"})
+"""Names of samplers of whole answers."""
 
 
 @functools.cache

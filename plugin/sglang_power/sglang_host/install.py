@@ -16,6 +16,7 @@ from packaging.version import Version
 
 import sglang_power
 from sglang_power.errors import ConfigError, HostError, PowerError
+from sglang_power.request import samplers
 from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
@@ -30,6 +31,7 @@ def install() -> None:
     """Register the sampler and all hooks, or end the process."""
     try:
         _check_version(sglang.__version__)
+        samplers()
         config = server_config()
         _register_sampler()
         for hook in HOOKS:
