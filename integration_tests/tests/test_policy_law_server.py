@@ -4,17 +4,18 @@ The server's own log probabilities at temperature 1, over the whole vocabulary, 
 gives the null hypothesis; the controls are what a mistake would draw from. First tokens of many answers are
 compared by a G-test; whole answers, whose every row has a law of its own, by their probability transforms.
 
-A new policy runs through this file by being registered: its example and the prompt are those on which it is
-furthest from the base law. Right policies fail one of the KEPT_TESTS tests with probability at most 1e-3 for
+A new policy runs through this file by being registered, with an example and a prompt on which its law can
+be told from the base law. Right policies fail one of the KEPT_TESTS tests with probability at most 1e-3 for
 a fresh set of seeds (Bonferroni). Seeds are fixed and draws a function of (seed, position), so a rerun
 repeats its outcome. Figures are printed; pytest -rP shows them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,12 @@ TEMPERATURE = 0.9
 FLAT = "fARj3dw8g"
 """No problem: here the model is unsure, H = 3.5 nats, with a long tail."""
 
-PROMPTS = (FLAT, FLAT + "\n", "Q7+3*2-8:", "Q7+3*2-8:A", "R7+3*2-8:")
+Q, R = "Q7+3*2-8:", "R7+3*2-8:"
+PROMPTS = (FLAT, FLAT + "\n", Q, Q + "A", R, R + "\n")
 NEWLINE = encode("\n")[0]
+CLEARLY = 1e-12
+"""Expected p-value of a base law that REJECTED will reject."""
+
 IMPOSSIBLE = -1e30
 """SGLang returns log 0 as the least float32."""
 
@@ -98,8 +103,10 @@ def scored(server: Server, prompt: Sequence[int], answers: Sequence[Sequence[int
 
 def twin_of(policy: Policy) -> tuple[int, ...] | None:
     """Token ids of the other prompt of a policy that has one."""
-    twin = policy.twin_prompt
-    return None if twin is None else tuple(encode(twin) if isinstance(twin, str) else twin)
+    if policy.twin_prompt is None:
+        return None
+    _, twin = policy.twin_prompt
+    return tuple(encode(twin) if isinstance(twin, str) else twin)
 
 
 def row_of(server: Server, policy: Policy, prompt: str, temperature: float = TEMPERATURE) -> Row:
@@ -159,23 +166,17 @@ def cut_in_turn(law: FloatArray, cut: Cut) -> FloatArray:
     return law
 
 
-def divergence(law: FloatArray, base: FloatArray) -> float:
-    """KL(law || base), nats."""
-    support = law > 0
-    return float(law[support] @ np.log(law[support] / base[support]))
-
-
 def biting(server: Server, kind: type[Policy]) -> tuple[Policy, str]:
-    """Of a policy's examples and of PROMPTS the pair whose law is furthest from the base law; one that leaves
-    something to chance if there is one."""
+    """An example of a policy and one of PROMPTS: of the pairs that DRAWS can tell from the base law, the one
+    that leaves most to chance."""
 
-    def interest(policy: Policy, prompt: str) -> tuple[bool, float]:
-        row = row_of(server, policy, prompt)
-        law = policy.law(row)
-        return entropy(law) > 0.1, divergence(law, softmax(row.logits, row.temperature))
+    def interest(pair: tuple[Policy, str]) -> tuple[bool, float]:
+        row = row_of(server, *pair)
+        law = pair[0].law(row)
+        return g_test(law * DRAWS, softmax(row.logits, row.temperature)) < CLEARLY, entropy(law)
 
     pairs = [(kind.model_validate(example), prompt) for example in kind.examples for prompt in PROMPTS]
-    return max(pairs, key=lambda pair: interest(*pair))
+    return max(pairs, key=interest)
 
 
 def check(counts: FloatArray, law: FloatArray, controls: Mapping[str, FloatArray]) -> None:
@@ -195,17 +196,25 @@ def test_first_tokens_follow_the_law(pivot_server: Server, kind: type[Policy]) -
     policy, prompt = biting(pivot_server, kind)
     print(policy, repr(prompt))
     row = row_of(pivot_server, policy, prompt)
-    counts = first_tokens(pivot_server, policy, prompt, seed=11)
+    counts = first_tokens(pivot_server, policy, prompt, seed=100 + KINDS.index(kind))
     check(counts, policy.law(row), {"the base law": softmax(row.logits, TEMPERATURE)})
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A policy under the request's own temperature and truncation, on FLAT."""
+    """A policy under the request's own temperature and truncation.
+
+    Args:
+        order: whether the sample can tell the documented order from truncation before the policy.
+        jointly: whether it can tell joint truncation from one after the other.
+    """
 
     policy: Policy
     cut: Cut
     temperature: float = TEMPERATURE
+    prompt: str = FLAT
+    order: bool = True
+    jointly: bool = False
 
     def __str__(self) -> str:
         return f"{self.policy.name()}-{'-'.join(self.cut)}"
@@ -225,15 +234,18 @@ COMPOSED = [
 def test_temperature_then_policy_then_truncation(pivot_server: Server, case: Composed) -> None:
     """One request per draw, with consecutive seeds."""
     policy, cut = case.policy, case.cut
-    row = row_of(pivot_server, policy, FLAT, case.temperature)
+    row = row_of(pivot_server, policy, case.prompt, case.temperature)
     params = {"max_new_tokens": 1, "temperature": case.temperature, **cut}
     each = [{**params, "custom_params": named(policy, seed)} for seed in range(DRAWS)]
-    answers = raw_generate(pivot_server, [FLAT] * DRAWS, sampling_params=each)
-    tempered, alone = softmax(row.logits, row.temperature), policy.law(row)
-    cut_first = np.log(cut_jointly(tempered, cut), where=cut_jointly(tempered, cut) > 0, out=np.full(VOCAB_SIZE, -np.inf))
-    law = cut_jointly(alone, cut)
-    controls = {"the policy alone": alone, "truncation alone": cut_jointly(tempered, cut)}
-    check(counted(answers, policy), law, controls)
+    answers = raw_generate(pivot_server, [case.prompt] * DRAWS, sampling_params=each)
+    alone, before = policy.law(row), cut_jointly(softmax(row.logits, row.temperature), cut)
+    controls = {"the policy alone": alone, "truncation alone": before}
+    if case.order:
+        kept_before = np.where(before > 0, row.logits, -np.inf)
+        controls["truncation first"] = policy.law(dataclasses.replace(row, logits=kept_before))
+    if case.jointly:
+        controls["one after the other"] = cut_in_turn(alone, cut)
+    check(counted(answers, policy), cut_jointly(alone, cut), controls)
 
 
 QUADRANTS = {
@@ -273,34 +285,35 @@ def test_both_temperatures_of_adapt(pivot_server: Server, prompt: str) -> None:
 
 # --- whole answers ------------------------------------------------------------------------------------
 
-ANSWERS, LENGTH, BINS = 24, 24, 20
+ANSWERS, LENGTH, BINS = 40, 24, 10
+UNSURE = 0.3
+"""Nats. Rows below say nothing of a law; which rows count depends on the tokens before them only."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole answers of a policy, and what they must not follow.
+    """Whole answers of a policy.
 
     Args:
         prompt: of all answers.
-        control: another policy; None is the base law.
+        control: what they must not follow; "temperature" 1 is the base law.
         bias: of the newline's logit, so that answers have lines.
     """
 
     policy: Policy
     prompt: str
-    control: Policy | None = None
+    control: Policy = of("temperature", value=1.0)
     bias: float = 0.0
-    controls: Sequence[str] = field(default=())
 
     def __str__(self) -> str:
         return self.policy.name()
 
 
 WHOLE = [
-    Whole(of("adapt", hot=3.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=6.0),
-    Whole(of("entropix", entropy_threshold=1.0, varentropy_threshold=0.5, hot_factor=3.0), FLAT),
-    Whole(of("kl_guided", sigma=1.0, prompt_without="g"), FLAT),
-    Whole(of("top_n_sigma", n=1.5), FLAT),
+    Whole(of("adapt", hot=3.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=18.0),
+    Whole(of("entropix", entropy_threshold=0.5, varentropy_threshold=0.05, hot_factor=3.0), R),
+    Whole(of("kl_guided", sigma=8.0, prompt_without=Q), R),
+    Whole(of("top_k", k=3), R),
 ]
 
 
@@ -326,38 +339,49 @@ def uniformity(values: FloatArray) -> float:
     return g_test(counts.astype(np.float64), np.full(BINS, 1 / BINS))
 
 
-@pytest.mark.parametrize("case", WHOLE, ids=str)
-def test_every_token_of_whole_answers_follows_its_law(pivot_server: Server, case: Whole) -> None:
-    """Decode steps, in batches whose rows finish one by one."""
-    policy, prompt = case.policy, encode(case.prompt)
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens that the server drew, with their rows."""
+
+    ids: list[int]
+    rows: list[Row]
+
+
+def drawn(server: Server, case: Whole, seed: int) -> Drawn:
+    """The tokens of ANSWERS answers whose rows leave something to chance."""
+    prompt, twin = encode(case.prompt), twin_of(case.policy)
     params = {
         "max_new_tokens": LENGTH,
         "n": ANSWERS,
         "temperature": TEMPERATURE,
         "logit_bias": {str(NEWLINE): case.bias},
-        "custom_params": named(policy, 14),
+        "custom_params": named(case.policy, seed),
     }
-    answers = [
-        answer["output_ids"] for answer in raw_generate(pivot_server, case.prompt, sampling_params=params)
-    ]
-    twin = twin_of(policy)
-    bias = np.where(np.arange(VOCAB_SIZE) == NEWLINE, case.bias, 0.0)
-    rows = np.concatenate(scored(pivot_server, prompt, answers)) + bias
-    twins = None if twin is None else np.concatenate(scored(pivot_server, twin, answers)) + bias
+    responses = raw_generate(server, case.prompt, sampling_params=params)
+    answers = [response["output_ids"] for response in responses]
+    logits = np.concatenate(scored(server, prompt, answers))
+    twins = logits if twin is None else np.concatenate(scored(server, twin, answers))
+    for table in {id(logits): logits, id(twins): twins}.values():
+        table[:, NEWLINE] += case.bias
     before = [token for answer in answers for token in [prompt[-1], *answer[:-1]]]
     ids = [token for answer in answers for token in answer]
+    counted = [i for i, row in enumerate(logits) if entropy(softmax(row)) > UNSURE]
+    rows = [Row(logits[i], TEMPERATURE, before[i] == NEWLINE, twins[i]) for i in counted]
+    return Drawn([ids[i] for i in counted], rows)
 
-    def laws(one: Policy) -> FloatArray:
-        return np.array(
-            [
-                one.law(Row(row, TEMPERATURE, before[i] == NEWLINE, None if twins is None else twins[i]))
-                for i, row in enumerate(rows)
-            ]
-        )
 
-    control = of("temperature", value=1.0) if case.control is None else case.control
-    kept, rejected = (uniformity(transforms(laws(one), ids, seed=15)) for one in (policy, control))
-    print(f"{len(ids)} tokens, {before.count(NEWLINE)} after a newline, p {kept:.3f}, control {rejected:.1e}")
+@pytest.mark.parametrize("case", WHOLE, ids=str)
+def test_every_token_of_whole_answers_follows_its_law(pivot_server: Server, case: Whole) -> None:
+    """Decode steps, in batches whose rows finish one by one."""
+    tokens = drawn(pivot_server, case, seed=14)
+
+    def p_of(policy: Policy) -> float:
+        laws = np.array([policy.law(row) for row in tokens.rows])
+        return uniformity(transforms(laws, tokens.ids, seed=15))
+
+    lines = sum(row.ends_line for row in tokens.rows)
+    kept, rejected = p_of(case.policy), p_of(case.control)
+    print(f"{len(tokens.ids)} tokens, {lines} after a newline, p {kept:.3f}, control {rejected:.1e}")
     assert kept > KEPT / KEPT_TESTS
     assert rejected < REJECTED
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-ROW_FIELDS = ("log_p", "log_q", "log_z", "entropy", "varentropy", "gap")
+ROW_FIELDS = ("log_p", "log_q", "log_z", "entropy", "varentropy", "gap", "margin")
 """Statistics of the logits row that a token was drawn from, in the order of `Tokens.rows`.
 
 log_p      log p(y_t | c, y_<t), the base law at temperature 1
 log_q      log q(y_t | c, y_<t), the law that the token was actually drawn from
 log_z      log sum_v p(v)^kappa over the whole vocabulary
 entropy    H_t of p;  varentropy  V_t of p;  gap  p(1st) - p(2nd)
+margin     p(y_t) - max p(other): the gap where y_t is the most likely token, otherwise negative
 """
 
 
@@ -71,7 +72,7 @@ class Tokens:
 
     Args:
         ids: token ids, length T.
-        rows: [T, len(ROW_FIELDS)] float64, nats (gap: probability).
+        rows: [T, len(ROW_FIELDS)] float64, nats (gap, margin: probabilities).
     """
 
     ids: tuple[int, ...]
@@ -113,6 +114,10 @@ class Tokens:
     @property
     def entropy(self) -> FloatArray:
         return self.rows[:, 3]
+
+    @property
+    def margin(self) -> FloatArray:
+        return self.rows[:, 6]
 
 
 Tokens.EMPTY = Tokens((), np.empty((0, len(ROW_FIELDS))))

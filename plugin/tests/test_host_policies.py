@@ -256,7 +256,7 @@ def test_a_token_ends_a_line_if_only_blanks_follow_its_newline() -> None:
 
 
 def commit(req: SimpleNamespace, row: ChildParams, log_p: float, log_q: float) -> None:
-    values = torch.tensor([[log_p, log_q, 0.0, 1.0, 0.0, 0.0]])
+    values = torch.tensor([[log_p, log_q, 0.0, 1.0, 0.0, 0.0, 0.0]])
     commits = [SimpleNamespace(output_index=0, token_ids=(0,))]
     req.output_ids.append(0)
     HostStatistics(RowBlock.of(row), values).consume(SimpleNamespace(reqs=[req]), commits)

@@ -115,7 +115,7 @@ def test_rows_of_logits_that_are_not_numbers_stay_inside_the_vocabulary() -> Non
 
 
 def record(log_p: float) -> list[float]:
-    return [log_p, log_p, 0.0, 1.0, 0.0, 0.0][: len(ROW_FIELDS)]
+    return [log_p, log_p, 0.0, 1.0, *[0.0] * (len(ROW_FIELDS) - 4)]
 
 
 def commit(req: SimpleNamespace, params: ChildParams, position: int, log_p: float) -> None:

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"types", "errors", "rng", "algorithms", "engines"},
     "fields": set(),
     "policies": {"types", "errors", "fields", "policies"},
-    "request": {"types", "errors", "rng", "algorithms", "fields", "policies"},
+    "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
     "serving": {"types", "errors", "rng", "algorithms", "engines", "policies", "request", "serving"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""

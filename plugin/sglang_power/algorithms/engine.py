@@ -22,7 +22,7 @@ class ContinuationCall:
         horizon: largest total number of generated tokens, prefix included; > len(prefix).
         law: the law to draw from.
         seed: the draws of this call are a function of it and of the position.
-        forced: emit these ids instead of drawing, and report the statistics of their rows.
+        forced: begin with these ids instead of drawing, and report the statistics of their rows.
         early_rejection: stop as soon as the proposal can no longer be accepted.
         deadline: unix time in seconds after which a proposal may be cut short.
     """

@@ -78,6 +78,7 @@ class TabularModel:
         entropy = float(support @ surprise)
         varentropy = float(support @ (surprise - entropy) ** 2)
         top = np.sort(p)[::-1]
+        others = np.delete(p, token).max(initial=0.0)
         with np.errstate(divide="ignore"):
             log_p, log_q = float(np.log(p[token])), float(np.log(q[token]))
         return (
@@ -87,6 +88,7 @@ class TabularModel:
             entropy,
             varentropy,
             float(top[0] - top[1]),
+            float(p[token] - others),
         )
 
     def score(self, ids: Prefix, law: ProposalLaw) -> Tokens:
@@ -140,8 +142,9 @@ class TabularEngine:
         )
 
     def _next_token(self, call: ContinuationCall, ids: Prefix) -> int:
-        if call.forced is not None:
-            return call.forced[len(ids) - len(call.prefix)]
+        done = len(ids) - len(call.prefix)
+        if call.forced is not None and done < len(call.forced):
+            return call.forced[done]
         u = np.random.Generator(np.random.Philox(key=call.seed, counter=len(ids))).random()
         cdf = np.cumsum(self.model.proposal(ids, call.law))
         return int(np.searchsorted(cdf, u * cdf[-1], side="right"))

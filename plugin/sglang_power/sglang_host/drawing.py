@@ -146,5 +146,7 @@ def _statistics(
         ).log_q
     if apart is not None:
         log_q = log_q.masked_fill(apart, torch.nan)
-    columns = [base.log_p, log_q, base.log_z, base.entropy, base.varentropy, base.gap]
+    rival = torch.where(ids == base.top2_ids[:, 0], base.top2_probs[:, 1], base.top2_probs[:, 0])
+    margin = base.log_p.exp() - rival
+    columns = [base.log_p, log_q, base.log_z, base.entropy, base.varentropy, base.gap, margin]
     return torch.stack(columns, dim=1)

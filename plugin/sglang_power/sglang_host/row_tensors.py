@@ -49,7 +49,8 @@ class RowTensors:
         indices, others: int64, batch positions of the active rows and ([batch - active]) of all others.
         kappa: float32.  seeds: int64.
         truncation: None where no row truncates.
-        forced: int64 [active, longest], -1 where the token is drawn; None where no row forces.
+        forced: int64 [active, longest + 1], -1 where the token is drawn, as after the last forced one; None
+            where no row forces.
         origins: int64, position of the row that the first new token is drawn from.
         groups: the rows of each policy.
         pairs: None where no row is paired.
@@ -127,7 +128,7 @@ def _forced(rows: Sequence[ChildParams]) -> torch.Tensor | None:
     if all(row.forced is None for row in rows):
         return None
     longest = max(len(row.forced or ()) for row in rows)
-    table = torch.full((len(rows), longest), -1, dtype=torch.int64)
+    table = torch.full((len(rows), longest + 1), -1, dtype=torch.int64)
     for i, row in enumerate(rows):
         for j, token in enumerate(row.forced or ()):
             table[i, j] = token

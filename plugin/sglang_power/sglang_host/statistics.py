@@ -106,7 +106,7 @@ def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
     if monitor is None:
         monitor = RejectionMonitor(params.early_rejection)
         setattr(req, _MONITOR, monitor)
-    log_p, log_q, _, entropy, _, _ = record
+    log_p, log_q, _, entropy, *_ = record
     return monitor.rejects(log_p, log_q, entropy)
 
 

@@ -1,13 +1,7 @@
-"""What a client may ask: one pydantic model per sampler, the only place of defaults.
-
-`power` is here; every per-step policy is a model of its own in `policies`. Unknown keys, wrong types and
-wrong ranges end here, as one RequestError that names the field, the value and what to do. Models know
-nothing of the server; `sglang_host.intake` fills in what SGLang's own sampling parameters say.
-"""
+"""What a request for `power` may say."""
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,7 +10,6 @@ from pydantic import (
     Field,
     InstanceOf,
     StrictBool,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -24,13 +17,10 @@ from pydantic import (
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import is_exact
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.errors import RequestError
-from sglang_power.fields import CONFLICT, FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
-from sglang_power.policies import Policy, policies
+from sglang_power.fields import FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
+from sglang_power.policies import Policy
+from sglang_power.request.nested import row_law_policy
 from sglang_power.types import ProposalLaw
-
-NO_SAMPLER = "none"
-"""`sampler: "none"` opts out of a server-side default."""
 
 
 class PowerRequest(BaseModel):
@@ -82,7 +72,7 @@ class PowerRequest(BaseModel):
     @field_validator("proposal_policy", mode="before")
     @classmethod
     def _parsed(cls, value: object) -> object:
-        return _proposal_policy(value) if isinstance(value, dict) else value
+        return row_law_policy("proposal_policy", value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -153,90 +143,3 @@ class PowerRequest(BaseModel):
         shown["max_new_tokens"] = horizon
         shown["draft"] = self.initial_ids is not None or self.initial_text is not None
         return shown
-
-
-SamplerRequest = PowerRequest | Policy
-
-
-@functools.cache
-def samplers() -> dict[str, type[SamplerRequest]]:
-    """Every sampler that a request may name."""
-    return {"power": PowerRequest, **policies()}
-
-
-def parse_request(values: dict[str, Any]) -> SamplerRequest:
-    """Validate flat parameters; `sampler` names the model, "power" where it is absent.
-
-    Raises:
-        RequestError: unknown sampler, unknown key, wrong type or range.
-    """
-    name = values.get("sampler", "power")
-    known = samplers()
-    if not isinstance(name, str) or name not in known:
-        names = ", ".join([*known, NO_SAMPLER])
-        raise RequestError("sampler", name, "unknown sampler", f"Use one of: {names}")
-    try:
-        return known[name].model_validate(values)
-    except ValidationError as error:
-        raise _request_error(known[name], error, values) from None
-
-
-def parse_power(values: dict[str, Any]) -> PowerRequest:
-    """`parse_request` of parameters that are known to be of `power`."""
-    request = parse_request({"sampler": "power", **values})
-    assert isinstance(request, PowerRequest)
-    return request
-
-
-def _proposal_policy(values: dict[str, Any]) -> Policy:
-    """A policy inside a power request; its errors name the field behind a dot."""
-    known = policies()
-    name = values.get("sampler")
-    if not isinstance(name, str) or name not in known:
-        raise conflict("proposal_policy.sampler", "unknown policy", f"Use one of: {', '.join(known)}")
-    try:
-        policy = known[name].model_validate(values)
-    except ValidationError as error:
-        wrong = _request_error(known[name], error, values)
-        raise conflict(f"proposal_policy.{wrong.field}", wrong.problem, wrong.hint) from None
-    if not policy.in_proposals:
-        raise conflict(
-            "proposal_policy.sampler", f"{name} is no law of one row alone", "Use it as a sampler of its own"
-        )
-    if policy.seed is not None:
-        raise conflict("proposal_policy.seed", "the request has one seed", "Set seed beside proposal_policy")
-    return policy
-
-
-def _request_error(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == CONFLICT:
-        detail = first["ctx"]
-        value = _value_at(values, detail["field"])
-        return RequestError(detail["field"], value, detail["problem"], detail["hint"])
-    problem, field = first["msg"], ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        names = ", ".join(sorted(model.model_fields))
-        return RequestError(field, first["input"], "unknown parameter", f"Known parameters: {names}")
-    if first["type"] == "missing":
-        return RequestError(
-            field, None, "required", "Name it, or set it for the model in SGLANG_POWER_CONFIG"
-        )
-    name = str(first["loc"][0])
-    return RequestError(field, first["input"], problem, _remedy(model, name))
-
-
-def _remedy(model: type[BaseModel], name: str) -> str:
-    field = model.model_fields[name]
-    if field.is_required():
-        return f"Correct it; {name} has no default"
-    default = "1/alpha" if name == "proposal_temperature" else field.default
-    return "Leave it out" if default is None else f"Leave it out for the default of {default}"
-
-
-def _value_at(values: dict[str, Any], path: str) -> object:
-    """What a request holds at a dotted path; None where it holds nothing."""
-    found: object = values
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found

@@ -1,0 +1,18 @@
+"""What a client may ask: one pydantic model per sampler, the only place of defaults.
+
+Unknown keys, wrong types and wrong ranges end here, as one RequestError that names the field, the value
+and what to do. Samplers of whole answers have a file each; every per-step policy is a model of its own in
+`policies`. Models know nothing of the server; `sglang_host.intake` fills in what SGLang's own sampling
+parameters say.
+"""
+
+from sglang_power.request.parsing import (
+    NO_SAMPLER,
+    SamplerRequest,
+    parse_power,
+    parse_request,
+    samplers,
+)
+from sglang_power.request.power import PowerRequest
+
+__all__ = ["NO_SAMPLER", "PowerRequest", "SamplerRequest", "parse_power", "parse_request", "samplers"]
