@@ -26,6 +26,8 @@ class Purpose(enum.IntEnum):
     PROPOSAL = 3
     EXTENSION = 4
     POLICY = 5
+    TIE = 6
+    READING = 7
 
 
 @dataclass(frozen=True, slots=True)

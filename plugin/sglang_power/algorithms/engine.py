@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sglang_power.algorithms.early_rejection import EarlyRejection
-from sglang_power.types import Continuation, ProposalLaw
+from sglang_power.types import Continuation, ProposalLaw, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,25 @@ class ContinuationCall:
         assert self.horizon > len(self.prefix)
 
 
+@dataclass(frozen=True, slots=True)
+class RankedToken:
+    """One of the most likely next tokens, with its log probability under the base law, nats."""
+
+    token: int
+    log_p: float
+
+
 class Engine(Protocol):
     """Continues token sequences of one prompt."""
 
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call to its end; cancelling the awaiting task cancels the generation."""
+        ...
+
+
+class RankingEngine(Engine, Protocol):
+    """An Engine that can also say which tokens are likely to come next."""
+
+    async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
+        """The most likely tokens after `prefix`, best first; fewer where the vocabulary holds fewer."""
         ...

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sglang_power.algorithms.early_rejection import RejectionMonitor
-from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.types import Continuation, FloatArray, ProposalLaw, Tokens, Usage
 
 Prefix = tuple[int, ...]
@@ -140,6 +140,14 @@ class TabularEngine:
             cut_short=cut_short and not finished and len(ids) < call.horizon,
             usage=Usage(decoded=count, prefilled=1, depth=count, children=1),
         )
+
+    async def most_likely(self, prefix: Prefix, count: int) -> tuple[list[RankedToken], Usage]:
+        """The most likely tokens after `prefix`, best first."""
+        p = self.model.probs(prefix)
+        order = np.argsort(-p, kind="stable")[:count]
+        with np.errstate(divide="ignore"):
+            ranked = [RankedToken(int(token), float(np.log(p[token]))) for token in order]
+        return ranked, Usage(decoded=1, wasted=1, prefilled=1, depth=1, children=1)
 
     def _next_token(self, call: ContinuationCall, ids: Prefix) -> int:
         done = len(ids) - len(call.prefix)

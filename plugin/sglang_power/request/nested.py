@@ -1,4 +1,4 @@
-"""A per-step policy as a parameter of another sampler; its mistakes name the field behind a dot."""
+"""Samplers as parameters of other samplers; their mistakes name the field behind a dot."""
 
 from __future__ import annotations
 

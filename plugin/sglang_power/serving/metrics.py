@@ -53,7 +53,7 @@ def _metrics() -> _Metrics:
 
 
 def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
-    """Count one ended chain from its `meta_info.power`."""
+    """Count one ended answer from its `meta_info.power`."""
     if not enabled:
         return
     metrics, sampler = _metrics(), power["sampler"]
@@ -61,8 +61,9 @@ def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
     metrics.seconds.labels(sampler).observe(seconds)
     for kind in ("decoded", "prefilled", "wasted"):
         metrics.tokens.labels(sampler, kind).inc(power[f"{kind}_tokens"])
-    metrics.steps.labels(sampler, "accepted").inc(power["accepted"])
-    metrics.steps.labels(sampler, "rejected").inc(power["steps"] - power["accepted"])
+    if "steps" in power:
+        metrics.steps.labels(sampler, "accepted").inc(power["accepted"])
+        metrics.steps.labels(sampler, "rejected").inc(power["steps"] - power["accepted"])
 
 
 def observe_policy(policy: str, finish: str, enabled: bool) -> None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Role
 from sglang_power.sglang_host.parent import Parent
@@ -79,6 +79,21 @@ class ChildEngine:
         while not (whole.finished or whole.cut_short or reaches_horizon(call, whole)):
             whole = joined(whole, await self._generate_once(resumed(call, whole)))
         return whole
+
+    async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
+        """The most likely tokens after `prefix`, by a child of one token that is thrown away."""
+        vocab = self._parent.manager.model_config.vocab_size
+        child = self._parent.child(
+            [*self._prompt.ids, *prefix],
+            1,
+            min_new_tokens=1 if (self._parent.params.get("min_new_tokens") or 0) > len(prefix) else 0,
+            routed_dp_rank=self._dp_rank,
+            return_logprob=True,
+            top_logprobs_num=min(count, vocab),
+        )
+        meta = (await self._parent.run(child))["meta_info"]
+        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in meta["output_top_logprobs"][0]]
+        return ranked, Usage(decoded=1, wasted=1, prefilled=_prefilled(meta), depth=1, children=1)
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         return self.read(call, await self._parent.run(self.child(call)))

@@ -21,13 +21,13 @@ from fastapi import HTTPException
 from sglang_power.errors import HostError, OverloadedError, PowerError, WeightsChangedError
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import fallback_report
+from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan
 from sglang_power.sglang_host.policy_run import PolicyRun
 from sglang_power.sglang_host.prompt_run import PromptRun
-from sglang_power.sglang_host.tasks import gather_or_cancel
 from sglang_power.sglang_host.twin_run import TwinRun
 
 STATUS: dict[type[PowerError], HTTPStatus] = {

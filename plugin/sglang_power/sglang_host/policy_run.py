@@ -15,11 +15,11 @@ from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.serving import metrics
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import policy_report
+from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.child_params import POLICY, flat_policy
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import PolicyPlan
-from sglang_power.sglang_host.tasks import gather_or_cancel
 
 
 class PolicyRun:

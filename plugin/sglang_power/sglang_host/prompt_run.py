@@ -11,6 +11,7 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, fresh_seed
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.config import ServerConfig
+from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
 from sglang_power.sglang_host.chain_run import ChainRun
@@ -18,7 +19,6 @@ from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_promp
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import PowerPlan
 from sglang_power.sglang_host.stopping import StopRule, TextRule
-from sglang_power.sglang_host.tasks import gather_or_cancel
 from sglang_power.types import Tokens, Usage
 
 _slots: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
@@ -29,6 +29,15 @@ def slots_of(manager: Any, config: ServerConfig) -> asyncio.Semaphore:
     if manager not in _slots:
         _slots[manager] = asyncio.Semaphore(config.limits.max_concurrent_requests)
     return _slots[manager]
+
+
+def rank_of(manager: Any, obj: Any, prompt: Prompt, chain: int) -> int | None:
+    """A chain stays on one data-parallel rank, whose cache holds its trunk; chains spread over ranks."""
+    ranks: int = manager.server_args.dp_size
+    asked: int | None = obj.routed_dp_rank
+    if ranks <= 1 or asked is not None:
+        return asked
+    return (int(prompt.meta_info.get("dp_rank") or 0) + chain) % ranks
 
 
 class PromptRun:
@@ -84,7 +93,7 @@ class PromptRun:
         deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
         stop = StopRule.of(self._manager, parent.params)
         text = TextRule.of(self._manager, parent.params)
-        ranks = [self._rank(prompt, chain) for chain in range(count)]
+        ranks = [rank_of(self._manager, parent.obj, prompt, chain) for chain in range(count)]
         return [
             ChainRun(
                 plan=self._plan,
@@ -99,14 +108,6 @@ class PromptRun:
             )
             for chain, rank in enumerate(ranks)
         ]
-
-    def _rank(self, prompt: Prompt, chain: int) -> int | None:
-        """A chain stays on one data-parallel rank, whose cache holds its trunk; chains spread over ranks."""
-        ranks: int = self._manager.server_args.dp_size
-        asked: int | None = self._parent.obj.routed_dp_rank
-        if ranks <= 1 or asked is not None:
-            return asked
-        return (int(prompt.meta_info.get("dp_rank") or 0) + chain) % ranks
 
     def _aborted_before_any_chain(self, message: str, emit: Emit | None, first_index: int) -> list[Answer]:
         prompt = Prompt([], {"cached_tokens": 0}, Usage())

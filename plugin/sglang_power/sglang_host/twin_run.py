@@ -20,6 +20,7 @@ from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.serving import metrics
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import policy_report
+from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
 from sglang_power.sglang_host.child_params import law_of
@@ -36,7 +37,6 @@ from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import PolicyPlan
 from sglang_power.sglang_host.prompt_run import slots_of
 from sglang_power.sglang_host.stopping import StopRule, TextRule
-from sglang_power.sglang_host.tasks import gather_or_cancel
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 MAX_MISSES = 20

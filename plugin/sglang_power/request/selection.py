@@ -1,0 +1,180 @@
+"""What requests may say that choose among several answers: `cot`, `vote`, `best_of`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
+from sglang_power.policies import Policy
+from sglang_power.request.mistakes import request_error
+from sglang_power.request.nested import row_law_policy
+from sglang_power.request.power import PowerRequest
+
+AnswerKind = Literal["number", "choice", "boxed", "regex", "continuation", "text"]
+
+EQUIVALENCE_OF: dict[str, str] = {"number": "number", "choice": "choice"}
+"""How answers of a kind are compared where the request does not say; others by their normalised text."""
+
+FINAL_ANSWER_PROMPT = "So the answer is"
+"""Appended to a path by answer="continuation" (Wang & Zhou, arXiv 2402.10200, section 3.2)."""
+
+
+class SelectionRequest(BaseModel):
+    """What these samplers share.
+
+    Args:
+        answer: which part of the text is the answer: the last "number", the last "choice" letter, what the
+            last "boxed" holds, the last match of a "regex", what follows "So the answer is"
+            ("continuation"), or all of it ("text").
+        answer_regex: with answer="regex"; one group or none.
+        equivalence: when two answers are the same; by the kind of answer where absent.
+        seed: of draws and ties; below 2^64.
+        max_total_tokens, deadline_ms: budgets of the request; what there is by then is chosen from.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    answer: AnswerKind = "number"
+    answer_regex: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    equivalence: Annotated[str, Field(min_length=1)] | None = None
+    seed: Seed | None = None
+    max_total_tokens: Positive | None = None
+    deadline_ms: Positive | None = None
+
+    @model_validator(mode="after")
+    def _regex_where_it_is_used(self) -> Self:
+        if self.answer == "regex" and self.answer_regex is None:
+            raise conflict("answer_regex", "required with answer='regex'", "Name a pattern")
+        if self.answer != "regex" and self.answer_regex is not None:
+            raise conflict("answer_regex", f"not used with answer={self.answer!r}", "Set answer to 'regex'")
+        return self
+
+    @property
+    def relation(self) -> str:
+        """The equivalence in force."""
+        return self.equivalence or EQUIVALENCE_OF.get(self.answer, "normalised")
+
+    def echo(self) -> dict[str, Any]:
+        """The parameters in force, for the response."""
+        own = self.model_dump(exclude={"sampler", "seed", "base", "continuation_policy"})
+        return {**own, "equivalence": self.relation}
+
+
+class CotRequest(SelectionRequest):
+    """`sampler="cot"`: CoT-decoding (Wang & Zhou, arXiv 2402.10200).
+
+    Args:
+        k: paths; one per most likely first token.
+        select: "aggregate" sums the confidence of paths with the same answer, "max" takes the best path.
+        min_first_p: first tokens below this probability are not tried.
+        fork_at: the "first" token, the first one "after_reasoning", or "after_prefix".
+        fork_prefix: text that every answer begins with, with fork_at="after_prefix".
+        continuation_policy: a per-step policy for what follows the fork, at the request's temperature;
+            greedy where absent.
+    """
+
+    sampler: Literal["cot"] = "cot"
+    k: Positive = 10
+    select: Literal["max", "aggregate"] = "aggregate"
+    min_first_p: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.0
+    fork_at: Literal["first", "after_reasoning", "after_prefix"] = "first"
+    fork_prefix: Annotated[str, Field(min_length=1)] | None = None
+    continuation_policy: InstanceOf[Policy] | None = None
+
+    @field_validator("continuation_policy", mode="before")
+    @classmethod
+    def _parsed(cls, value: object) -> object:
+        return row_law_policy("continuation_policy", value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _prefix_where_it_is_used(self) -> Self:
+        if (self.fork_at == "after_prefix") != (self.fork_prefix is not None):
+            raise conflict(
+                "fork_prefix", "belongs to fork_at='after_prefix'", "Name both, or neither of the two"
+            )
+        return self
+
+    def echo(self) -> dict[str, Any]:
+        """The parameters in force, for the response."""
+        policy = self.continuation_policy
+        shown = None if policy is None else {"sampler": policy.name(), **policy.parameters}
+        return {**super().echo(), "continuation_policy": shown}
+
+
+class SamplesRequest(SelectionRequest):
+    """What `vote` and `best_of` share.
+
+    Args:
+        samples: how many answers are drawn.
+        base: the sampler that draws them, as a request would write it: {"sampler": "power", ...} or a
+            per-step policy; the request's own temperature and truncation where absent.
+        alpha: exponent of the power weights and of the "power" score.
+    """
+
+    samples: Annotated[int, Field(ge=1, le=1024)] = 8
+    base: InstanceOf[Policy] | InstanceOf[PowerRequest] | None = None
+    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _parsed(cls, value: object) -> object:
+        return _base_sampler(value) if isinstance(value, dict) else value
+
+    def echo(self) -> dict[str, Any]:
+        """The parameters in force, for the response."""
+        base: dict[str, Any] | None = None
+        if isinstance(self.base, PowerRequest):
+            base = self.base.model_dump(exclude={*_NOT_IN_A_BASE})
+        elif self.base is not None:
+            base = {"sampler": self.base.name(), **self.base.parameters}
+        return {**super().echo(), "base": base}
+
+
+_NOT_IN_A_BASE = ("seed", "initial_text", "initial_ids", "max_total_tokens", "deadline_ms", "return_trace")
+"""Of `power`: fields that belong to the request around it, or to a request of its own."""
+
+
+def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest:
+    if values.get("sampler") != "power":
+        return row_law_policy("base", values)
+    for field in _NOT_IN_A_BASE:
+        if field in values:
+            raise conflict(f"base.{field}", "not a parameter of a base", "Leave it out, or set it beside base")
+    try:
+        return PowerRequest.model_validate(values)
+    except ValidationError as error:
+        wrong = request_error(PowerRequest, error, values)
+        raise conflict(f"base.{wrong.field}", wrong.problem, wrong.hint) from None
+
+
+class VoteRequest(SamplesRequest):
+    """`sampler="vote"`: self-consistency (Wang et al., arXiv 2203.11171) over equivalent answers.
+
+    Args:
+        weight: what a sample adds to its class: "count" 1, "confidence" its Delta, "power" the weight that
+            makes draws of their law draws of p^alpha.
+    """
+
+    sampler: Literal["vote"] = "vote"
+    weight: Literal["count", "confidence", "power"] = "count"
+
+
+class BestOfRequest(SamplesRequest):
+    """`sampler="best_of"`: the sample of highest score.
+
+    Args:
+        score: "mean_log_p" per token, "log_p" of the whole answer, "confidence" of its answer tokens.
+    """
+
+    sampler: Literal["best_of"] = "best_of"
+    score: Literal["mean_log_p", "log_p", "confidence"] = "mean_log_p"
