@@ -15,6 +15,9 @@ RequestError is one; the other statuses are mapped in `sglang_host.orchestrator`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class PowerError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -59,4 +62,12 @@ class WeightsChangedError(PowerError):
 
 
 class ChainAbortedError(PowerError):
-    """The request was aborted while its chain was running."""
+    """The request was aborted while its chain was running.
+
+    Args:
+        partial: what the children that were running then had generated, as the host answers.
+    """
+
+    def __init__(self, message: str, partial: Sequence[dict[str, Any]] = ()) -> None:
+        self.partial = partial
+        super().__init__(message)

@@ -128,8 +128,10 @@ class ChildEngine:
         """A child's answer, without what lies behind a stop, an early end or the loss of a partner."""
         meta = out["meta_info"]
         ids = [int(token) for token in out["output_ids"]]
-        rows = _rows(meta, ids)
         reason = meta["finish_reason"]
+        if reason["type"] == "abort":  # the last token's statistics may not have arrived
+            ids = ids[: len(meta.get(META_KEY) or [])]
+        rows = _rows(meta, ids)
         asked = call.horizon - len(call.prefix)
         cut_short = reason["type"] == "length" and reason["length"] < asked
         kept = min(reason["length"], len(ids)) if cut_short else len(ids)

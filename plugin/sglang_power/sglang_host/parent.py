@@ -93,10 +93,10 @@ class Parent:
         if self.manager.rid_to_state.get(self.obj.rid) is self._state:
             del self.manager.rid_to_state[self.obj.rid]
 
-    def check_abort(self) -> None:
-        """Raises ChainAbortedError once /abort_request has named this request."""
+    def check_abort(self, generated: Sequence[dict[str, Any]] = ()) -> None:
+        """Raises ChainAbortedError, with what was generated, once /abort_request has named this request."""
         if self._state is not None and self._state.abort_sent:
-            raise ChainAbortedError(f"request {self.obj.rid} was aborted")
+            raise ChainAbortedError(f"request {self.obj.rid} was aborted", generated)
 
     def abort(self) -> None:
         """End the request before its next child."""
@@ -183,11 +183,11 @@ class Parent:
         await self._check_client()
         async with aclosing(self._original(self.manager, child, self._request)) as responses:
             answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
-        self.check_abort()
         outs = answer if isinstance(answer, list) else [answer]
         for out in outs:
             if (out["meta_info"].get("finish_reason") or {}).get("type") == "abort":
-                raise ChainAbortedError(f"child {out['meta_info']['id']} was aborted")
+                raise ChainAbortedError(f"child {out['meta_info']['id']} was aborted", outs)
+        self.check_abort(outs)
         return outs
 
     def count_answer(self, meta: Mapping[str, Any]) -> None:

@@ -84,7 +84,12 @@ class TwinEngine:
             # The twin repeats the main row's tokens whatever they spell behind its own prompt.
             self._twin.child(plain, pair, "twin", stop=None),
         ]
-        main, twin = await self._parent.run_together(children)
+        try:
+            main, twin = await self._parent.run_together(children)
+        except ChainAbortedError as error:
+            if error.partial:
+                self.so_far = joined(self.so_far, self._main.read(call, error.partial[0]))
+            raise
         part = self._main.read(call, main)
         other = self._twin.read(plain, twin).usage
         beside = dataclasses.replace(other, depth=0)  # the twin decodes at the same time
