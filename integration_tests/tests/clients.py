@@ -7,13 +7,17 @@ Owns the helpers of the server tests; knows nothing of the plugin's internals. `
 from __future__ import annotations
 
 import functools
+import http.client
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -150,6 +154,28 @@ def together(work: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of calls made at once, in order."""
     with ThreadPoolExecutor(len(work)) as pool:
         return [future.result() for future in [pool.submit(call) for call in work]]
+
+
+@contextmanager
+def running(call: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """A call in the background."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(call)
+
+
+def leave(server: Server, path: str, body: dict[str, Any], ready: threading.Event) -> None:
+    """Ask, and hang up once `ready` is set, without reading an answer."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=WAIT_S)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        assert ready.wait(WAIT_S)
+    finally:
+        connection.close()
+
+
+def abort(server: Server, **which: Any) -> None:
+    """POST /abort_request."""
+    assert post(server, "/abort_request", which).status_code == httpx.codes.OK
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

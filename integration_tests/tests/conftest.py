@@ -38,7 +38,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
-    """The pivot model, page size 1, with the presets of server.yaml, metrics and a policy of another package."""
+    """The pivot model, page size 1, with the presets of server.yaml, metrics, a policy of another package."""
     spec = ServerSpec(
         PIVOT_MODEL,
         "pivot",

@@ -7,17 +7,14 @@ request's id is free again, and its place among the concurrent power requests to
 from __future__ import annotations
 
 import functools
-import http.client
-import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -29,14 +26,16 @@ from integration_tests.tests.clients import (
     MESSAGES,
     PROMPT,
     QUICK,
-    WAIT_S,
+    abort,
     client,
     eventually,
     generate,
+    leave,
     post,
     power_of,
     quiet,
     reports,
+    running,
     scheduled,
     sse_lines,
     together,
@@ -54,13 +53,6 @@ def body_of(rid: str | None = None, **fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running(call: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """A call in the background."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(call)
-
-
-@contextmanager
 def mid_chain(server: Server, call: Callable[[], Any]) -> Iterator[Future[Any]]:
     """A call in the background, some children into its chain."""
     before = scheduled(server)
@@ -68,11 +60,6 @@ def mid_chain(server: Server, call: Callable[[], Any]) -> Iterator[Future[Any]]:
         eventually(lambda: scheduled(server) >= before + 6, "children run")
         assert not future.done(), future.result()
         yield future
-
-
-def abort(server: Server, **which: Any) -> None:
-    """POST /abort_request."""
-    assert post(server, "/abort_request", which).status_code == httpx.codes.OK
 
 
 def serves(server: Server, rid: str | None = None) -> None:
@@ -180,16 +167,6 @@ def test_abort_of_a_request_that_waits_for_its_turn(pivot_server: Server) -> Non
 
 
 # --- clients that leave ---
-
-
-def leave(server: Server, path: str, body: dict[str, Any], ready: threading.Event) -> None:
-    """Ask, and hang up once `ready` is set, without reading an answer."""
-    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=WAIT_S)
-    try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        assert ready.wait(WAIT_S)
-    finally:
-        connection.close()
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])

@@ -122,7 +122,11 @@ def row_of(server: Server, policy: Policy, prompt: str, temperature: float = TEM
 
 def named(policy: Policy, seed: int) -> Json:
     """custom_params of a policy."""
-    return {"sampler": policy.name(), **policy.model_dump(exclude_unset=True, exclude={"sampler"}), "seed": seed}
+    return {
+        "sampler": policy.name(),
+        **policy.model_dump(exclude_unset=True, exclude={"sampler"}),
+        "seed": seed,
+    }
 
 
 def first_tokens(
@@ -148,7 +152,7 @@ def counted(answers: Sequence[Json], policy: Policy) -> FloatArray:
 
 
 def cut_jointly(law: FloatArray, cut: Cut) -> FloatArray:
-    """top-k, top-p and min-p as documented: each measures the law given, a token stays if all three keep it."""
+    """top-k, top-p and min-p as documented: each measures the same law, what all of them keep stays."""
     keep = np.ones(len(law), dtype=bool)
     if "top_k" in cut:
         keep &= law >= np.sort(law)[-int(cut["top_k"])]
@@ -202,50 +206,54 @@ def test_first_tokens_follow_the_law(pivot_server: Server, kind: type[Policy]) -
 
 @dataclass(frozen=True)
 class Composed:
-    """A policy under the request's own temperature and truncation.
-
-    Args:
-        order: whether the sample can tell the documented order from truncation before the policy.
-        jointly: whether it can tell joint truncation from one after the other.
-    """
+    """A policy under the request's own temperature and truncation, chosen so that every control differs."""
 
     policy: Policy
     cut: Cut
-    temperature: float = TEMPERATURE
-    prompt: str = FLAT
-    order: bool = True
-    jointly: bool = False
+    prompt: str
+    temperature: float
 
     def __str__(self) -> str:
         return f"{self.policy.name()}-{'-'.join(self.cut)}"
 
 
 COMPOSED = [
-    Composed(of("temperature", value=2.0), {"top_p": 0.5}),
-    Composed(of("edt", theta=1.0, base=0.3), {"min_p": 0.1}, temperature=1.5),
-    Composed(of("adapt", hot=2.0, cold=0.4), {"top_k": 20, "top_p": 0.7}, temperature=2.0),
-    Composed(of("top_h", alpha=0.9), {"top_k": 12, "top_p": 0.8, "min_p": 0.05}, temperature=1.5),
-    Composed(of("top_n_sigma", n=2.0), {"top_p": 0.6}, temperature=2.0),
-    Composed(of("kl_guided", sigma=1.0, prompt_without="g"), {"top_p": 0.6}, temperature=2.5),
+    Composed(of("temperature", value=2.0), {"top_k": 10, "top_p": 0.6}, Q, 1.5),
+    Composed(of("edt", theta=1.0, base=0.3), {"top_k": 30, "top_p": 0.6, "min_p": 0.05}, FLAT, 2.0),
+    Composed(of("edt", theta=1.0, base=0.6), {"min_p": 0.1}, FLAT, 2.0),
+    Composed(of("adapt", hot=2.0, cold=0.4), {"top_p": 0.7}, FLAT, 2.0),
+    Composed(of("top_h", alpha=0.9), {"top_p": 0.7}, Q + "A", 1.5),
+    Composed(of("top_n_sigma", n=1.5), {"top_p": 0.7}, Q, 2.0),
+    Composed(of("kl_guided", sigma=10.0, prompt_without="g"), {"top_p": 0.5}, FLAT, 2.0),
 ]
 
 
 @pytest.mark.parametrize("case", COMPOSED, ids=str)
 def test_temperature_then_policy_then_truncation(pivot_server: Server, case: Composed) -> None:
-    """One request per draw, with consecutive seeds."""
     policy, cut = case.policy, case.cut
     row = row_of(pivot_server, policy, case.prompt, case.temperature)
-    params = {"max_new_tokens": 1, "temperature": case.temperature, **cut}
-    each = [{**params, "custom_params": named(policy, seed)} for seed in range(DRAWS)]
-    answers = raw_generate(pivot_server, [case.prompt] * DRAWS, sampling_params=each)
     alone, before = policy.law(row), cut_jointly(softmax(row.logits, row.temperature), cut)
-    controls = {"the policy alone": alone, "truncation alone": before}
-    if case.order:
-        kept_before = np.where(before > 0, row.logits, -np.inf)
-        controls["truncation first"] = policy.law(dataclasses.replace(row, logits=kept_before))
-    if case.jointly:
+    kept_before = dataclasses.replace(row, logits=np.where(before > 0, row.logits, -np.inf))
+    controls = {
+        "the policy alone": alone,
+        "truncation alone": before,
+        "truncation first": policy.law(kept_before),
+    }
+    if len(cut) > 1:
         controls["one after the other"] = cut_in_turn(alone, cut)
-    check(counted(answers, policy), cut_jointly(alone, cut), controls)
+    seed = 200 + COMPOSED.index(case)
+    counts = first_tokens(pivot_server, policy, case.prompt, seed, case.temperature, **cut)
+    check(counts, cut_jointly(alone, cut), controls)
+
+
+def test_consecutive_seeds_are_independent(pivot_server: Server) -> None:
+    """A request for each draw, in one list."""
+    policy = of("temperature", value=2.0)
+    params = {"max_new_tokens": 1, "temperature": TEMPERATURE}
+    each = [{**params, "custom_params": named(policy, seed)} for seed in range(DRAWS)]
+    answers = raw_generate(pivot_server, [FLAT] * DRAWS, sampling_params=each)
+    row = row_of(pivot_server, policy, FLAT)
+    check(counted(answers, policy), policy.law(row), {"the base law": softmax(row.logits, TEMPERATURE)})
 
 
 QUADRANTS = {
@@ -276,7 +284,7 @@ def test_every_quadrant_of_entropix(pivot_server: Server, name: str) -> None:
 
 @pytest.mark.parametrize("prompt", [FLAT, FLAT + "\n"], ids=["within a line", "first of a line"])
 def test_both_temperatures_of_adapt(pivot_server: Server, prompt: str) -> None:
-    policy = of("adapt", hot=2.5, cold=0.5)
+    policy = of("adapt", hot=4.0, cold=0.5)
     row = row_of(pivot_server, policy, prompt)
     other = Row(row.logits, row.temperature, not row.ends_line)
     controls = {"the other temperature": policy.law(other), "the base law": softmax(row.logits, TEMPERATURE)}
@@ -285,9 +293,13 @@ def test_both_temperatures_of_adapt(pivot_server: Server, prompt: str) -> None:
 
 # --- whole answers ------------------------------------------------------------------------------------
 
-ANSWERS, LENGTH, BINS = 40, 24, 10
+ANSWERS, LENGTH, BINS = 48, 24, 10
 UNSURE = 0.3
 """Nats. Rows below say nothing of a law; which rows count depends on the tokens before them only."""
+
+
+BASE = of("temperature", value=1.0)
+"""The law of no policy."""
 
 
 @dataclass(frozen=True)
@@ -296,13 +308,13 @@ class Whole:
 
     Args:
         prompt: of all answers.
-        control: what they must not follow; "temperature" 1 is the base law.
+        control: what they must not follow.
         bias: of the newline's logit, so that answers have lines.
     """
 
     policy: Policy
     prompt: str
-    control: Policy = of("temperature", value=1.0)
+    control: Policy = BASE
     bias: float = 0.0
 
     def __str__(self) -> str:
@@ -310,9 +322,9 @@ class Whole:
 
 
 WHOLE = [
-    Whole(of("adapt", hot=3.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=18.0),
+    Whole(of("adapt", hot=5.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=18.0),
     Whole(of("entropix", entropy_threshold=0.5, varentropy_threshold=0.05, hot_factor=3.0), R),
-    Whole(of("kl_guided", sigma=8.0, prompt_without=Q), R),
+    Whole(of("kl_guided", sigma=4.0, prompt_without="g"), R),
     Whole(of("top_k", k=3), R),
 ]
 
@@ -339,16 +351,8 @@ def uniformity(values: FloatArray) -> float:
     return g_test(counts.astype(np.float64), np.full(BINS, 1 / BINS))
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Tokens that the server drew, with their rows."""
-
-    ids: list[int]
-    rows: list[Row]
-
-
-def drawn(server: Server, case: Whole, seed: int) -> Drawn:
-    """The tokens of ANSWERS answers whose rows leave something to chance."""
+def answered(server: Server, case: Whole, seed: int) -> list[list[tuple[int, Row]]]:
+    """For each of ANSWERS answers its tokens, each with the row that it was drawn from."""
     prompt, twin = encode(case.prompt), twin_of(case.policy)
     params = {
         "max_new_tokens": LENGTH,
@@ -358,32 +362,60 @@ def drawn(server: Server, case: Whole, seed: int) -> Drawn:
         "custom_params": named(case.policy, seed),
     }
     responses = raw_generate(server, case.prompt, sampling_params=params)
-    answers = [response["output_ids"] for response in responses]
-    logits = np.concatenate(scored(server, prompt, answers))
-    twins = logits if twin is None else np.concatenate(scored(server, twin, answers))
-    for table in {id(logits): logits, id(twins): twins}.values():
-        table[:, NEWLINE] += case.bias
-    before = [token for answer in answers for token in [prompt[-1], *answer[:-1]]]
-    ids = [token for answer in answers for token in answer]
-    counted = [i for i, row in enumerate(logits) if entropy(softmax(row)) > UNSURE]
-    rows = [Row(logits[i], TEMPERATURE, before[i] == NEWLINE, twins[i]) for i in counted]
-    return Drawn([ids[i] for i in counted], rows)
+    answers: list[list[int]] = [response["output_ids"] for response in responses]
+    logits = scored(server, prompt, answers)
+    twins = logits if twin is None else scored(server, twin, answers)
+    bias = np.where(np.arange(VOCAB_SIZE) == NEWLINE, case.bias, 0.0)
+    return [
+        [
+            (token, Row(row + bias, TEMPERATURE, before == NEWLINE, other + bias))
+            for token, before, row, other in zip(ids, [prompt[-1], *ids], rows, others, strict=False)
+        ]
+        for ids, rows, others in zip(answers, logits, twins, strict=True)
+    ]
+
+
+def p_of(policy: Policy, tokens: Sequence[tuple[int, Row]], seed: int) -> float:
+    """p-value of tokens as draws from a policy; of those whose rows leave something to chance."""
+    open_rows = [(token, row) for token, row in tokens if entropy(softmax(row.logits)) > UNSURE]
+    laws = np.array([policy.law(row) for _, row in open_rows])
+    return uniformity(transforms(laws, [token for token, _ in open_rows], seed))
 
 
 @pytest.mark.parametrize("case", WHOLE, ids=str)
 def test_every_token_of_whole_answers_follows_its_law(pivot_server: Server, case: Whole) -> None:
     """Decode steps, in batches whose rows finish one by one."""
-    tokens = drawn(pivot_server, case, seed=14)
-
-    def p_of(policy: Policy) -> float:
-        laws = np.array([policy.law(row) for row in tokens.rows])
-        return uniformity(transforms(laws, tokens.ids, seed=15))
-
-    lines = sum(row.ends_line for row in tokens.rows)
-    kept, rejected = p_of(case.policy), p_of(case.control)
-    print(f"{len(tokens.ids)} tokens, {lines} after a newline, p {kept:.3f}, control {rejected:.1e}")
+    seed = 300 + WHOLE.index(case)
+    tokens = [token for answer in answered(pivot_server, case, seed) for token in answer]
+    lines = sum(row.ends_line for _, row in tokens)
+    kept, rejected = (p_of(policy, tokens, seed) for policy in (case.policy, case.control))
+    print(f"{len(tokens)} tokens, {lines} after a newline, p {kept:.3f}, control {rejected:.1e}")
     assert kept > KEPT / KEPT_TESTS
     assert rejected < REJECTED
 
 
-KEPT_TESTS = len(KINDS) + len(COMPOSED) + len(QUADRANTS) + 2 + len(WHOLE)
+def test_entropix_inserts_once_per_answer(pivot_server: Server) -> None:
+    """Where the first row with high entropy and low varentropy is, and nowhere else."""
+    without = of("entropix", entropy_threshold=0.5, varentropy_threshold=0.05, hot_factor=3.0)
+    inserted = encode("5+1")
+    policy = without.model_copy(update={"insert_ids": inserted})
+
+    def inserts(row: Row) -> bool:
+        return bool(policy.law(row)[inserted[0]] == 1.0)
+
+    drawn, starts = [], []
+    for answer in answered(pivot_server, Whole(policy, R), seed=310):
+        start = next((i for i, (_, row) in enumerate(answer) if inserts(row)), len(answer))
+        end = start + len(inserted)
+        assert [token for token, _ in answer[start:end]] == inserted[: len(answer) - start]
+        drawn += answer[:start] + answer[end:]
+        starts.append(start)
+    again = sum(inserts(row) for _, row in drawn)
+    kept = p_of(without, drawn, seed=310)
+    print(f"starts {sorted(set(starts))}, rows that would insert again {again}, p {kept:.3f}")
+    assert len(set(starts)) > 1
+    assert again > 10
+    assert kept > KEPT / KEPT_TESTS
+
+
+KEPT_TESTS = len(KINDS) + len(COMPOSED) + len(QUADRANTS) + len(WHOLE) + 4

@@ -149,7 +149,9 @@ def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest:
         return row_law_policy("base", values)
     for field in _NOT_IN_A_BASE:
         if field in values:
-            raise conflict(f"base.{field}", "not a parameter of a base", "Leave it out, or set it beside base")
+            raise conflict(
+                f"base.{field}", "not a parameter of a base", "Leave it out, or set it beside base"
+            )
     try:
         return PowerRequest.model_validate(values)
     except ValidationError as error:
