@@ -9,6 +9,7 @@ Numbers: sums in float32 around the row's maximum, second moments around their m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -46,10 +47,11 @@ def row_statistics(
 ) -> RowStatistics:
     """See `sglang_power_kernels.row_statistics`."""
     batch, vocab = logits.shape
-    sums = logits.new_empty((len(SUMS), batch), dtype=torch.float32)
+    sums = [logits.new_empty((batch,), dtype=torch.float32) for _ in SUMS]
     chunk_max = logits.new_empty((batch, chunk_count(vocab)), dtype=torch.float32)
     for block in blocks(logits):
-        _sweep(block, kappa[block.rows], keep_min, keep_max, sums[:, block.rows], chunk_max[block.rows])
+        own = [one[block.rows] for one in sums]
+        _sweep(block, kappa[block.rows], keep_min, keep_max, own, chunk_max[block.rows])
     return _combine(logits, sampled_ids, kappa, keep_min, keep_max, sums, chunk_max)
 
 
@@ -100,7 +102,7 @@ def _sweep(
     kappa: torch.Tensor,
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
-    sums: torch.Tensor,
+    sums: Sequence[torch.Tensor],
     chunk_max: torch.Tensor,
 ) -> None:
     """Write the sums named by `SUMS` and the chunk maxima of one block of rows."""
@@ -170,7 +172,7 @@ def _combine(
     kappa: torch.Tensor,
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
-    sums: torch.Tensor,
+    sums: Sequence[torch.Tensor],
     chunk_max: torch.Tensor,
 ) -> RowStatistics:
     """Turn the sums into statistics, in float64 where large terms cancel."""

@@ -48,10 +48,10 @@ def blocks(logits: torch.Tensor) -> Iterator[Block]:
     batch, vocab = logits.shape
     width = chunk_count(vocab) * CHUNK if vocab > CHUNK else vocab
     height = block_height(batch, width, logits.device)
-    buffers = logits.new_empty((3, height, width), dtype=torch.float32)
+    buffers = [logits.new_empty((height, width), dtype=torch.float32) for _ in range(3)]
     for start in range(0, batch, height):
         stop = min(start + height, batch)
-        shifted, weights, scratch = buffers[:, : stop - start].unbind()
+        shifted, weights, scratch = (buffer[: stop - start] for buffer in buffers)
         yield Block(slice(start, stop), logits[start:stop], shifted, weights, scratch)
 
 

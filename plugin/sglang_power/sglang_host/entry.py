@@ -7,7 +7,6 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_power.errors import RequestError
 from sglang_power.serving.config import server_config
 from sglang_power.sglang_host import intake, orchestrator, parent
 from sglang_power.sglang_host.child_params import META_KEY
@@ -93,7 +92,7 @@ def _streaming_error(body: dict[str, Any]) -> str | None:
     obj = GenerateReqInput(**{key: value for key, value in body.items() if key in fields})
     try:
         plan_request(get_global_state().tokenizer_manager, obj, body, server_config())
-    except RequestError as error:
+    except ValueError as error:  # a RequestError, or what SGLang says of its own sampling parameters
         return str(error)
     return None
 

@@ -144,7 +144,7 @@ def _policy_plan(
 def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
     """A policy with a twin runs as two children: theirs are its limits, and SGLang sees only them."""
     support.check_request(obj, params, named)
-    SamplingParams(**params).verify(manager.model_config.vocab_size)
+    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
     horizon = support.horizon_of(params, manager.context_len)
     assert policy.twin_prompt is not None
     field, prompt = policy.twin_prompt
