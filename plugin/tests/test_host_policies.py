@@ -31,6 +31,7 @@ from sglang_power.sglang_host.rows import RowBlock, _row_of
 from sglang_power.sglang_host.statistics import HostStatistics
 from sglang_power.types import FloatArray, ProposalLaw
 from sglang_power_kernels import counters
+from sglang_power_kernels.testing import NoHostReads
 
 CPU = torch.device("cpu")
 ORIGIN = 4
@@ -156,6 +157,21 @@ def test_the_logits_of_other_rows_and_of_logprobs_are_not_touched() -> None:
     before = logits.clone()
     draw(logits, [params(TopNSigma(n=0.1)), params()])
     assert torch.equal(logits, before)
+
+
+def test_no_policy_waits_for_the_device() -> None:
+    """A step of one batch with every policy, limits, pairs and memory reads nothing on the host."""
+    rows = [params(kind(**kind.examples[0]), i, top_k=5) for i, kind in enumerate(policies().values())]
+    rows = [row for row in rows if row.policy is not None and "twin" not in row.policy.needs]
+    rows += [params(), *pair(KLGuided(ids_without=[1]))]
+    logits, tensors = random_logits(len(rows)), RowBlock.of(*rows).on(CPU)
+    more = {
+        "ends_line": torch.zeros(len(rows), 1, dtype=torch.bool),
+        "memory": torch.full((len(rows), 1), NOTHING),
+    }
+    with NoHostReads():
+        drawn = draw_rows(logits, torch.full((len(rows),), ORIGIN), tensors, **more)
+    assert len(drawn.ids) == len(rows)
 
 
 # --- pairs --------------------------------------------------------------------------------------------
