@@ -165,12 +165,11 @@ def test_no_policy_waits_for_the_device() -> None:
     rows = [row for row in rows if row.policy is not None and "twin" not in row.policy.needs]
     rows += [params(), *pair(KLGuided(ids_without=[1]))]
     logits, tensors = random_logits(len(rows)), RowBlock.of(*rows).on(CPU)
-    more = {
-        "ends_line": torch.zeros(len(rows), 1, dtype=torch.bool),
-        "memory": torch.full((len(rows), 1), NOTHING),
-    }
+    ends_line = torch.zeros(len(rows), 1, dtype=torch.bool)
+    memory = torch.full((len(rows), 1), NOTHING)
+    positions = torch.full((len(rows),), ORIGIN)
     with NoHostReads():
-        drawn = draw_rows(logits, torch.full((len(rows),), ORIGIN), tensors, **more)
+        drawn = draw_rows(logits, positions, tensors, ends_line=ends_line, memory=memory)
     assert len(drawn.ids) == len(rows)
 
 

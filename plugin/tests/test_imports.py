@@ -1,6 +1,6 @@
 """Imports go one way, and SGLang is imported in one place: read from the source, nothing is executed.
 
-types <- algorithms, policies <- engines <- serving; only `sglang_host` may import SGLang. Error rate 0.
+types <- algorithms, policies, answers <- engines <- serving; only `sglang_host` may import SGLang.
 """
 
 from __future__ import annotations
@@ -24,8 +24,19 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"types", "errors", "rng", "algorithms", "engines"},
     "fields": set(),
     "policies": {"types", "errors", "fields", "policies"},
+    "answers": {"types", "errors", "fields", "rng", "answers"},
     "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
-    "serving": {"types", "errors", "rng", "algorithms", "engines", "policies", "request", "serving"},
+    "serving": {
+        "types",
+        "errors",
+        "rng",
+        "algorithms",
+        "answers",
+        "engines",
+        "policies",
+        "request",
+        "serving",
+    },
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 
@@ -35,6 +46,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "rng": {"numpy"},
     "algorithms": {"numpy"},
     "engines": {"numpy"},
+    "answers": {"numpy", "regex", "math_verify", "pebble"},
 }
 """What the inner layers may import from outside of the standard library."""
 

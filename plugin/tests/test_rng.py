@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sglang_power.rng import SEED_BITS, Key, Purpose, fresh_seed
 
-FAMILY = 16
+FAMILY = 20
 LEVEL = 1e-3 / FAMILY
 DRAWS = 3000
 

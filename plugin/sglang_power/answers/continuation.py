@@ -1,8 +1,8 @@
 """Asking a path for its answer: what to append to it, and where the answer that follows was in the path.
 
-CoT-decoding (arXiv 2402.10200, section 3.2): strip the final stop, append "So the answer is", let the model go
-on, and align what it says back to the path, whose own tokens then carry the confidence. Pure; the host runs
-the continuation.
+CoT-decoding (arXiv 2402.10200, section 3.2): strip the final stop, append "So the answer is", let the model
+go on, and align what it says back to the path, whose own tokens then carry the confidence. Pure; the host
+runs the continuation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stem:
     tail: str
 
     def appended(self, phrase: str = CONTINUATION) -> str:
-        """What follows the remaining tokens: the tail, a blank where the text ends without one, the phrase."""
+        """What follows the remaining tokens: the tail, a blank where the text has none, the phrase."""
         blank = "" if not self.text or self.text[-1].isspace() else " "
         return f"{self.tail}{blank}{phrase}"
 
@@ -61,7 +61,7 @@ class Statement:
 
     def extract(self, text: str) -> Extracted | None:
         """See the class."""
-        match = re.search(r"[^\s:*_][^\n]*?(?=[\s*_]*(?:[.!?]+[*_]*(?:\s|$)|\n|$))", text)
+        match = re.search(r"(?:[^\s:*_.,!?]|\.(?=[0-9]))[^\n]*?(?=[\s*_]*(?:[.!?]+[*_]*(?:\s|$)|\n|$))", text)
         return Extracted(match[0], match.span()) if match else None
 
 
@@ -94,7 +94,7 @@ def align(path: str, continuation: str, extractor: Extractor | None = None) -> A
 
 
 def last_occurrence(answer: str, text: str) -> tuple[int, int] | None:
-    """Where `answer` stands last in `text`, not as a part of a longer number or word (4 in 24, 4.5 or 1,4)."""
+    """Where `answer` stands last in `text`, not inside a longer number or word (4 in 24, 4.5 or 1,4)."""
     last = None
     for match in re.finditer(f"(?={re.escape(answer)})", text) if answer else ():
         start, end = match.start(), match.start() + len(answer)

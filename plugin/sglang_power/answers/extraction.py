@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import regex
+
 from sglang_power.answers.numerals import numerals
 from sglang_power.answers.spans import Span
 from sglang_power.errors import RequestError
@@ -73,7 +74,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The last option letter: "(B)", "B.", "B)", "B:", "answer is B", "option B", "\\boxed{B}", or alone on a line.
+    """The last option letter: (B), B., B), B:, "answer is B", "option B", \\boxed{B}, or alone on its line.
 
     Capitals only. A single capital before a full stop counts (vitamin C.): name the options that there are.
 
@@ -97,8 +98,8 @@ def _choice_forms(letters: str) -> tuple[re.Pattern[str], ...]:
     return (
         re.compile(rf"\\boxed\s*\{{\s*(?:\\[a-z]+\s*\{{)?\s*\(?{letter}\)?\.?\s*\}}"),
         re.compile(rf"\({letter}\)"),
-        re.compile(rf"(?<![\w.'’]){letter}[.):](?!\w)"),
-        re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)\s*[:=]?\s*[*_(\"']*{letter}(?![\w'’])"),
+        re.compile(rf"(?<![\w.'\u2019]){letter}[.):](?!\w)"),
+        re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)\s*[:=]?\s*[*_(\"']*{letter}(?![\w'\u2019])"),
         re.compile(rf"(?m)^[ \t*_(\"']*{letter}[ \t*_)\"'.]*$"),
     )
 
@@ -186,13 +187,30 @@ def _beyond_limits(pattern: str) -> str | None:
     """What is wrong with a pattern before it is safe to compile it."""
     if len(pattern) > MAX_PATTERN:
         return f"longer than {MAX_PATTERN} characters"
-    if _UNBOUNDED.search(pattern):
+    unescaped = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    if _UNBOUNDED.search(unescaped):
         return "recursion and verbose mode are not supported"
-    repeats = [max(int(count[:6]), 1) for count in _REPEAT.findall(pattern)]
+    repeats = [max(int(count), 1) for count in _REPEAT.findall(unescaped)]
     if len(pattern) * math.prod(repeats) > MAX_EXPANSION:
         return "its repeats multiply to more than memory is set aside for"
     return None
 
 
-EXTRACTORS: Mapping[str, Extractor] = {"number": Number(), "choice": Choice(), "boxed": Boxed()}
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All of the text, blanks around it aside."""
+
+    def extract(self, text: str) -> Extracted | None:
+        """See the class."""
+        inside = text.strip()
+        start = len(text) - len(text.lstrip())
+        return Extracted(inside, (start, start + len(inside))) if inside else None
+
+
+EXTRACTORS: Mapping[str, Extractor] = {
+    "number": Number(),
+    "choice": Choice(),
+    "boxed": Boxed(),
+    "text": Whole(),
+}
 """Those without parameters, by the name that requests use; a pattern's is `Regex.of`."""

@@ -1,9 +1,9 @@
 """Numbers as people and models write them: where they are in a text, and their exact values.
 
-Read: signs (ASCII and U+2212), decimals, thousands separators (comma, LaTeX's `{,}` and `\\,`, no-break and thin
-spaces), exponents (2.5e3), fractions (3/4, \\frac{3}{4}), currency signs and percent signs. A hyphen behind a
-letter, digit or closing bracket is no sign (10-8, x-3). A chain of more than one slash (a date) is read as
-its last number. Not read: mixed numbers, powers, number words; a point is always a decimal point.
+Read: signs (ASCII and U+2212), decimals, thousands separators (comma, LaTeX's `{,}` and `\\,`, no-break and
+thin spaces), exponents (2.5e3), fractions (3/4, \\frac{3}{4}), currency signs and percent signs. A hyphen
+behind a letter, digit or closing bracket is no sign (10-8, x-3). A chain of more than one slash (a date) is
+read as its last number. Not read: mixed numbers, powers, number words; a point is always a decimal point.
 """
 
 from __future__ import annotations
@@ -67,28 +67,24 @@ def read_number(text: str) -> Fraction | None:
 
 
 def _numeral(match: re.Match[str]) -> Numeral | None:
-    sign, start = match["sign"] or "", match.start("sign")
+    sign, (start, end) = match["sign"], match.span()
     if match["over"] is not None:
         parts = [match["over"], match["under"]]
-        start = start if sign else match.string.index("\\", match.start())
     else:
         parts = re.split(r"\s?/\s?", match["chain"])
-        start = start if sign else match.start("chain")
     if len(parts) > 2:
-        sign, start, parts = "", match.end("chain") - len(parts[-1]), parts[-1:]
-    values = [_decimal(part) for part in parts]
-    over, under = values[0], values[1] if len(values) > 1 else Decimal(1)
-    if over is None or under is None or not under:
+        sign, start, parts = None, match.end("chain") - len(parts[-1]), parts[-1:]
+    read = _decimal(parts[0])
+    under = _decimal(parts[1]) if len(parts) > 1 else Decimal(1)
+    if read is None or under is None or not under:
         return None
-    value = Fraction(over) / Fraction(under)
-    shown = str(value) if len(parts) > 1 else _plain(over)
-    percent = match["percent"] is not None
+    value = Fraction(read) / Fraction(under)
+    shown = str(value) if len(parts) > 1 else _plain(read)
     if sign in ("-", "\u2212") and value:
         value, shown = -value, f"-{shown}"
-    end = match.end("percent") if percent else match.end()
-    if not percent and match["chain"] is not None:
-        end = match.end("chain")
-    return Numeral(shown + "%" * percent, value / 100 if percent else value, (start, end))
+    if match["percent"] is None:
+        return Numeral(shown, value, (start, end))
+    return Numeral(f"{shown}%", value / 100, (start, end))
 
 
 def _decimal(part: str) -> Decimal | None:

@@ -1,12 +1,10 @@
-"""What a sample counts for when answers are chosen.
+"""What a sample counts for when answers are chosen by weight; the weights of classes are sums of these.
 
 power    log w = alpha*log p(y) - log q(y) for a sample y drawn from q: the self-normalised weights of p^alpha
          (draws from p get p^(alpha-1); p^alpha would target p^(alpha+1))
-uniform  log w = 0: the class with most samples, self-consistency
-Delta    a path's confidence, the mean of its gaps over the answer's tokens, summed per class
-         (CoT-decoding, arXiv 2402.10200, equation 1 and section 3.2)
+uniform  log w = 0: the class with most samples, self-consistency (Wang et al., arXiv 2203.11171)
 
-Natural logarithms, float64.
+Natural logarithms, float64. Confidences, which may be negative, are summed by `delta_sum`, not in log space.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from sglang_power.errors import UnsupportedError
 from sglang_power.types import FloatArray
 
@@ -25,7 +24,7 @@ def power_weights(alpha: float, log_p: Sequence[float], log_q: Sequence[float | 
     Args:
         alpha: exponent of the target.
         log_p: log p of each whole sample, temperature 1.
-        log_q: log of the density that each whole sample was drawn from; None, NaN or -inf where it is unknown.
+        log_q: log of the density that each whole sample was drawn from; unknown: None, NaN, -inf (no draw).
 
     Raises:
         UnsupportedError: some log q is unknown: without it there is no weight.
@@ -43,15 +42,9 @@ def uniform_weights(samples: int) -> FloatArray:
     return np.zeros(samples)
 
 
-def confidence(gaps: FloatArray, tokens: Sequence[int]) -> float | None:
-    """Delta of a path: the mean gap over its answer's tokens; None for a path without an answer.
-
-    Args:
-        gaps: [T] p(1st) - p(2nd) of every token's row; p(taken) - max p(other) where the token taken is not
-            the most likely one.
-        tokens: indices of the answer's tokens.
-    """
-    return float(gaps[list(tokens)].mean()) if tokens else None
+def delta_sum(deltas: FloatArray) -> float:
+    """Sum of confidences, the same whatever the order (CoT-decoding, arXiv 2402.10200, section 3.2)."""
+    return math.fsum(deltas.tolist())
 
 
 def log_sum(log_weights: FloatArray) -> float:

@@ -9,10 +9,23 @@ parameters say.
 from sglang_power.request.parsing import (
     NO_SAMPLER,
     SamplerRequest,
+    SelectingRequest,
     parse_power,
     parse_request,
     samplers,
 )
 from sglang_power.request.power import PowerRequest
+from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
 
-__all__ = ["NO_SAMPLER", "PowerRequest", "SamplerRequest", "parse_power", "parse_request", "samplers"]
+__all__ = [
+    "NO_SAMPLER",
+    "BestOfRequest",
+    "CotRequest",
+    "PowerRequest",
+    "SamplerRequest",
+    "SelectingRequest",
+    "VoteRequest",
+    "parse_power",
+    "parse_request",
+    "samplers",
+]

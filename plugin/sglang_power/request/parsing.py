@@ -11,8 +11,10 @@ from sglang_power.errors import RequestError
 from sglang_power.policies import Policy, policies
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.power import PowerRequest
+from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
 
-SamplerRequest = PowerRequest | Policy
+SelectingRequest = CotRequest | VoteRequest | BestOfRequest
+SamplerRequest = PowerRequest | SelectingRequest | Policy
 
 NO_SAMPLER = "none"
 """`sampler: "none"` opts out of a server-side default."""
@@ -21,7 +23,13 @@ NO_SAMPLER = "none"
 @functools.cache
 def samplers() -> dict[str, type[SamplerRequest]]:
     """Every sampler that a request may name; the next one is added here."""
-    return {"power": PowerRequest, **policies()}
+    whole_answers: dict[str, type[SamplerRequest]] = {
+        "power": PowerRequest,
+        "cot": CotRequest,
+        "vote": VoteRequest,
+        "best_of": BestOfRequest,
+    }
+    return {**whole_answers, **policies()}
 
 
 def parse_request(values: dict[str, Any]) -> SamplerRequest:

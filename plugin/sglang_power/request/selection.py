@@ -25,9 +25,6 @@ AnswerKind = Literal["number", "choice", "boxed", "regex", "continuation", "text
 EQUIVALENCE_OF: dict[str, str] = {"number": "number", "choice": "choice"}
 """How answers of a kind are compared where the request does not say; others by their normalised text."""
 
-FINAL_ANSWER_PROMPT = "So the answer is"
-"""Appended to a path by answer="continuation" (Wang & Zhou, arXiv 2402.10200, section 3.2)."""
-
 
 class SelectionRequest(BaseModel):
     """What these samplers share.

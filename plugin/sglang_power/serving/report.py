@@ -8,8 +8,9 @@ from typing import Any, Literal
 import sglang_power
 from sglang_power.algorithms.mh import Info, MHConfig
 from sglang_power.policies import Policy
-from sglang_power.request import PowerRequest
+from sglang_power.request import PowerRequest, SelectingRequest
 from sglang_power.serving.chain import ChainResult
+from sglang_power.serving.selection import Selection, reported_path
 from sglang_power.types import Usage
 
 MAX_TRACED_IDS = 4096
@@ -117,6 +118,45 @@ def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int
         "step": step,
         "accepted": accepted,
         "tokens": tokens,
+    }
+
+
+def selection_report(
+    request: SelectingRequest,
+    selection: Selection,
+    *,
+    seed: int,
+    horizon: int,
+    neutralised: list[str],
+    prompt_usage: Usage,
+    weight_version: str | None,
+) -> dict[str, Any]:
+    """`meta_info.power` of an answer that was chosen among several; every candidate is in `paths`."""
+    usage = selection.usage + prompt_usage
+    log_p = selection.best.log_p
+    return {
+        "sampler": request.sampler,
+        "params": {**request.echo(), "max_new_tokens": horizon, "neutralised": neutralised},
+        "seed": seed,
+        "decoded_tokens": usage.decoded,
+        "prefilled_tokens": usage.prefilled,
+        "wasted_tokens": usage.wasted,
+        "depth": usage.depth,
+        "children": usage.children,
+        "law": "selection",
+        "fallback_reason": None,
+        "log_p": _finite(log_p),
+        "paths": [
+            reported_path(one, score)
+            for one, score in zip(selection.candidates, selection.scores, strict=True)
+        ],
+        "classes": list(selection.classes),
+        "chosen": {"index": selection.chosen, "reason": selection.reason},
+        "comparisons": selection.comparisons,
+        "stopped_by": selection.stopped_by,
+        "weight_version": weight_version,
+        "version": sglang_power.__version__,
+        **selection.notes,
     }
 
 

@@ -1,9 +1,10 @@
 """Serves one generate_request call in which some prompt asks for power sampling. Tokenizer process.
 
-Each such prompt becomes a run (PromptRun for power, PolicyRun for per-step policies, TwinRun for policies
-with a second prompt); prompts that ask for nothing go to SGLang. The generator that
-`serve` returns keeps SGLang's protocol: one dictionary (or list) without streaming, dictionaries with an
-`index` with it. All bookkeeping is done before the last one is yielded: callers drop the generator there.
+Each such prompt becomes a run (PromptRun for power, SelectionRun for samplers that choose among answers,
+PolicyRun for per-step policies, TwinRun for policies with a second prompt); prompts that ask for nothing go
+to SGLang. The generator that `serve` returns keeps SGLang's protocol: one dictionary (or list) without
+streaming, dictionaries with an `index` with it. All bookkeeping is done before the last one is yielded:
+callers drop the generator there.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
-from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan, SelectionPlan
 from sglang_power.sglang_host.policy_run import PolicyRun
 from sglang_power.sglang_host.prompt_run import PromptRun
+from sglang_power.sglang_host.selection_run import SelectionRun
 from sglang_power.sglang_host.twin_run import TwinRun
 
 STATUS: dict[type[PowerError], HTTPStatus] = {
@@ -84,10 +86,12 @@ class _Call:
             [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
         )
 
-    def _run(self, obj: Any, plan: OwnPlan) -> PromptRun | PolicyRun | TwinRun:
+    def _run(self, obj: Any, plan: OwnPlan) -> PromptRun | SelectionRun | PolicyRun | TwinRun:
         host = self.manager, self.original, obj, self.request
         if isinstance(plan, PowerPlan):
             return PromptRun(*host, plan, self.config)
+        if isinstance(plan, SelectionPlan):
+            return SelectionRun(*host, plan, self.config)
         return (TwinRun if "twin" in plan.policy.needs else PolicyRun)(*host, plan, self.config)
 
     async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_power.errors import RequestError
+from sglang_power.answers import EXTRACTORS, Extractor, Regex, equivalence
+from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy
-from sglang_power.request import PowerRequest
+from sglang_power.request import CotRequest, PowerRequest, SelectingRequest
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
@@ -52,13 +54,36 @@ class PolicyPlan:
 
 
 @dataclass(frozen=True)
+class SelectionPlan:
+    """One prompt whose answer is chosen among several.
+
+    Args:
+        request: validated parameters.
+        chains: n.
+        extractor: finds the answer in a text.
+        fork_prefix: ids that every answer of `cot` begins with.
+        reasoning_end: text that ends the reasoning, with fork_at="after_reasoning".
+        max_horizon: the server's limit, where a base chain makes the cost grow with the square.
+        neutralised: model defaults that are not applied.
+    """
+
+    request: SelectingRequest
+    chains: int
+    extractor: Extractor
+    fork_prefix: tuple[int, ...]
+    reasoning_end: str | None
+    max_horizon: int | None
+    neutralised: list[str]
+
+
+@dataclass(frozen=True)
 class PlainPlan:
     """One prompt that SGLang serves; `fallback_reason` is set where a default preset did not fit."""
 
     fallback_reason: str | None = None
 
 
-OwnPlan = PowerPlan | PolicyPlan
+OwnPlan = PowerPlan | PolicyPlan | SelectionPlan
 Plan = OwnPlan | PlainPlan
 
 
@@ -127,6 +152,8 @@ def _own_plan(
     support.check_server(manager.server_args)
     if isinstance(request, PowerRequest):
         return _power_plan(manager, obj, params, named, config, request)
+    if isinstance(request, SelectingRequest):
+        return _selection_plan(manager, obj, params, named, config, request)
     return _policy_plan(manager, obj, params, named, request)
 
 
@@ -155,6 +182,67 @@ def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields
     if horizon > room:
         problem = f"{length} tokens leave room for {max(room, 0)} in the context of {manager.context_len}"
         raise RequestError(field, prompt, problem, "Shorten it, or ask for fewer max_new_tokens")
+
+
+def _selection_plan(
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    config: ServerConfig,
+    request: SelectingRequest,
+) -> SelectionPlan:
+    support.check_request(obj, params, named)
+    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
+    chains, limits = _chains(params), config.limits
+    over_chains = not isinstance(request, CotRequest) and isinstance(request.base, PowerRequest)
+    max_horizon = limits.max_horizon if over_chains else None
+    horizon = support.horizon_of(params, manager.context_len, max_horizon)
+    paths = request.k if isinstance(request, CotRequest) else request.samples
+    if params.get("max_new_tokens", 128) is not None:
+        support.total_tokens_of(request.max_total_tokens, limits, horizon, chains * paths)
+    equivalence(request.relation)
+    return SelectionPlan(
+        request=request,
+        chains=chains,
+        extractor=_extractor(request),
+        fork_prefix=_fork_prefix(manager, request, horizon),
+        reasoning_end=_reasoning_end(manager, request),
+        max_horizon=max_horizon,
+        neutralised=intake.neutralised(params, named) if isinstance(request, CotRequest) else [],
+    )
+
+
+def _extractor(request: SelectingRequest) -> Extractor:
+    """What finds the answer in a text; "continuation" asks the model and needs none."""
+    if request.answer == "regex":
+        return Regex.of(request.answer_regex or "", "answer_regex")
+    return EXTRACTORS["text" if request.answer == "continuation" else request.answer]
+
+
+def _fork_prefix(manager: Any, request: SelectingRequest, horizon: int) -> tuple[int, ...]:
+    if not isinstance(request, CotRequest) or request.fork_prefix is None:
+        return ()
+    ids = tuple(manager.tokenizer.encode(request.fork_prefix, add_special_tokens=False))
+    if len(ids) >= horizon:
+        problem = f"{len(ids)} tokens, no room for an answer in max_new_tokens={horizon}"
+        raise RequestError("fork_prefix", request.fork_prefix, problem, "Shorten it, or ask for more tokens")
+    return ids
+
+
+def _reasoning_end(manager: Any, request: SelectingRequest) -> str | None:
+    """The text that ends the reasoning of the served model."""
+    if not isinstance(request, CotRequest) or request.fork_at != "after_reasoning":
+        return None
+    name = manager.server_args.reasoning_parser
+    if name is None:
+        raise UnsupportedError(
+            "fork_at",
+            request.fork_at,
+            "this server has no --reasoning-parser, so the end of the reasoning is unknown",
+            'Use "first", or "after_prefix" with fork_prefix',
+        )
+    return str(ReasoningParser(name).detector.think_end_token)
 
 
 def _power_plan(

@@ -1,0 +1,67 @@
+"""What an answer says, and choosing among several: extraction, equivalence, classes, votes.
+
+The flow of one request with N samples: `spelled` (text and the characters of each token) -> an `Extractor`
+(value and characters) -> `build_classes` (equal answers) -> `choose` (by count, weight or confidence).
+Knows neither SGLang nor HTTP; only `mathematics` starts processes.
+
+Adding an equivalence: an entry point of the group `sglang_power.equivalences`; see `registry`.
+"""
+
+from sglang_power.answers.classes import (
+    AnswerClass,
+    Choice,
+    Classes,
+    Undecided,
+    build_classes,
+    choose,
+    choose_by_delta,
+)
+from sglang_power.answers.continuation import CONTINUATION, Aligned, Stem, align, stem
+from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Outcome, Relation, Verdict, undecided
+from sglang_power.answers.extraction import (
+    EXTRACTORS,
+    Extracted,
+    Extraction,
+    Extractor,
+    Regex,
+    TimedOut,
+    value_of,
+)
+from sglang_power.answers.registry import equivalence, equivalences
+from sglang_power.answers.spans import Spelled, spelled
+from sglang_power.answers.weights import effective_sample_size, power_weights, uniform_weights
+
+__all__ = [
+    "CONTINUATION",
+    "DIFFERENT",
+    "EQUAL",
+    "EXTRACTORS",
+    "Aligned",
+    "AnswerClass",
+    "Choice",
+    "Classes",
+    "Extracted",
+    "Extraction",
+    "Extractor",
+    "Outcome",
+    "Regex",
+    "Relation",
+    "Spelled",
+    "Stem",
+    "TimedOut",
+    "Undecided",
+    "Verdict",
+    "align",
+    "build_classes",
+    "choose",
+    "choose_by_delta",
+    "effective_sample_size",
+    "equivalence",
+    "equivalences",
+    "power_weights",
+    "spelled",
+    "stem",
+    "undecided",
+    "uniform_weights",
+    "value_of",
+]

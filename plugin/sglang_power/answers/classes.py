@@ -1,0 +1,200 @@
+"""Classes of equal answers, and the choice among them.
+
+A sample's answer joins the class that holds its very string, else the first class whose representative (its
+first member) the relation calls equal both ways, else it opens a class: N answers cost at most
+2 * N * classes comparisons. A missing answer is a class of its own that cannot be chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sglang_power.answers.equivalence import Outcome, Relation
+from sglang_power.answers.weights import delta_sum, effective_sample_size, log_sum
+from sglang_power.errors import HostError
+from sglang_power.rng import Key, Purpose
+from sglang_power.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerClass:
+    """Samples with the same answer.
+
+    Args:
+        value: the representative's answer; None for a sample without one.
+        members: their indices, ascending; the first is the representative.
+    """
+
+    value: str | None
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """A comparison without a result, which counted as different."""
+
+    representative: int
+    sample: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """A partition of the samples, and what it took.
+
+    Args:
+        classes: in order of their representatives.
+        comparisons: how often the relation was asked.
+        undecided: those without a result.
+    """
+
+    classes: tuple[AnswerClass, ...]
+    comparisons: int
+    undecided: tuple[Undecided, ...]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(len(one.members) for one in self.classes)
+
+
+class _Builder:
+    """Classes while they grow."""
+
+    def __init__(self, relation: Relation) -> None:
+        self.relation = relation
+        self.members: list[list[int]] = []
+        self.values: list[str | None] = []
+        self.class_of: dict[str, int] = {}
+        self.comparisons = 0
+        self.undecided: list[Undecided] = []
+
+    async def add(self, sample: int, answer: str | None) -> None:
+        """Put the next sample where it belongs."""
+        place = None if answer is None else await self._place(sample, answer)
+        if place is None:
+            place = len(self.members)
+            self.members.append([])
+            self.values.append(answer)
+        self.members[place].append(sample)
+        if answer is not None:
+            self.class_of[answer] = place
+
+    async def _place(self, sample: int, answer: str) -> int | None:
+        if answer in self.class_of:
+            return self.class_of[answer]
+        for place, value in enumerate(self.values):
+            if value is not None and await self._equal(place, value, sample, answer):
+                return place
+        return None
+
+    async def _equal(self, place: int, value: str, sample: int, answer: str) -> bool:
+        for a, b in ((value, answer), (answer, value)):
+            self.comparisons += 1
+            verdict = await self.relation.same(a, b)
+            if verdict.outcome is Outcome.UNDECIDED:
+                self.undecided.append(Undecided(self.members[place][0], sample, verdict.reason))
+            if verdict.outcome is not Outcome.EQUAL:
+                return False
+        return True
+
+
+async def build_classes(answers: Sequence[str | None], relation: Relation) -> Classes:
+    """Partition samples by their answers.
+
+    Args:
+        answers: one per sample, in order; None where the answer is missing or could not be read.
+        relation: says which are the same.
+    """
+    builder = _Builder(relation)
+    for sample, answer in enumerate(answers):
+        await builder.add(sample, answer)
+    pairs = zip(builder.values, builder.members, strict=True)
+    return Classes(
+        tuple(AnswerClass(value, tuple(members)) for value, members in pairs),
+        builder.comparisons,
+        tuple(builder.undecided),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer that was chosen, and why.
+
+    Args:
+        sample: index of the sample to return.
+        chosen: index of its class; None if no class can be chosen.
+        reason: "largest" total, "tie" (drawn among those of the largest), or "no_answer" (sample 0).
+        tied: classes of the largest total, ascending.
+        totals: per class: log of the summed weights, or the sum of Delta; -inf without an answer.
+        ess: effective sample size of the weights of all samples; None where the totals are no weights.
+    """
+
+    sample: int
+    chosen: int | None
+    reason: Literal["largest", "tie", "no_answer"]
+    tied: tuple[int, ...]
+    totals: tuple[float, ...]
+    ess: float | None
+
+
+def choose(classes: Classes, log_weights: FloatArray, key: Key, scores: FloatArray | None = None) -> Choice:
+    """The class of the largest summed weight: argmax_a sum_{samples with answer a} w.
+
+    Args:
+        classes: of the samples.
+        log_weights: [samples] float64, nats, -inf allowed; all zero counts samples.
+        key: draws among ties.
+        scores: [samples] of the class, the sample of the highest is returned, the first of equal ones; the
+            weights where absent.
+
+    Raises:
+        HostError: a weight is NaN or +inf, or a score is NaN.
+    """
+    if bad := np.flatnonzero(np.isnan(log_weights) | np.isposinf(log_weights)).tolist():
+        raise HostError(f"log weight of sample {bad[0]} is {log_weights[bad[0]]}")
+    totals = [
+        -math.inf if one.value is None else log_sum(log_weights[list(one.members)]) for one in classes.classes
+    ]
+    ess = effective_sample_size(log_weights)
+    return _decide(classes, totals, key, log_weights if scores is None else scores, ess)
+
+
+def choose_by_delta(classes: Classes, deltas: Sequence[float | None], key: Key) -> Choice:
+    """The class of the largest summed confidence, by its most confident path (CoT-decoding, section 3.2).
+
+    Args:
+        classes: of the paths.
+        deltas: confidence per path, maybe negative; None where it has no answer.
+        key: draws among ties.
+
+    Raises:
+        HostError: a path with an answer has no confidence.
+    """
+    scores = np.array([math.nan if delta is None else delta for delta in deltas])
+    totals = [
+        -math.inf if one.value is None else delta_sum(scores[list(one.members)]) for one in classes.classes
+    ]
+    return _decide(classes, totals, key, scores, None)
+
+
+def _decide(
+    classes: Classes, totals: Sequence[float], key: Key, scores: FloatArray, ess: float | None
+) -> Choice:
+    assert len(scores) == classes.samples, (len(scores), classes.samples)
+    candidates = [i for i, one in enumerate(classes.classes) if one.value is not None]
+    if not candidates:
+        return Choice(0, None, "no_answer", (), tuple(totals), ess)
+    for sample in (sample for i in candidates for sample in classes.classes[i].members):
+        if math.isnan(scores[sample]):
+            raise HostError(f"score of sample {sample} is not a number")
+    largest = max(totals[i] for i in candidates)
+    tied = tuple(i for i in candidates if totals[i] == largest)
+    chosen = tied[int(key.uniform(0, Purpose.TIE) * len(tied))]
+    best = max(classes.classes[chosen].members, key=lambda sample: float(scores[sample]))
+    return Choice(best, chosen, "tie" if len(tied) > 1 else "largest", tied, tuple(totals), ess)

@@ -1,0 +1,67 @@
+"""Every equivalence by its name: the built-in ones and those of the group `sglang_power.equivalences`.
+
+An entry point's name is the equivalence's; it loads a callable (a, b) -> bool or `Verdict`, plain or
+asynchronous, or an object with `Relation.same`.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import entry_points
+
+from sglang_power.answers.equivalence import CHOICE, EXACT, NORMALISED, NUMBER, Called, Relation
+from sglang_power.answers.mathematics import Mathematics, require_extra
+from sglang_power.errors import ConfigError, RequestError
+
+ENTRY_POINTS = "sglang_power.equivalences"
+
+MATH = "math"
+
+RESERVED = frozenset({"llm"})
+"""Names of relations that need the served model; the host makes those."""
+
+
+@functools.cache
+def equivalences() -> dict[str, Relation]:
+    """Name -> relation.
+
+    Raises:
+        ConfigError: an entry point that cannot be loaded, is no relation, or takes a name that is in use.
+    """
+    found: dict[str, Relation] = {
+        "exact": EXACT,
+        "normalised": NORMALISED,
+        "number": NUMBER,
+        "choice": CHOICE,
+        MATH: Mathematics(),
+    }
+    for point in entry_points(group=ENTRY_POINTS):
+        named = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}"
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ConfigError(f"{named}: {error}") from error
+        if isinstance(loaded, type) or not (isinstance(loaded, Relation) or callable(loaded)):
+            raise ConfigError(f"{named}: neither a callable (a, b) nor an object with `same`")
+        if point.name in found.keys() | RESERVED:
+            raise ConfigError(f"{named}: the name {point.name!r} is in use; choose another")
+        found[point.name] = loaded if isinstance(loaded, Relation) else Called(loaded)
+    return found
+
+
+def equivalence(name: str, field: str = "equivalence") -> Relation:
+    """The relation that a request names.
+
+    Args:
+        name: what it wrote.
+        field: where it wrote it.
+
+    Raises:
+        RequestError: there is none of that name; UnsupportedError: "math" without the extra.
+    """
+    known = equivalences()
+    if name not in known:
+        raise RequestError(field, name, "unknown equivalence", f"Use one of: {', '.join(known)}")
+    if name == MATH:
+        require_extra()
+    return known[name]

@@ -1,0 +1,146 @@
+"""Drives CoT-decoding over an Engine: fork, continue, read, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confident, path_call
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
+from sglang_power.answers import Relation, build_classes, choose_by_delta
+from sglang_power.rng import Key, Purpose
+from sglang_power.serving.selection import Candidate, Reader, Selection, candidate, reported_classes
+from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.types import Continuation, Tokens, Usage
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where paths part.
+
+    Args:
+        prefix: tokens before the fork; every path begins with them.
+        trunk: a path that was generated on the way there, from the fork on; None where there is none.
+    """
+
+    prefix: Tokens
+    trunk: Continuation | None = None
+
+
+class Cot:
+    """One run of CoT-decoding.
+
+    Args:
+        engine: continues the prompt and ranks next tokens.
+        reader: reads answers.
+        relation: when two answers are the same.
+        config: see CotConfig.
+        key: of seeds.
+        aggregate: sum confidences over equal answers; otherwise take the most confident path.
+        forced_prefix: ids that every answer begins with.
+        after: where in a whole answer to fork instead of at its first token: ids -> index, None if nowhere.
+        deadline: unix time in seconds after which paths are cut short.
+    """
+
+    def __init__(
+        self,
+        engine: RankingEngine,
+        reader: Reader,
+        relation: Relation,
+        config: CotConfig,
+        key: Key,
+        *,
+        aggregate: bool,
+        forced_prefix: tuple[int, ...] = (),
+        after: Callable[[Sequence[int]], int | None] | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._engine, self._reader, self._relation = engine, reader, relation
+        self._config, self._key, self._aggregate = config, key, aggregate
+        self._forced_prefix, self._after, self._deadline = forced_prefix, after, deadline
+        self._usage = Usage()
+        self._late = False
+
+    async def run(self) -> Selection:
+        """The whole run."""
+        fork = await self._fork()
+        ranked, usage = await self._engine.most_likely(fork.prefix.ids, self._config.k)
+        self._usage += usage
+        firsts = kept_first_tokens(self._config, ranked)
+        parts = await gather_or_cancel([self._path(fork, first, i) for i, first in enumerate(firsts)])
+        return await self._choose(await self._read(fork, firsts, parts))
+
+    async def _fork(self) -> Fork:
+        if self._forced_prefix:
+            prefix = await self._generate(
+                ContinuationCall(
+                    (),
+                    len(self._forced_prefix),
+                    self._config.law,
+                    self._seed(0),
+                    forced=self._forced_prefix,
+                )
+            )
+            return Fork(prefix.tokens)
+        if self._after is None:
+            return Fork(Tokens.EMPTY)
+        whole = await self._generate(
+            ContinuationCall(
+                (), self._config.horizon, self._config.law, self._seed(0), deadline=self._deadline
+            )
+        )
+        at = self._after(whole.tokens.ids)
+        if at is None or at >= len(whole.tokens):
+            return Fork(Tokens.EMPTY)
+        return Fork(
+            whole.tokens.first(at),
+            Continuation(whole.tokens.after(at), whole.finished, whole.cut_short, Usage()),
+        )
+
+    async def _path(self, fork: Fork, first: RankedToken, number: int) -> Continuation:
+        if fork.trunk is not None and fork.trunk.tokens.ids[0] == first.token:
+            return fork.trunk
+        call = path_call(self._config, fork.prefix.ids, first, self._seed(number + 1), self._deadline)
+        return await self._generate(call)
+
+    def _seed(self, number: int) -> int:
+        return self._key.child_seed(number, Purpose.PROPOSAL)
+
+    async def _generate(self, call: ContinuationCall) -> Continuation:
+        continuation = await self._engine.generate(call)
+        self._usage += continuation.usage
+        self._late |= continuation.cut_short
+        return continuation
+
+    async def _read(
+        self, fork: Fork, firsts: Sequence[RankedToken], parts: Sequence[Continuation]
+    ) -> list[Candidate]:
+        read = await gather_or_cancel(
+            [
+                candidate(self._reader, fork.prefix + part.tokens, part.finished, first.log_p)
+                for first, part in zip(firsts, parts, strict=True)
+            ]
+        )
+        self._usage = reduce(Usage.__add__, (usage for _, usage in read), self._usage)
+        return [one for one, _ in read]
+
+    async def _choose(self, candidates: list[Candidate]) -> Selection:
+        deltas = [one.delta for one in candidates]
+        values = [None if one.delta is None else one.value for one in candidates]
+        classes = await build_classes(values, self._relation)
+        choice = choose_by_delta(classes, deltas, self._key)
+        best = most_confident(deltas)
+        chosen, reason = choice.sample, choice.reason
+        if best is not None and not self._aggregate:
+            chosen, reason = best, "largest"
+        return Selection(
+            candidates=tuple(candidates),
+            chosen=chosen,
+            reason=reason,
+            scores=tuple(deltas),
+            usage=self._usage,
+            classes=tuple(reported_classes(classes, choice.totals)),
+            comparisons=classes.comparisons,
+            stopped_by="deadline_ms" if self._late else "completed",
+        )

@@ -1,0 +1,168 @@
+"""Drives samplers that draw several answers and return one: `vote` and `best_of`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+
+from sglang_power.algorithms.engine import ContinuationCall, Engine
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.answers import Relation, build_classes, choose, power_weights
+from sglang_power.rng import Key, Purpose
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.chain import Chain
+from sglang_power.serving.selection import Candidate, Reader, Selection, candidate, reported_classes
+from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage
+
+Weight = Literal["count", "confidence", "power"]
+Score = Literal["mean_log_p", "log_p", "confidence"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is drawn.
+
+    Args:
+        count: answers.
+        horizon: L, tokens of an answer.
+        base: the law of single draws, or the chain that every answer is the end of.
+        tokens_each: cap on the decoded tokens of one answer.
+        deadline: unix time in seconds.
+    """
+
+    count: int
+    horizon: int
+    base: ProposalLaw | MHConfig
+    tokens_each: int
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample, and what it cost."""
+
+    tokens: Tokens
+    finished: bool
+    late: bool
+    usage: Usage
+
+
+async def draw(engine: Engine, samples: Samples, key: Key) -> Draw:
+    """One sample of the base; `key` is its own."""
+    if isinstance(samples.base, MHConfig):
+        budget = Budget(samples.tokens_each, None, samples.deadline)
+        result = await Chain(engine, samples.base, key, budget).run()
+        late = result.stopped_by == "deadline_ms"
+        return Draw(result.state.tokens, result.state.finished, late, result.usage)
+    seed = key.child_seed(0, Purpose.PROPOSAL)
+    one = await engine.generate(
+        ContinuationCall((), samples.horizon, samples.base, seed, deadline=samples.deadline)
+    )
+    return Draw(one.tokens, one.finished, one.cut_short, one.usage)
+
+
+class SampledSelection:
+    """Draws the samples and reads them; subclasses choose.
+
+    Args:
+        engine: continues the prompt.
+        reader: reads answers.
+        samples: what is drawn.
+        key: of the run; sample i of run c is keyed by (seed, c * count + i).
+    """
+
+    def __init__(self, engine: Engine, reader: Reader, samples: Samples, key: Key) -> None:
+        self._engine, self._reader, self._samples, self._key = engine, reader, samples, key
+        self._usage = Usage()
+        self._late = False
+
+    async def candidates(self) -> list[Candidate]:
+        """Every sample, read."""
+        first = self._key.chain * self._samples.count
+        keys = [Key(self._key.seed, first + i) for i in range(self._samples.count)]
+        drawn = await gather_or_cancel([draw(self._engine, self._samples, key) for key in keys])
+        read = await gather_or_cancel([candidate(self._reader, one.tokens, one.finished) for one in drawn])
+        costs = [*(one.usage for one in drawn), *(usage for _, usage in read)]
+        self._usage = reduce(Usage.__add__, costs, self._usage)
+        self._late = any(one.late for one in drawn)
+        return [one for one, _ in read]
+
+    def _stopped_by(self) -> Literal["completed", "deadline_ms"]:
+        return "deadline_ms" if self._late else "completed"
+
+
+class BestOf(SampledSelection):
+    """The sample of highest score; the first one of several."""
+
+    async def run(self, score: Score) -> Selection:
+        """The whole run."""
+        candidates = await self.candidates()
+        scores = [_score(one, score) for one in candidates]
+        known = [(value, -i) for i, value in enumerate(scores) if value is not None]
+        return Selection(
+            candidates=tuple(candidates),
+            chosen=-max(known)[1] if known else 0,
+            reason=score if known else "no_answer",
+            scores=tuple(scores),
+            usage=self._usage,
+            stopped_by=self._stopped_by(),
+        )
+
+
+class Vote(SampledSelection):
+    """The class of equivalent answers of largest weight (Wang et al., arXiv 2203.11171)."""
+
+    async def run(self, relation: Relation, weight: Weight, alpha: float) -> Selection:
+        """The whole run; `alpha` is the exponent of the power weights."""
+        candidates = await self.candidates()
+        log_weights = self._log_weights(candidates, weight, alpha)
+        classes = await build_classes([one.value for one in candidates], relation)
+        mean_log_p = np.array([_score(one, "mean_log_p") for one in candidates])
+        choice = choose(classes, log_weights, self._key, scores=mean_log_p)
+        return Selection(
+            candidates=tuple(candidates),
+            chosen=choice.sample,
+            reason=choice.reason,
+            scores=tuple(float(value) if math.isfinite(value) else None for value in log_weights),
+            usage=self._usage,
+            classes=tuple(reported_classes(classes, shares(choice.totals))),
+            comparisons=classes.comparisons,
+            stopped_by=self._stopped_by(),
+            notes={"ess": choice.ess},
+        )
+
+    def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:
+        """[samples] nats. Power weights make draws of their law draws of p^alpha (algorithms.md 8)."""
+        if weight == "count":
+            return np.zeros(len(candidates))
+        if weight == "confidence":
+            deltas = np.array([one.delta or 0.0 for one in candidates])
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(np.maximum(deltas, 0.0)), dtype=np.float64)
+        base, log_p = self._samples.base, [one.log_p for one in candidates]
+        if isinstance(base, MHConfig):  # ends of chains are draws of p^base.alpha, up to its norm
+            return power_weights(alpha, log_p, [base.alpha * value for value in log_p])
+        return power_weights(alpha, log_p, [float(one.tokens.log_q.sum()) for one in candidates])
+
+
+def shares(log_totals: Sequence[float]) -> list[float]:
+    """Summed weights, normalised to 1, from their logarithms; all 0 where none has any."""
+    top = max(log_totals)
+    if top == -math.inf:
+        return [0.0] * len(log_totals)
+    weights = [math.exp(total - top) for total in log_totals]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def _score(one: Candidate, score: Score) -> float | None:
+    if score == "confidence":
+        return one.delta
+    if score == "log_p":
+        return one.log_p
+    return one.log_p / len(one.tokens)
