@@ -162,7 +162,7 @@ def test_the_whole_text() -> None:
     assert Whole().extract(" \n") is None
 
 
-ANSWERS = {"number": ("{} 17", "17"), "choice": ("{} (D)", "D"), "boxed": ("{}\\boxed{{z}}", "z")}
+ANSWERS = {"number": ("{}; so 17", "17"), "choice": ("{} (D)", "D"), "boxed": ("{}\\boxed{{z}}", "z")}
 
 
 @given(st.sampled_from(sorted(ANSWERS)), st.text(alphabet="aB(4) .,/-%$\\boxed{}\n", max_size=40))

@@ -80,6 +80,12 @@ def by_bytes(ids: Sequence[int]) -> list[tuple[int, int]]:
     return spans
 
 
+def assert_reaches(found: Spelled, decode: Decode, ids: Sequence[int]) -> None:
+    """Spans with text end where whole prefixes settle, or cover the one character after that."""
+    for (start, end), settled in zip(found.offsets, by_whole_prefixes(decode, ids), strict=True):
+        assert start == end <= settled or settled <= end <= settled + 1
+
+
 def assert_tiles(found: Spelled) -> None:
     """Starts and ends never fall, neighbours meet or share one character, and all of the text is covered."""
     last_start = last_end = 0
@@ -94,7 +100,7 @@ def assert_tiles(found: Spelled) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "the answer is 42.", "a😀b", "😀😃", "中文, naïve 𝔘", "\n\n é", "�", "a�😀�"]
+    "text", ["x", "the answer is 42.", "a😀b", "😀😃", "中文, naïve 𐍈", "\n\n é", "�", "a�😀�"]
 )
 def test_tokens_cover_the_characters_whose_bytes_they_hold(text: str) -> None:
     ids = ids_of(text)
@@ -105,14 +111,14 @@ def test_tokens_cover_the_characters_whose_bytes_they_hold(text: str) -> None:
 
 
 def test_an_emoji_belongs_to_every_token_that_holds_a_part_of_it() -> None:
-    ids = ids_of("is 😀!")
+    ids = ids_of("is 🦊!")
     found = spelled(decoding(byte_level()), ids)
     sharing = [i for i, span in enumerate(found.offsets) if span == (3, 4)]
     assert len(sharing) >= 2
     assert list(found.tokens_of((3, 4))) == sharing
 
 
-@given(st.text(alphabet=st.sampled_from("ab 42.\n中文é😀𝔘�"), max_size=120))
+@given(st.text(alphabet=st.sampled_from("ab 42.\n中文é😀𐍈�"), max_size=120))
 @quick
 def test_long_texts_agree_with_their_bytes(text: str) -> None:
     ids = ids_of(text)
@@ -124,10 +130,8 @@ def test_long_texts_agree_with_their_bytes(text: str) -> None:
 def test_ids_of_no_valid_text_agree_with_whole_prefixes(ids: list[int]) -> None:
     decode = decoding(byte_level())
     found = spelled(decode, ids)
-    assert [end for _, end in found.offsets] >= by_whole_prefixes(decode, ids)
+    assert_reaches(found, decode, ids)
     assert_tiles(found)
-    text_again = spelled(decode, [*ids, *ids_of(" end")])
-    assert text_again.text.endswith(" end")
 
 
 def test_special_tokens_cover_nothing_unless_they_are_shown() -> None:
@@ -151,7 +155,7 @@ def test_a_special_token_inside_a_character_covers_nothing() -> None:
 
 
 def test_an_unfinished_character_is_one_replacement_that_its_tokens_share() -> None:
-    ids = [*ids_of("a"), *ids_of("𝔘")[:3]]
+    ids = [*ids_of("a"), *ids_of("𐍈")[:3]]
     found = spelled(decoding(byte_level()), ids)
     assert found.text == "a�"
     assert found.offsets == ((0, 1), (1, 2), (1, 2), (1, 2))
@@ -191,9 +195,8 @@ def test_pieces_with_byte_fallback(words: list[str]) -> None:
 def test_any_pieces_agree_with_whole_prefixes(ids: list[int]) -> None:
     decode = decoding(sentence_pieces())
     found = spelled(decode, ids)
+    assert_reaches(found, decode, ids)
     assert_tiles(found)
-    reached = [end for _, end in found.offsets]
-    assert all(end >= settled for end, settled in zip(reached, by_whole_prefixes(decode, ids), strict=True))
 
 
 def test_a_decoder_that_rewrites_what_lies_behind_is_given_whole_prefixes() -> None:

@@ -10,6 +10,7 @@ main row is gone (abort, stop string) ends the same way. Tokenizer process.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -85,15 +86,27 @@ class TwinEngine:
             self._twin.child(plain, pair, "twin", stop=None),
         ]
         try:
-            main, twin = await self._parent.run_together(children)
+            outs: Sequence[dict[str, Any]] = await self._parent.run_together(children)
         except ChainAbortedError as error:
             if error.partial:
-                self.so_far = joined(self.so_far, self._main.read(call, error.partial[0]))
+                self.so_far = joined(self.so_far, self._read(call, plain, error.partial))
             raise
-        part = self._main.read(call, main)
-        other = self._twin.read(plain, twin).usage
-        beside = dataclasses.replace(other, depth=0)  # the twin decodes at the same time
-        return dataclasses.replace(part, usage=part.usage + beside)
+        return self._read(call, plain, outs)
+
+    def _read(
+        self, call: ContinuationCall, plain: ContinuationCall, outs: Sequence[dict[str, Any]]
+    ) -> Continuation:
+        """What both children came to; all that is not a kept token of the pair is wasted."""
+        part, twin = self._main.read(call, outs[0]), self._twin.read(plain, outs[1]).usage
+        decoded = part.usage.decoded + twin.decoded
+        usage = Usage(
+            decoded=decoded,
+            prefilled=part.usage.prefilled + twin.prefilled,
+            wasted=decoded - 2 * len(part.tokens),
+            depth=part.usage.depth,
+            children=2,
+        )
+        return dataclasses.replace(part, usage=usage)
 
 
 class TwinRun:
