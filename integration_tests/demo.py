@@ -44,6 +44,9 @@ POWER: dict[Family, dict[str, Any]] = {
 }
 """Parameters per family. R has a pivot at every operation, which the entropy cut finds."""
 
+COT: dict[str, Any] = {"k": 10, "answer": "regex", "answer_regex": r"A(\d)"}
+"""CoT-decoding as published: the answer is the digit behind the A, in both families."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit status says whether every claim of the README held."""
@@ -100,9 +103,10 @@ async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
             plain = await evaluator.plain("plain", asked, 1.0)
             lowtemp = await evaluator.plain("lowtemp", asked, 1.0 / ALPHA)
             greedy = await evaluator.plain("greedy", asked, 0.0)
-            power = await evaluator.power(asked, params)
+            cot = await evaluator.own("cot", asked, COT)
+            power = await evaluator.own("power", asked, params)
             best_of, vote = await evaluator.controls(asked, plain, power)
-            runs[suite] = {run.sampler: run for run in (plain, lowtemp, greedy, best_of, vote, power)}
+            runs[suite] = {run.sampler: run for run in (plain, lowtemp, greedy, cot, best_of, vote, power)}
     return runs
 
 
@@ -133,6 +137,7 @@ def check_claims(runs: dict[str, dict[str, Run]]) -> dict[str, bool]:
     return {
         "Q: power at least 0.85": accuracy["Q"]["power"] >= 0.85,
         "R: power at least 0.85": accuracy["R"]["power"] >= 0.85,
+        "Q: CoT-decoding at least 0.95": accuracy["Q"]["cot"] >= 0.95,
         "Q: plain above low temperature": accuracy["Q"]["plain"] > accuracy["Q"]["lowtemp"],
         "R: plain above low temperature": accuracy["R"]["plain"] > accuracy["R"]["lowtemp"],
         "R: power above best_of at equal decoded tokens, p < 0.01": p["best_of"] < 0.01,

@@ -87,25 +87,25 @@ class Evaluator:
 
         return await self._run(name, params, problems, one)
 
-    async def power(self, problems: Sequence[Problem], params: dict[str, Any]) -> Run:
-        """The plugin, with a seed per problem."""
+    async def own(self, sampler: str, problems: Sequence[Problem], params: dict[str, Any]) -> Run:
+        """A sampler of the plugin, with a seed per problem."""
 
         async def one(problem: Problem, seed: int) -> Outcome:
-            custom = {"sampler": "power", **params, "seed": seed}
+            custom = {"sampler": sampler, **params, "seed": seed}
             answer = await self._ask(problem, {"custom_params": custom})
             report = answer["meta_info"]["power"]
-            assert report["sampler"] == "power"
+            assert report["sampler"] == sampler
             return Outcome(
                 correct=is_correct(problem, answer["text"]),
                 returned=len(answer["output_ids"]),
                 decoded=report["decoded_tokens"],
                 prefilled=report["prefilled_tokens"],
                 depth=report["depth"],
-                steps=report["steps"],
-                accepted=report["accepted"],
+                steps=report.get("steps", 0),
+                accepted=report.get("accepted", 0),
             )
 
-        return await self._run("power", params, problems, one)
+        return await self._run(sampler, params, problems, one)
 
     async def controls(self, problems: Sequence[Problem], plain: Run, power: Run) -> tuple[Run, Run]:
         """best_of (by likelihood) and majority vote over the same plain draws, at power's decoded tokens."""

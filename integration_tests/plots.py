@@ -16,6 +16,7 @@ LABELS = {
     "plain": "plain T = 1",
     "lowtemp": "T = 1/alpha",
     "greedy": "greedy",
+    "cot": "CoT-decoding (ours)",
     "best_of": "best-of-n",
     "vote": "vote",
     "power": "power (ours)",

@@ -38,11 +38,12 @@ class Bad:
         name: field that the message must begin with.
         value: how the message must show the value.
         remedy: a word of the remedy.
-        power: flat parameters, on top of QUICK.
+        power: flat parameters, on top of `base`.
         sampling: SGLang's own sampling parameters of /generate.
         body: further fields of the body of /generate.
         openai: fields of an OpenAI body that say the same, besides custom_params; None if none can.
         chat_only: only chat completions have these fields.
+        base: flat parameters of a right request.
     """
 
     name: str
@@ -53,9 +54,11 @@ class Bad:
     body: dict[str, Any] = field(default_factory=dict)
     openai: dict[str, Any] | None = field(default_factory=dict)
     chat_only: bool = False
+    base: dict[str, Any] = field(default_factory=lambda: QUICK)
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value}"
+        sampler = self.base.get("sampler")
+        return f"{'' if sampler == 'power' else f'{sampler}-'}{self.name}={self.value}"
 
 
 def power(name: str, value: Any, remedy: str, shown: str | None = None, **others: Any) -> Bad:
@@ -64,9 +67,9 @@ def power(name: str, value: Any, remedy: str, shown: str | None = None, **others
 
 
 PARAMETERS = [
-    power("sampler", "powr", "power, none"),
-    power("sampler", "_power_child", "power, none"),
-    power("sampler", 7, "power, none"),
+    power("sampler", "powr", "Use one of: power, "),
+    power("sampler", "_power_child", "Use one of: power, "),
+    power("sampler", 7, "Use one of: power, "),
     power("alhpa", 3.0, "Known parameters"),
     power("preset", "nope", "short"),
     power("alpha", 0.99, "4.0"),
@@ -202,14 +205,129 @@ UNSUPPORTED = [
     Bad("tools", "[{'type': 'function'", "out", openai={"tools": [TOOL]}, chat_only=True),
 ]
 
-EVERY = PARAMETERS + BUDGETS_AND_DRAFTS + UNSUPPORTED
+POLICY_BASES: dict[str, dict[str, Any]] = {
+    "entropix": {"entropy_threshold": 1.0, "varentropy_threshold": 1.0},
+    "kl_guided": {"prompt_without": "R"},
+}
+
+
+def policy(sampler: str, name: str, value: Any, remedy: str, shown: str | None = None, **others: Any) -> Bad:
+    """A wrong parameter of a per-step policy; None leaves it out."""
+    base = {"sampler": sampler, **POLICY_BASES.get(sampler, {}), **others}
+    without = {key: kept for key, kept in base.items() if key != name}
+    given = {} if value is None else {name: value}
+    return Bad(name, repr(value) if shown is None else shown, remedy, given, base=without)
+
+
+POLICIES = [
+    policy("top_n_sigma", "sampler", "top_n_sigm", "top_n_sigma"),
+    policy("top_n_sigma", "sampler", "_power_policy", "top_n_sigma"),
+    policy("top_n_sigma", "sigma", 1.0, "Known parameters: n, sampler, seed"),
+    policy("top_n_sigma", "alpha", 4.0, "Known parameters"),
+    policy("top_n_sigma", "n", 0, "1.0"),
+    policy("top_n_sigma", "n", -1.0, "1.0"),
+    policy("top_n_sigma", "n", "1", "1.0"),
+    policy("top_n_sigma", "n", True, "1.0"),
+    policy("top_n_sigma", "seed", -1, "Leave it out"),
+    policy("temperature", "value", 0.0, ""),
+    policy("temperature", "value", None, "SGLANG_POWER_CONFIG"),
+    policy("top_k", "k", 0, ""),
+    policy("top_k", "k", 2.5, ""),
+    policy("top_k", "k", 2**31, ""),
+    policy("top_p", "p", 1.5, ""),
+    policy("top_p", "p", 0, ""),
+    policy("top_p", "p", None, "SGLANG_POWER_CONFIG"),
+    policy("min_p", "p", -0.1, ""),
+    policy("epsilon", "epsilon", 1.0, "0.0003"),
+    policy("eta", "epsilon", 0, "0.0006"),
+    policy("typical", "mass", 0, "0.9"),
+    policy("typical", "mass", 0.5, "margin", one_sided=True),
+    policy("typical", "margin", 0.5, "one_sided"),
+    policy("typical", "one_sided", 1, "False"),
+    policy("edt", "base", -0.8, "0.8"),
+    policy("adapt", "hot", 0.4, "hot > cold"),
+    policy("dynatemp", "t_min", 2.0, "t_min <= t_max"),
+    policy("top_h", "alpha", 1.0, "0.4"),
+    policy("p_less", "p", 0.5, "Known parameters: sampler, seed"),
+    policy("min_k", "decay", -1, "1.0"),
+    policy("top_a", "a", 2.0, "0.2"),
+    policy("entropix", "entropy_threshold", None, "SGLANG_POWER_CONFIG"),
+    policy("entropix", "varentropy_threshold", None, "SGLANG_POWER_CONFIG"),
+    policy("entropix", "entropy_threshold", -1.0, ""),
+    policy("entropix", "explore", "branch", '"sample"'),
+    policy("entropix", "explore", "tree", "sample"),
+    policy("entropix", "hot_factor", 1.0, "1.5"),
+    policy("entropix", "insert_ids", [105, 258], "token ids", shown="258"),
+    policy("kl_guided", "prompt_without", None, "ids_without"),
+    policy("kl_guided", "prompt_without", "", "Leave it out"),
+    policy("kl_guided", "prompt_without", "R" * 300, "Shorten"),
+    policy("kl_guided", "prompt_without", "R" * 220, "max_new_tokens"),
+    policy("kl_guided", "ids_without", [105], "one of the two"),
+    policy("kl_guided", "sigma", 0, "1.0"),
+    Bad(
+        "ids_without",
+        "300",
+        "token ids",
+        {"ids_without": [105, 300]},
+        base={"sampler": "kl_guided"},
+    ),
+    *[
+        Bad(
+            "custom_logit_processor",
+            "'{}'",
+            "out",
+            body={"custom_logit_processor": "{}"},
+            openai={"custom_logit_processor": "{}"},
+            base={"sampler": sampler, **POLICY_BASES.get(sampler, {})},
+        )
+        for sampler in ("top_n_sigma", "kl_guided")
+    ],
+    Bad(
+        "regex",
+        "'[gw]+'",
+        "out",
+        {},
+        {"regex": "[gw]+"},
+        openai={"regex": "[gw]+"},
+        base={"sampler": "kl_guided", "prompt_without": "R"},
+    ),
+    Bad(
+        "frequency_penalty",
+        "0.5",
+        "out",
+        {},
+        {"frequency_penalty": 0.5},
+        openai={"frequency_penalty": 0.5},
+        base={"sampler": "kl_guided", "prompt_without": "R"},
+    ),
+]
+
+
+def proposal(name: str, value: Any, remedy: str, shown: str | None = None, **others: Any) -> Bad:
+    """A wrong parameter of the policy in a power request's proposals."""
+    shown = repr(value) if shown is None else shown
+    return Bad(f"proposal_policy.{name}", shown, remedy, {"proposal_policy": {**others, name: value}})
+
+
+PROPOSALS = [
+    power("proposal_policy", "edt", ""),
+    proposal("sampler", "nope", "top_n_sigma"),
+    proposal("sampler", "power", "top_n_sigma"),
+    proposal("sampler", "kl_guided", "sampler of its own", prompt_without="R"),
+    proposal("sampler", "entropix", "sampler of its own", entropy_threshold=1.0, varentropy_threshold=1.0),
+    proposal("theta", -1, "0.1", sampler="edt"),
+    proposal("alpha", 4.0, "Known parameters", sampler="edt"),
+    proposal("seed", 1, "beside", sampler="edt"),
+]
+
+EVERY = PARAMETERS + BUDGETS_AND_DRAFTS + UNSUPPORTED + POLICIES + PROPOSALS
 BY_GENERATE = [bad for bad in EVERY if not bad.chat_only]
 BY_OPENAI = [bad for bad in EVERY if bad.openai is not None]
 
 
 def custom_params(bad: Bad) -> dict[str, Any]:
-    """QUICK with the mistake in it."""
-    base = {} if "preset" in bad.power else QUICK
+    """A right request with the mistake in it."""
+    base = {} if "preset" in bad.power else bad.base
     return {**base, **bad.power}
 
 
@@ -276,6 +394,22 @@ def test_numbers_that_are_not_json_are_400(pivot_server: Server, path: str, numb
     response = httpx.post(pivot_server.url + path, content=content, headers=headers, timeout=60)
     assert response.status_code == httpx.codes.BAD_REQUEST
     assert scheduled(pivot_server) == before
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"temperature": -1}, {"top_p": 2}, {"min_p": -1}, {"top_k": 0}, {"min_new_tokens": 49}],
+    ids=str,
+)
+def test_sglangs_own_checks_hold_for_policies(pivot_server: Server, sampling: dict[str, Any]) -> None:
+    """Also where SGLang sees only children with neutral parameters; a stream may carry SGLang's error."""
+    for base in ({"sampler": "top_n_sigma"}, {"sampler": "kl_guided", "prompt_without": "R"}):
+        for stream in (False, True):
+            params = {"max_new_tokens": 48, **sampling, "custom_params": base}
+            body = {"text": PROMPT, "sampling_params": params, "stream": stream}
+            response = post(pivot_server, "/generate", body)
+            assert f"{next(iter(sampling))} must be" in response.text
+            assert '"code":400' in response.text or response.status_code == httpx.codes.BAD_REQUEST
 
 
 def test_two_places_that_contradict_each_other(pivot_server: Server) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from integration_tests.demo import PROBLEM_SEED, one_chain, table
+from integration_tests.demo import COT, PROBLEM_SEED, one_chain, table
 from integration_tests.evaluation import Evaluator, Outcome, Run, mcnemar_p
 from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
@@ -28,9 +28,10 @@ async def test_rows_have_the_fixed_names_and_controls_decode_at_least_as_much(pi
     async with httpx.AsyncClient(base_url=pivot_server.url, timeout=300) as client:
         evaluator = Evaluator(client)
         plain = await evaluator.plain("plain", asked, 1.0)
-        power = await evaluator.power(asked, {"alpha": 4.0, "block_size": 16, "steps": 4})
+        power = await evaluator.own("power", asked, {"alpha": 4.0, "block_size": 16, "steps": 4})
+        cot = await evaluator.own("cot", asked, COT)
         best_of, vote = await evaluator.controls(asked, plain, power)
-    for run in (plain, power, best_of, vote):
+    for run in (plain, power, cot, best_of, vote):
         row = run.row("R", plain)
         assert row.keys() == FIELDS
         assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]

@@ -105,6 +105,66 @@ def test_every_child_of_a_chain_is_served_by_the_rank_that_holds_its_trunk(
         assert power["prefilled_tokens"] <= PAGE * power["children"] + 2 * len(prompt)
 
 
+GUIDED = {"sampler": "kl_guided", "prompt_without": long_prompt(500, 20), "sigma": 0.5}
+STATEFUL = [
+    {
+        "sampler": "entropix",
+        "entropy_threshold": 0.5,
+        "varentropy_threshold": 0.3,
+        "insert_ids": [105, 55, 61],
+    },
+    {"sampler": "adapt", "hot": 3.0, "cold": 0.6},
+]
+"""entropix remembers whether it has inserted, adapt looks at the token before."""
+
+
+def policy_calls(server: Server, policy: dict[str, Any], seeds: range, **sampling: Any) -> list[Any]:
+    """One request for each seed, each with a prompt of its own."""
+    params = {"max_new_tokens": 40, "ignore_eos": True, **sampling}
+    return [
+        functools.partial(
+            raw_generate,
+            server,
+            long_prompt(500 + seed),
+            sampling_params={**params, "custom_params": {**policy, "seed": seed}},
+        )
+        for seed in seeds
+    ]
+
+
+def test_pairs_recover_from_retraction(matrix_server: Server, pivot_server: Server) -> None:
+    """Retraction and the ranks' queues tear pairs apart: tokens are wasted, no answer changes."""
+    answers = together(policy_calls(matrix_server, GUIDED, range(12)))
+    expected = together(policy_calls(pivot_server, GUIDED, range(12)))
+    assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
+    for answer in answers:
+        power = power_of(answer)
+        assert len(answer["output_ids"]) == 40
+        assert power["decoded_tokens"] == 2 * 40 + power["wasted_tokens"]
+        assert power["children"] % 2 == 0
+    assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
+    assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"
+    assert max(power_of(answer)["children"] for answer in answers) > 4, "some pair was torn apart"
+
+
+@pytest.mark.parametrize("policy", STATEFUL, ids=lambda policy: policy["sampler"])
+def test_policies_with_a_memory_survive_retraction(
+    matrix_server: Server, pivot_server: Server, policy: dict[str, Any]
+) -> None:
+    """The newline's logit is raised, so that answers have lines."""
+    bias = {"logit_bias": {"12": 18.0}} if policy["sampler"] == "adapt" else {}
+    answers = together(policy_calls(matrix_server, policy, range(16), **bias))
+    expected = together(policy_calls(pivot_server, policy, range(16), **bias))
+    assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
+    assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
+    assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"
+    texts = [answer["text"] for answer in answers]
+    if policy["sampler"] == "adapt":
+        assert sum("\n" in text for text in texts) > 4
+    else:
+        assert sum("g5;" in text for text in texts) > 4
+
+
 def test_a_named_rank_is_kept(matrix_server: Server) -> None:
     for rank in sorted(RANKS):
         params = {"max_new_tokens": 32, "custom_params": QUICK}

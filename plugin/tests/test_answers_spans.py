@@ -30,7 +30,7 @@ def byte_level() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=300, initial_alphabet=alphabet, special_tokens=[EOS], show_progress=False
     )
     tokenizer.train_from_iterator(TRAINED_ON, trainer)
@@ -54,6 +54,13 @@ def decoding(tokenizer: Tokenizer, skip: bool = True) -> Decode:
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=skip))
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that there is."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return int(found)
+
+
 def ids_of(text: str) -> list[int]:
     return list(byte_level().encode(text).ids)
 
@@ -74,7 +81,7 @@ def by_bytes(ids: Sequence[int]) -> list[tuple[int, int]]:
     owner = [i for i, c in enumerate(decoding(byte_level())(ids)) for _ in c.encode()]
     spans, at = [], 0
     for token in ids:
-        size = len(byte_level().id_to_token(token))  # a character of the alphabet per byte
+        size = len(str(byte_level().id_to_token(token)))  # a character of the alphabet per byte
         spans.append((owner[at], owner[at + size - 1] + 1))
         at += size
     return spans
@@ -135,7 +142,7 @@ def test_ids_of_no_valid_text_agree_with_whole_prefixes(ids: list[int]) -> None:
 
 
 def test_special_tokens_cover_nothing_unless_they_are_shown() -> None:
-    eos = byte_level().token_to_id(EOS)
+    eos = id_of(byte_level(), EOS)
     ids = [eos, *ids_of("4"), eos, *ids_of("2"), eos]
     hidden = spelled(decoding(byte_level()), ids)
     assert hidden.text == "42"
@@ -148,7 +155,7 @@ def test_special_tokens_cover_nothing_unless_they_are_shown() -> None:
 
 def test_a_special_token_inside_a_character_covers_nothing() -> None:
     emoji = ids_of("😀")
-    ids = [emoji[0], byte_level().token_to_id(EOS), *emoji[1:]]
+    ids = [emoji[0], id_of(byte_level(), EOS), *emoji[1:]]
     found = spelled(decoding(byte_level()), ids)
     assert found.text == "😀"
     assert found.offsets == ((0, 1), (0, 0), *[(0, 1)] * (len(emoji) - 1))
@@ -177,7 +184,7 @@ def test_pieces_with_byte_fallback(words: list[str]) -> None:
     pieces = [
         [w] if tokenizer.token_to_id(w) is not None else [f"<0x{b:02X}>" for b in w.encode()] for w in words
     ]
-    ids = [int(tokenizer.token_to_id(piece)) for group in pieces for piece in group]
+    ids = [id_of(tokenizer, piece) for group in pieces for piece in group]
     found = spelled(decoding(tokenizer), ids)
     assert_tiles(found)
     at = 0

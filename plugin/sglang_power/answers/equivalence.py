@@ -102,7 +102,9 @@ class Called:
         return undecided(f"the relation returned {outcome!r:.80}, neither bool nor Verdict")
 
 
-_QUOTED = re.compile(r"([\"'`*_]+)((?:(?!\1).)+)\1|\u201c([^\u201d]+)\u201d|\u2018([^\u2019]+)\u2019|«([^»]+)»", re.DOTALL)
+_QUOTED = re.compile(
+    r"([\"'`*_]+)((?:(?!\1).)+)\1|\u201c([^\u201d]+)\u201d|\u2018([^\u2019]+)\u2019|«([^»]+)»", re.DOTALL
+)
 _ENDING = re.compile(r"(?:[.,;:?…]|(?<![0-9])!)+$")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
 

@@ -52,9 +52,7 @@ class Mathematics:
         compare: what runs in them; a function at the top level of a module.
     """
 
-    def __init__(
-        self, seconds: float = 5.0, workers: int = 2, compare: Comparison | None = None
-    ) -> None:
+    def __init__(self, seconds: float = 5.0, workers: int = 2, compare: Comparison | None = None) -> None:
         self._seconds, self._workers = seconds, workers
         self._compare = compare or compare_formulas
         self._pool: ProcessPool | None = None

@@ -10,8 +10,15 @@ from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confi
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
 from sglang_power.answers import Relation, build_classes, choose_by_delta
 from sglang_power.rng import Key, Purpose
-from sglang_power.serving.selection import Candidate, Reader, Selection, candidate, reported_classes
-from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.serving.selection import (
+    Candidate,
+    Reader,
+    Selection,
+    candidate,
+    reported_classes,
+    stopped_by,
+)
+from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import Continuation, Tokens, Usage
 
 
@@ -60,7 +67,7 @@ class Cot:
         self._config, self._key, self._aggregate = config, key, aggregate
         self._forced_prefix, self._after, self._deadline = forced_prefix, after, deadline
         self._usage = Usage()
-        self._late = False
+        self._late = self._aborted = False
 
     async def run(self) -> Selection:
         """The whole run."""
@@ -68,8 +75,12 @@ class Cot:
         ranked, usage = await self._engine.most_likely(fork.prefix.ids, self._config.k)
         self._usage += usage
         firsts = kept_first_tokens(self._config, ranked)
-        parts = await gather_or_cancel([self._path(fork, first, i) for i, first in enumerate(firsts)])
-        return await self._choose(await self._read(fork, firsts, parts))
+        results = await gather_or_cancel(
+            [unless_aborted(self._path(fork, first, i)) for i, first in enumerate(firsts)]
+        )
+        parts = finished_of(results)
+        self._aborted = len(parts) < len(firsts)
+        return await self._choose(await self._read(fork, [firsts[i] for i in parts], list(parts.values())))
 
     async def _fork(self) -> Fork:
         if self._forced_prefix:
@@ -142,5 +153,5 @@ class Cot:
             usage=self._usage,
             classes=tuple(reported_classes(classes, choice.totals)),
             comparisons=classes.comparisons,
-            stopped_by="deadline_ms" if self._late else "completed",
+            stopped_by=stopped_by(self._aborted, self._late),
         )

@@ -16,8 +16,16 @@ from sglang_power.answers import Relation, build_classes, choose, power_weights
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.selection import Candidate, Reader, Selection, candidate, reported_classes
-from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.serving.selection import (
+    Candidate,
+    Reader,
+    Selection,
+    StoppedBy,
+    candidate,
+    reported_classes,
+    stopped_by,
+)
+from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage
 
 Weight = Literal["count", "confidence", "power"]
@@ -80,21 +88,27 @@ class SampledSelection:
     def __init__(self, engine: Engine, reader: Reader, samples: Samples, key: Key) -> None:
         self._engine, self._reader, self._samples, self._key = engine, reader, samples, key
         self._usage = Usage()
-        self._late = False
+        self._late = self._aborted = False
 
     async def candidates(self) -> list[Candidate]:
         """Every sample, read."""
         first = self._key.chain * self._samples.count
         keys = [Key(self._key.seed, first + i) for i in range(self._samples.count)]
-        drawn = await gather_or_cancel([draw(self._engine, self._samples, key) for key in keys])
+        results = await gather_or_cancel(
+            [unless_aborted(draw(self._engine, self._samples, key)) for key in keys]
+        )
+        drawn = list(finished_of(results).values())
+        self._aborted = len(drawn) < len(keys)
         read = await gather_or_cancel([candidate(self._reader, one.tokens, one.finished) for one in drawn])
         costs = [*(one.usage for one in drawn), *(usage for _, usage in read)]
         self._usage = reduce(Usage.__add__, costs, self._usage)
         self._late = any(one.late for one in drawn)
         return [one for one, _ in read]
 
-    def _stopped_by(self) -> Literal["completed", "deadline_ms"]:
-        return "deadline_ms" if self._late else "completed"
+    @property
+    def stopped_by(self) -> StoppedBy:
+        """What ended the run."""
+        return stopped_by(self._aborted, self._late)
 
 
 class BestOf(SampledSelection):
@@ -111,7 +125,7 @@ class BestOf(SampledSelection):
             reason=score if known else "no_answer",
             scores=tuple(scores),
             usage=self._usage,
-            stopped_by=self._stopped_by(),
+            stopped_by=self.stopped_by,
         )
 
 
@@ -133,7 +147,7 @@ class Vote(SampledSelection):
             usage=self._usage,
             classes=tuple(reported_classes(classes, shares(choice.totals))),
             comparisons=classes.comparisons,
-            stopped_by=self._stopped_by(),
+            stopped_by=self.stopped_by,
             notes={"ess": choice.ess},
         )
 

@@ -150,6 +150,11 @@ class Selection:
         return self.candidates[self.chosen]
 
 
+def stopped_by(aborted: bool, late: bool) -> StoppedBy:
+    """What ended a run."""
+    return "abort" if aborted else "deadline_ms" if late else "completed"
+
+
 def reported_classes(classes: Classes, weights: Sequence[float]) -> list[dict[str, Any]]:
     """Classes of equal answers as JSON; `weight` is what they were compared by, null without an answer."""
     reported = []

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from sglang_power.errors import ChainAbortedError
+
 T = TypeVar("T")
+
+
+async def unless_aborted(work: Awaitable[T]) -> T | ChainAbortedError:
+    """The result, or the abort that ended it: what others had finished is still worth choosing from."""
+    try:
+        return await work
+    except ChainAbortedError as error:
+        return error
+
+
+def finished_of(results: Sequence[T | ChainAbortedError]) -> dict[int, T]:
+    """Those that were not aborted, by their place.
+
+    Raises:
+        ChainAbortedError: all of them were.
+    """
+    done = {i: one for i, one in enumerate(results) if not isinstance(one, ChainAbortedError)}
+    aborts = [one for one in results if isinstance(one, ChainAbortedError)]
+    if aborts and not done:
+        raise aborts[0]
+    return done
 
 
 async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

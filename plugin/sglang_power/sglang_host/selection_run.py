@@ -90,7 +90,11 @@ class SelectionRun:
             prompt_usage=prompt.usage if number == 0 else Usage(),
             weight_version=prompt.meta_info.get("weight_version"),
         )
-        answer = await writer.final(selection.best.tokens, selection.best.finished, power)
+        best = selection.best
+        if selection.stopped_by == "abort":
+            answer = writer.aborted(best.tokens, f"request {parent.obj.rid} was aborted", power)
+        else:
+            answer = await writer.final(best.tokens, best.finished, power)
         writer.count(answer)
         return self._sent(writer, answer, number, emit, first_index)
 

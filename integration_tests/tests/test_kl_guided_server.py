@@ -1,0 +1,274 @@
+"""kl_guided in the server: every answer is decoded behind two prompts at once, by two children in lock step.
+
+Its law is in test_policy_law_server.py; here are the cost, stops, aborts, clients that leave, n and streams.
+On the matrix server (test_support_matrix.py) pairs are torn apart and have to recover.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from integration_tests.server import Server
+from integration_tests.tests.clients import (
+    MESSAGES,
+    PROMPT,
+    abort,
+    client,
+    events,
+    eventually,
+    leave,
+    metric,
+    post,
+    power_of,
+    quiet,
+    raw_generate,
+    reports,
+    running,
+    scheduled,
+    together,
+    unfinished,
+)
+
+pytestmark = pytest.mark.server
+
+Json = dict[str, Any]
+
+GUIDED: Json = {"sampler": "kl_guided", "prompt_without": "R7:", "sigma": 0.5}
+ENDLESS: Json = {"max_new_tokens": 240, "ignore_eos": True}
+
+
+def ask(server: Server, seed: int, *, body: Json | None = None, **sampling: Any) -> Any:
+    """A guided answer, or a list of n."""
+    params = {"max_new_tokens": 32, **sampling, "custom_params": {**GUIDED, "seed": seed}}
+    return raw_generate(server, PROMPT, sampling_params=params, **(body or {}))
+
+
+def burst(server: Server, seeds: range, **more: Any) -> list[Any]:
+    """Guided answers, one for each seed, asked for at once."""
+    return together([functools.partial(ask, server, seed, **more) for seed in seeds])
+
+
+def decoded_in_lock_step(answer: Json) -> bool:
+    """Two tokens were decoded for each one of the answer, and what was wasted is said."""
+    power, tokens = power_of(answer), answer["meta_info"]["completion_tokens"]
+    return bool(power["decoded_tokens"] == 2 * tokens + power["wasted_tokens"])
+
+
+# --- answers and their cost ---------------------------------------------------------------------------
+
+
+def test_seeds_repeat_answers_and_both_rows_are_counted(pivot_server: Server) -> None:
+    """Alone: two children cache the prompts, two decode the answer, nothing is wasted."""
+    answer = ask(pivot_server, 1)
+    power = power_of(answer)
+    assert decoded_in_lock_step(answer)
+    assert (power["children"], power["wasted_tokens"]) == (4, 0)
+    assert power["depth"] == answer["meta_info"]["completion_tokens"] == len(answer["output_ids"])
+    again = ask(pivot_server, 1)
+    assert again["output_ids"] == answer["output_ids"]
+    assert len({one["text"] for one in burst(pivot_server, range(8))}) > 4
+
+
+def test_a_burst_answers_what_each_request_answers_alone(pivot_server: Server) -> None:
+    """Pairs that the scheduler separates waste tokens and repeat them; the answers stay."""
+    alone = [ask(pivot_server, seed) for seed in range(10)]
+    together_ = burst(pivot_server, range(10))
+    assert [one["output_ids"] for one in together_] == [one["output_ids"] for one in alone]
+    assert all(decoded_in_lock_step(one) for one in [*alone, *together_])
+
+
+def test_the_source_matters(pivot_server: Server) -> None:
+    """The same prompt without is no divergence, hence the base law; another one is colder, up to greedy."""
+
+    def text(**policy: Any) -> str:
+        params = {"max_new_tokens": 32, "custom_params": {"seed": 3, **policy}}
+        answer: Json = raw_generate(pivot_server, PROMPT, sampling_params=params)
+        return str(answer["text"])
+
+    base = text(sampler="temperature", value=1.0)
+    assert text(sampler="kl_guided", prompt_without=PROMPT) == base
+    assert text(sampler="kl_guided", ids_without=[byte + 2 for byte in PROMPT.encode()]) == base
+    greedy = raw_generate(pivot_server, PROMPT, sampling_params={"temperature": 0, "max_new_tokens": 32})
+    assert text(sampler="kl_guided", prompt_without="g", sigma=1e-3) == greedy["text"] != base
+
+
+def test_log_probabilities_are_those_of_the_answer(pivot_server: Server) -> None:
+    """Under the base law behind the main prompt."""
+    answer = ask(pivot_server, 4, body={"return_logprob": True, "top_logprobs_num": 3})
+    meta = answer["meta_info"]
+    assert [token for _, token, _ in meta["output_token_logprobs"]] == answer["output_ids"]
+    rescored = raw_generate(
+        pivot_server,
+        None,
+        input_ids=[*[byte + 2 for byte in PROMPT.encode()], *answer["output_ids"]],
+        sampling_params={"max_new_tokens": 0},
+        return_logprob=True,
+        logprob_start_len=len(PROMPT) - 1,
+    )["meta_info"]["input_token_logprobs"][-len(answer["output_ids"]) :]
+    found = [value for value, _, _ in meta["output_token_logprobs"]]
+    assert found == pytest.approx([value for value, _, _ in rescored], abs=1e-4)
+    for (value, token, _), top in zip(
+        meta["output_token_logprobs"], meta["output_top_logprobs"], strict=True
+    ):
+        assert {t: v for v, t, _ in top}.get(token, value) == pytest.approx(value, abs=1e-4)
+
+
+def test_n_answers_share_two_prompts(pivot_server: Server) -> None:
+    answers = ask(pivot_server, 5, n=3)
+    assert [power_of(answer)["seed"] for answer in answers] == [5] * 3
+    assert len({answer["text"] for answer in answers}) == 3
+    assert answers[0]["output_ids"] == ask(pivot_server, 5)["output_ids"]
+    assert [power_of(answer)["children"] for answer in answers] == [4, 2, 2]
+    assert all(decoded_in_lock_step(answer) for answer in answers)
+
+
+# --- stops and streams --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [{"stop": [";g", ";w"]}, {"stop": "A"}, {"stop_token_ids": [61]}, {"stop": [";A"], "no_stop_trim": True}],
+    ids=str,
+)
+def test_a_stop_ends_both_rows(pivot_server: Server, stop: Json) -> None:
+    """As it ends the same tokens of an ordinary request."""
+    answer = ask(pivot_server, 6, **stop, **ENDLESS | {"ignore_eos": False})
+    whole = ask(pivot_server, 6)
+    assert answer["output_ids"] == whole["output_ids"][: len(answer["output_ids"])]
+    assert answer["meta_info"]["finish_reason"]["type"] == "stop"
+    assert decoded_in_lock_step(answer)
+    eventually(lambda: unfinished(pivot_server) == 0, "both rows ended")
+    params = {"max_new_tokens": 240, **stop, "custom_params": {**GUIDED, "prompt_without": PROMPT, "seed": 6}}
+    pair = raw_generate(pivot_server, PROMPT, sampling_params=params)
+    params["custom_params"] = {"sampler": "temperature", "value": 1.0, "seed": 6}
+    single = raw_generate(pivot_server, PROMPT, sampling_params=params)
+    for field in ("text", "output_ids"):
+        assert pair[field] == single[field]
+    assert pair["meta_info"]["finish_reason"] == single["meta_info"]["finish_reason"]
+
+
+def test_lengths(pivot_server: Server) -> None:
+    fixed = ask(pivot_server, 7, max_new_tokens=40, ignore_eos=True)
+    assert fixed["meta_info"]["finish_reason"] == {"type": "length", "length": 40}
+    assert len(fixed["output_ids"]) == 40
+    longer = ask(pivot_server, 7, max_new_tokens=40, min_new_tokens=30)
+    assert len(longer["output_ids"]) >= 30
+    assert 0 not in longer["output_ids"][:30]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_generate_streams_whole_answers(pivot_server: Server, n: int) -> None:
+    expected = ask(pivot_server, 8, n=n)
+    answers = expected if isinstance(expected, list) else [expected]
+    params = {"max_new_tokens": 32, "n": n, "custom_params": {**GUIDED, "seed": 8}}
+    chunks = events(pivot_server, "/generate", {"text": PROMPT, "stream": True, "sampling_params": params})
+    last = {chunk["index"]: chunk for chunk in chunks}
+    assert [last[i]["output_ids"] for i in range(n)] == [answer["output_ids"] for answer in answers]
+    assert [power_of(last[i])["children"] for i in range(n)] == [4, 2][:n]
+    assert all(last[i]["meta_info"]["finish_reason"]["type"] == "stop" for i in range(n))
+
+
+def test_openai_clients_get_whole_answers(pivot_server: Server) -> None:
+    expected = ask(pivot_server, 9, n=2)
+    asked: Json = {
+        "model": "pivot",
+        "max_tokens": 32,
+        "n": 2,
+        "extra_body": {"custom_params": {**GUIDED, "seed": 9}},
+    }
+    whole = client(pivot_server).chat.completions.create(messages=MESSAGES, **asked)
+    assert [choice.message.content for choice in whole.choices] == [answer["text"] for answer in expected]
+    assert [report["sampler"] for report in reports(whole)] == ["kl_guided"] * 2
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == len(PROMPT)
+    assert whole.usage.completion_tokens == sum(one["meta_info"]["completion_tokens"] for one in expected)
+    texts = ["", ""]
+    chunks = list(client(pivot_server).completions.create(prompt=PROMPT, stream=True, **asked))
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text or ""
+    assert texts == [answer["text"] for answer in expected]
+    assert len(reports([chunk for chunk in chunks if chunk.choices][-1])) == 2
+
+
+def test_pairs_are_one_request_in_the_metrics(pivot_server: Server) -> None:
+    def counts() -> list[float]:
+        answers = metric(
+            pivot_server, "sglang_power_policy_answers_total", sampler="kl_guided", finish="stop"
+        )
+        return [answers, metric(pivot_server, "sglang:num_requests_total")]
+
+    before = counts()
+    answers = burst(pivot_server, range(3))
+    assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"stop"}
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [3, 3]
+
+
+# --- requests that end early --------------------------------------------------------------------------
+
+
+def endless(rid: str, n: int = 1, **fields: Any) -> Json:
+    """A request of n answers of 240 tokens."""
+    params = {**ENDLESS, "n": n, "custom_params": {**GUIDED, "seed": 10}}
+    return {"text": PROMPT, "rid": rid, "sampling_params": params, **fields}
+
+
+@contextmanager
+def midway(server: Server, call: Callable[[], Any], n: int) -> Iterator[Future[Any]]:
+    """A request of n answers in the background, once all of its pairs run."""
+    before = scheduled(server)
+    with running(call) as future:
+        eventually(lambda: scheduled(server) >= before + 2 + 2 * n, "all pairs run")
+        assert not future.done(), future.result()
+        yield future
+
+
+def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
+    whole = ask(pivot_server, 10, **ENDLESS)["output_ids"]
+    request = functools.partial(post, pivot_server, "/generate", endless("guided-abort"))
+    with midway(pivot_server, request, n=1) as call:
+        abort(pivot_server, rid="guided-abort")
+        answer = call.result().json()
+    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+    assert 0 < len(answer["output_ids"]) < len(whole)
+    assert answer["output_ids"] == whole[: len(answer["output_ids"])]
+    assert answer["meta_info"]["completion_tokens"] == len(answer["output_ids"])
+    assert decoded_in_lock_step(answer)
+    quiet(pivot_server)
+    assert ask(pivot_server, 10, body={"rid": "guided-abort"})["meta_info"]["id"] == "guided-abort"
+
+
+def test_an_abort_of_a_stream_ends_it(pivot_server: Server) -> None:
+    body = endless("guided-stream", stream=True)
+    with midway(pivot_server, functools.partial(events, pivot_server, "/generate", body), n=1) as call:
+        abort(pivot_server, rid="guided-stream")
+        chunks = call.result()
+    assert chunks[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+    quiet(pivot_server)
+
+
+def test_abort_all_ends_every_pair(pivot_server: Server) -> None:
+    request = functools.partial(post, pivot_server, "/generate", endless("guided-all", n=3))
+    with midway(pivot_server, request, n=3) as call:
+        abort(pivot_server, abort_all=True)
+        answers = call.result().json()
+    assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"abort"}
+    quiet(pivot_server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_stops_both_rows(pivot_server: Server, stream: bool) -> None:
+    ready = threading.Event()
+    body = endless("guided-gone", n=6, stream=stream)
+    request = functools.partial(leave, pivot_server, "/generate", body, ready)
+    with midway(pivot_server, request, n=6):
+        ready.set()
+    quiet(pivot_server)
+    assert ask(pivot_server, 11, body={"rid": "guided-gone"})["meta_info"]["finish_reason"]["type"] == "stop"
