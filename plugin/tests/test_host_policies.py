@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,6 +211,20 @@ def test_a_row_without_its_partner_says_so_and_disturbs_nobody() -> None:
     alone = draw(logits[1:], [params(seed=3), params(seed=4)])
     assert torch.equal(drawn.ids[1:], alone.ids)
     assert torch.equal(drawn.statistics[1:], alone.statistics)
+
+
+def test_a_known_token_needs_no_partner_and_the_next_one_does() -> None:
+    """Children start a token early, so that the two may be prefilled in different steps."""
+    main, twin = (dataclasses.replace(row, forced=(5,)) for row in pair(KLGuided(ids_without=[1])))
+    logits = random_logits(2)
+    first = draw(logits[:1], [main], 0)
+    assert first.ids.tolist() == [5]
+    assert not first.statistics.isnan().any()
+    assert draw(logits, [main, twin], [0, 0]).ids.tolist() == [5, 5]
+    assert draw(logits[:1], [main], 1).statistics[0, 1].isnan()
+    together = draw(logits, [main, twin], [1, 1])
+    assert not together.statistics.isnan().any()
+    assert together.ids[0] == together.ids[1]
 
 
 def test_pairs_in_one_batch_do_not_mix() -> None:

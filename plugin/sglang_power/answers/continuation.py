@@ -41,14 +41,14 @@ def stem(path: Spelled, matched: int | str | None) -> Stem:
 
     Args:
         path: all of its tokens, the stop included.
-        matched: what ended it, as in SGLang's finish reason: a token id (the last token), a stop string (its
-            last occurrence), or None (nothing: the horizon).
+        matched: what ended it, as in SGLang's finish reason: a token id (the last token), a stop string (cut at
+            its first occurrence, as SGLang cuts the client's text), or None (nothing: the horizon).
     """
     end, tokens = len(path.text), len(path.offsets)
     if isinstance(matched, int) and tokens:
         tokens -= 1
         end = path.offsets[tokens][0]
-    elif isinstance(matched, str) and (at := path.text.rfind(matched)) >= 0:
+    elif isinstance(matched, str) and (at := path.text.find(matched)) >= 0:
         end = at
         tokens = next((i for i, (_, e) in enumerate(path.offsets) if e > at), tokens)
     spelled_end = max((e for _, e in path.offsets[:tokens]), default=0)

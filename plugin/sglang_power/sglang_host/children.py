@@ -98,23 +98,45 @@ class ChildEngine:
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         return self.read(call, await self._parent.run(self.child(call)))
 
+    def last_token(self, call: ContinuationCall) -> int:
+        """The last token before the first new one."""
+        return call.prefix[-1] if call.prefix else self._prompt.ids[-1]
+
+    def length(self, call: ContinuationCall) -> int:
+        """Tokens before the first new one."""
+        return len(self._prompt.ids) + len(call.prefix)
+
     def child(
-        self, call: ContinuationCall, pair: str | None = None, role: Role = "main", **params: Any
+        self,
+        call: ContinuationCall,
+        pair: str | None = None,
+        role: Role = "main",
+        known: int = 0,
+        **params: Any,
     ) -> Any:
-        """The child request of a call; `params` replace the parent's sampling parameters."""
-        input_ids = [*self._prompt.ids, *call.prefix]
+        """The child request of a call.
+
+        Args:
+            call: what to generate.
+            pair, role: see ChildParams.
+            known: how many tokens before the first new one the child emits as its own first ones.
+            params: replace the parent's sampling parameters.
+        """
+        whole = [*self._prompt.ids, *call.prefix]
+        input_ids, emitted = whole[: len(whole) - known], tuple(whole[len(whole) - known :])
         new_tokens = call.horizon - len(call.prefix)
         still_unstoppable = (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)
+        forced = (*emitted, *(call.forced or ()))
         child: Any = self._parent.child(
             input_ids,
-            new_tokens,
-            min_new_tokens=min(max(0, still_unstoppable), new_tokens),
+            new_tokens + known,
+            min_new_tokens=known + min(max(0, still_unstoppable), new_tokens),
             routed_dp_rank=self._dp_rank,
             custom_params=ChildParams(
                 law=call.law,
                 seed=call.seed,
                 origin=len(input_ids) - 1,
-                forced=call.forced,
+                forced=forced or None,
                 early_rejection=call.early_rejection,
                 deadline=call.deadline,
                 pair=pair,
@@ -124,26 +146,31 @@ class ChildEngine:
         child.sampling_params |= params
         return child
 
-    def read(self, call: ContinuationCall, out: dict[str, Any]) -> Continuation:
-        """A child's answer, without what lies behind a stop, an early end or the loss of a partner."""
+    def read(self, call: ContinuationCall, out: dict[str, Any], known: int = 0) -> Continuation:
+        """A child's answer, without what lies behind a stop, an early end or the loss of a partner.
+
+        Args:
+            call, known: as the child was made with.
+            out: what SGLang answered.
+        """
         meta = out["meta_info"]
         ids = [int(token) for token in out["output_ids"]]
         reason = meta["finish_reason"]
         if reason["type"] == "abort":  # the last token's statistics may not have arrived
             ids = ids[: len(meta.get(META_KEY) or [])]
-        rows = _rows(meta, ids)
-        asked = call.horizon - len(call.prefix)
-        cut_short = reason["type"] == "length" and reason["length"] < asked
-        kept = min(reason["length"], len(ids)) if cut_short else len(ids)
+        decoded, rows = len(ids), _rows(meta, ids)[known:]
+        ids, asked = ids[known:], call.horizon - len(call.prefix)
+        cut_short = reason["type"] == "length" and reason["length"] < asked + known
+        kept = min(max(reason["length"] - known, 0), len(ids)) if cut_short else len(ids)
         kept = next((i for i, row in enumerate(rows[:kept]) if math.isnan(row[1])), kept)
         stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
         if stop is not None:
             kept, cut_short = stop - len(call.prefix), False
         usage = Usage(
-            decoded=len(ids),
+            decoded=decoded,
             prefilled=_prefilled(meta),
-            wasted=len(ids) - kept,
-            depth=len(ids),
+            wasted=decoded - kept,
+            depth=decoded,
             children=1,
         )
         finished = stop is not None or (kept == len(ids) and isinstance(reason.get("matched"), int))

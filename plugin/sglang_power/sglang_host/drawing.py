@@ -51,7 +51,8 @@ def draw_rows(
         backend: of the draw; see `sglang_power_kernels.sample_rows`.
     """
     index = (positions - rows.origins)[:, None]
-    apart = None if rows.pairs is None else _apart(rows.pairs, index.squeeze(1))
+    given = _given(rows, index)
+    apart = None if rows.pairs is None else _apart(rows.pairs, index.squeeze(1), given)
     shaped = _shaped(logits, rows, index, apart, ends_line, memory)
     keep_min = _keep_min(shaped, rows)
     drawn = sample_rows(
@@ -62,9 +63,11 @@ def draw_rows(
         backend=backend,
         validate=False,
     ).clamp_min(0)
-    ids = _forced(drawn, logits, index, rows, shaped)
+    ids = _or_policy_token(drawn, logits, shaped)
     if rows.pairs is not None:
         ids = torch.where(rows.pairs.twin, ids[rows.pairs.partner], ids)
+    if given is not None:
+        ids = torch.where(given >= 0, given, ids)
     statistics = _statistics(logits, shaped, keep_min, ids, apart)
     remembered = None
     if shaped.memory is not None and memory is not None:
@@ -72,10 +75,18 @@ def draw_rows(
     return Drawn(ids, statistics, remembered)
 
 
-def _apart(pairs: Pairs, index: torch.Tensor) -> torch.Tensor:
-    """[rows] bool: the row's partner is missing from this batch, or at another token of the answer."""
+def _given(rows: RowTensors, index: torch.Tensor) -> torch.Tensor | None:
+    """[rows] int64, the token that a row has to emit, -1 where it is drawn; None where no row forces."""
+    if rows.forced is None:
+        return None
+    return rows.forced.gather(1, index.clamp(0, rows.forced.shape[1] - 1)).squeeze(1)
+
+
+def _apart(pairs: Pairs, index: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    """[rows] bool: the partner is missing from this batch or at another token, and the row needs it."""
     alone = pairs.partner == torch.arange(len(index), device=index.device)
-    return pairs.member & (alone | (index != index[pairs.partner]))
+    apart = pairs.member & (alone | (index != index[pairs.partner]))
+    return apart if given is None else apart & (given < 0)
 
 
 def _shaped(
@@ -113,19 +124,13 @@ def _keep_min(shaped: Shaped, rows: RowTensors) -> torch.Tensor | None:
     )
 
 
-def _forced(
-    drawn: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, rows: RowTensors, shaped: Shaped
-) -> torch.Tensor:
-    """A policy's token where the row allows it (a grammar may not), a draft's token in any case."""
-    ids = drawn
-    if shaped.forced is not None:
-        wanted = shaped.forced.clamp_min(0)
-        allowed = logits.gather(1, wanted[:, None]).squeeze(1) > -torch.inf
-        ids = torch.where((shaped.forced >= 0) & allowed, wanted, ids)
-    if rows.forced is not None:
-        given = rows.forced.gather(1, index.clamp(0, rows.forced.shape[1] - 1)).squeeze(1)
-        ids = torch.where(given >= 0, given, ids)
-    return ids
+def _or_policy_token(drawn: torch.Tensor, logits: torch.Tensor, shaped: Shaped) -> torch.Tensor:
+    """The draws, or the tokens that a policy emits instead where the row allows them (a grammar may not)."""
+    if shaped.forced is None:
+        return drawn
+    wanted = shaped.forced.clamp_min(0)
+    allowed = logits.gather(1, wanted[:, None]).squeeze(1) > -torch.inf
+    return torch.where((shaped.forced >= 0) & allowed, wanted, drawn)
 
 
 def _statistics(

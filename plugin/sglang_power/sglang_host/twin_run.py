@@ -50,11 +50,15 @@ class TwinEngine:
     Args:
         parent: the request.
         main, twin: children of either prompt.
+        stops: token ids that end a child.
         name: of the answer, unique within the request.
     """
 
-    def __init__(self, parent: Parent, main: ChildEngine, twin: ChildEngine, name: str) -> None:
+    def __init__(
+        self, parent: Parent, main: ChildEngine, twin: ChildEngine, stops: frozenset[int], name: str
+    ) -> None:
         self._parent, self._main, self._twin, self._name = parent, main, twin, name
+        self._stops = stops
         self._attempts = 0
         self.so_far = Continuation(Tokens.EMPTY, finished=False, cut_short=False, usage=Usage())
 
@@ -80,24 +84,39 @@ class TwinEngine:
         self._attempts += 1
         pair = f"{self._name}.{self._attempts}"
         plain = ContinuationCall(call.prefix, call.horizon, ProposalLaw(1.0), call.seed)
+        known = self._known(call)
         children = [
-            self._main.child(call, pair, "main"),
+            self._main.child(call, pair, "main", known),
             # The twin repeats the main row's tokens whatever they spell behind its own prompt.
-            self._twin.child(plain, pair, "twin", stop=None),
+            self._twin.child(plain, pair, "twin", known, stop=None),
         ]
         try:
             outs: Sequence[dict[str, Any]] = await self._parent.run_together(children)
         except ChainAbortedError as error:
             if error.partial:
-                self.so_far = joined(self.so_far, self._read(call, plain, error.partial))
+                self.so_far = joined(self.so_far, self._read(call, plain, known, error.partial))
             raise
-        return self._read(call, plain, outs)
+        return self._read(call, plain, known, outs)
+
+    def _known(self, call: ContinuationCall) -> int:
+        """1: the children start a token early and emit one that is known already.
+
+        A prefill batch may hold one of the two alone, since SGLang fills it by tokens; but it prefills all that
+        wait before it decodes, so from their second token on the two meet. Not where that token would end them.
+        """
+        engines = self._main, self._twin
+        stops = any(engine.last_token(call) in self._stops for engine in engines)
+        return 0 if stops or any(engine.length(call) < 2 for engine in engines) else 1
 
     def _read(
-        self, call: ContinuationCall, plain: ContinuationCall, outs: Sequence[dict[str, Any]]
+        self,
+        call: ContinuationCall,
+        plain: ContinuationCall,
+        known: int,
+        outs: Sequence[dict[str, Any]],
     ) -> Continuation:
         """What both children came to; all that is not a kept token of the pair is wasted."""
-        part, twin = self._main.read(call, outs[0]), self._twin.read(plain, outs[1]).usage
+        part, twin = self._main.read(call, outs[0], known), self._twin.read(plain, outs[1], known).usage
         decoded = part.usage.decoded + twin.decoded
         usage = Usage(
             decoded=decoded,
@@ -158,7 +177,7 @@ class TwinRun:
         name = f"{parent.obj.rid}.{number}"
         main_engine = ChildEngine(parent, prompt, stop, rank)
         twin_engine = ChildEngine(parent, twin, StopRule(stop.tokenizer, (), stop.tokens, 1), rank)
-        engine = TwinEngine(parent, main_engine, twin_engine, name)
+        engine = TwinEngine(parent, main_engine, twin_engine, stop.tokens, name)
         seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
         call = ContinuationCall((), self._horizon(prompt, twin), self._law(), seed)
         prompts = prompt.usage + twin.usage if number == 0 else Usage()
