@@ -101,8 +101,9 @@ class TwinEngine:
     def _known(self, call: ContinuationCall) -> int:
         """1: the children start a token early and emit one that is known already.
 
-        A prefill batch may hold one of the two alone, since SGLang fills it by tokens; but it prefills all that
-        wait before it decodes, so from their second token on the two meet. Not where that token would end them.
+        A prefill batch may hold one of the two alone, since SGLang fills it by tokens; but it prefills all
+        that wait before it decodes, so from their second token on the two meet. 0 where the known token
+        would end a child.
         """
         engines = self._main, self._twin
         stops = any(engine.last_token(call) in self._stops for engine in engines)
