@@ -41,7 +41,7 @@ pytestmark = pytest.mark.server
 Json = dict[str, Any]
 
 GUIDED: Json = {"sampler": "kl_guided", "prompt_without": "R7:", "sigma": 0.5}
-ENDLESS: Json = {"max_new_tokens": 240, "ignore_eos": True}
+ENDLESS: Json = {"max_new_tokens": 200, "ignore_eos": True}
 
 
 def ask(server: Server, seed: int, *, body: Json | None = None, **sampling: Any) -> Any:
@@ -145,7 +145,7 @@ def test_a_stop_ends_both_rows(pivot_server: Server, stop: Json) -> None:
     assert answer["meta_info"]["finish_reason"]["type"] == "stop"
     assert decoded_in_lock_step(answer)
     eventually(lambda: unfinished(pivot_server) == 0, "both rows ended")
-    params = {"max_new_tokens": 240, **stop, "custom_params": {**GUIDED, "prompt_without": PROMPT, "seed": 6}}
+    params = {"max_new_tokens": 200, **stop, "custom_params": {**GUIDED, "prompt_without": PROMPT, "seed": 6}}
     pair = raw_generate(pivot_server, PROMPT, sampling_params=params)
     params["custom_params"] = {"sampler": "temperature", "value": 1.0, "seed": 6}
     single = raw_generate(pivot_server, PROMPT, sampling_params=params)
@@ -215,7 +215,7 @@ def test_pairs_are_one_request_in_the_metrics(pivot_server: Server) -> None:
 
 
 def endless(rid: str, n: int = 1, **fields: Any) -> Json:
-    """A request of n answers of 240 tokens."""
+    """A request of n answers of 200 tokens."""
     params = {**ENDLESS, "n": n, "custom_params": {**GUIDED, "seed": 10}}
     return {"text": PROMPT, "rid": rid, "sampling_params": params, **fields}
 

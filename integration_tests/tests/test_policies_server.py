@@ -8,8 +8,10 @@ batch, near ties apart.
 from __future__ import annotations
 
 import functools
+import json
 import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -30,6 +32,7 @@ from integration_tests.tests.clients import (
     events,
     eventually,
     generate,
+    leave,
     metric,
     power_of,
     quiet,
@@ -39,7 +42,6 @@ from integration_tests.tests.clients import (
     scheduled,
     sse_lines,
     together,
-    unfinished,
 )
 from integration_tests.tests.third_party_policy import TopA
 
@@ -217,16 +219,25 @@ FEATURES: dict[str, Json] = {
 }
 
 
-def test_the_policy_greedy_is_temperature_zero_with_every_feature(pivot_server: Server) -> None:
-    """Stops, penalties, grammars and biases do to a policy's rows what they do to SGLang's own.
+def featured(server: Server, custom: Json | None, **more: Any) -> dict[str, Any]:
+    """What is answered with each of FEATURES.
 
-    One by one: the penalties of SGLang's overlap schedule count the newest token a step late or not,
+    Penalties one by one: those of SGLang's overlap schedule count the newest token a step late or not,
     according to what else the batch holds (`cumulate_penalty_output_tokens`, 0.5.23).
     """
+    bodies = {name: body_of(custom, **feature, **more) for name, feature in FEATURES.items()}
+    alone = [name for name in bodies if "penalty" in name]
+    others = [name for name in bodies if name not in alone]
+    found = dict(zip(others, burst(server, [bodies[name] for name in others]), strict=True))
+    found |= {name: raw_generate(server, **bodies[name]) for name in alone}
+    return {name: said(found[name]) for name in FEATURES}
+
+
+def test_the_policy_greedy_is_temperature_zero_with_every_feature(pivot_server: Server) -> None:
+    """Stops, penalties, grammars and biases do to a policy's rows what they do to SGLang's own."""
     policy: Json = {"sampler": "greedy", "seed": 1}
     zero: Json = {"temperature": 0}
-    ours = {name: said(ask(pivot_server, policy, **each)) for name, each in FEATURES.items()}
-    theirs = {name: said(ask(pivot_server, None, **zero, **each)) for name, each in FEATURES.items()}
+    ours, theirs = (featured(pivot_server, custom, **more) for custom, more in ((policy, {}), (None, zero)))
     assert ours == theirs
     assert [name for name in FEATURES if ours[name] == ours["nothing"]] == ["nothing"], "every feature shows"
 
@@ -360,20 +371,32 @@ def test_the_stock_client_streams_log_probabilities(pivot_server: Server) -> Non
 
 # --- requests that end early --------------------------------------------------------------------------
 
-ENDLESS: Json = {"max_new_tokens": 240, "ignore_eos": True, "min_new_tokens": 240}
+ENDLESS: Json = {"max_new_tokens": 200, "ignore_eos": True}
 
 
 def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
-    whole = ask(pivot_server, SIGMA, **ENDLESS)
-    body = body_of(SIGMA, body={"rid": "policy-abort"}, **ENDLESS)
-    with running(lambda: raw_generate(pivot_server, **body)) as call:
-        eventually(lambda: unfinished(pivot_server) == 1, "the request runs")
-        abort(pivot_server, rid="policy-abort")
-        answer = call.result()
+    whole = ask(pivot_server, SIGMA, **ENDLESS)["output_ids"]
+    params = {**ENDLESS, "custom_params": SIGMA}
+    body = {"text": PROMPT, "rid": "policy-abort", "stream": True, "sampling_params": params}
+    lines = sse_lines(pivot_server, "/generate", body)
+    next(lines)
+    abort(pivot_server, rid="policy-abort")
+    *_, last, done = lines
+    answer = json.loads(last.removeprefix("data: "))
+    assert done == "data: [DONE]"
     assert answer["meta_info"]["finish_reason"]["type"] == "abort"
-    assert answer["output_ids"] == whole["output_ids"][: len(answer["output_ids"])]
-    assert len(answer["output_ids"]) < 240
+    assert 0 < len(answer["output_ids"]) < len(whole)
+    assert answer["output_ids"] == whole[: len(answer["output_ids"])]
     assert power_of(answer)["sampler"] == "top_n_sigma"
+    quiet(pivot_server)
+
+
+def test_a_client_that_leaves_stops_its_rows(pivot_server: Server) -> None:
+    ready, before = threading.Event(), scheduled(pivot_server)
+    body = {"text": PROMPT, "sampling_params": {**ENDLESS, "n": 4, "custom_params": SIGMA}, "stream": True}
+    with running(functools.partial(leave, pivot_server, "/generate", body, ready)):
+        eventually(lambda: scheduled(pivot_server) >= before + 5, "all samples run")
+        ready.set()
     quiet(pivot_server)
 
 
@@ -390,7 +413,7 @@ def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
     ids=["edt", "top_k", "top_a"],
 )
 def test_power_with_a_policy_in_its_proposals(pivot_server: Server, proposal: Json, law: str) -> None:
-    chain: Json = {"proposal_temperature": 1.0, "return_trace": True}
+    chain: Json = {"proposal_temperature": 2.0, "return_trace": True}
     named: Json = {**chain, "proposal_policy": proposal, "early_rejection": True}
     answer, again = together([functools.partial(generate, pivot_server, seed=30, **named)] * 2)
     power = power_of(answer)

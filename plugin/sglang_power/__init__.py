@@ -2,7 +2,8 @@
 
 The package is laid out in the order in which a request meets it: `request` (what a client may ask),
 `sglang_host` (where the server hands the request over), `serving` (runs the chains under a budget),
-`algorithms` (the mathematics, pure), `engines` (what continues token sequences).
+`algorithms` and `policies` (the mathematics, pure), `answers` (what a text answers, and choosing among
+several), `engines` (what continues token sequences).
 """
 
 from importlib.metadata import PackageNotFoundError, version
