@@ -50,15 +50,15 @@ class TwinEngine:
     Args:
         parent: the request.
         main, twin: children of either prompt.
-        stops: token ids that end a child.
+        stop: when the answer ends.
         name: of the answer, unique within the request.
     """
 
     def __init__(
-        self, parent: Parent, main: ChildEngine, twin: ChildEngine, stops: frozenset[int], name: str
+        self, parent: Parent, main: ChildEngine, twin: ChildEngine, stop: StopRule, name: str
     ) -> None:
         self._parent, self._main, self._twin, self._name = parent, main, twin, name
-        self._stops = stops
+        self._stop = stop
         self._attempts = 0
         self.so_far = Continuation(Tokens.EMPTY, finished=False, cut_short=False, usage=Usage())
 
@@ -106,8 +106,9 @@ class TwinEngine:
         would end a child.
         """
         engines = self._main, self._twin
-        stops = any(engine.last_token(call) in self._stops for engine in engines)
-        return 0 if stops or any(engine.length(call) < 2 for engine in engines) else 1
+        known = [engine.last_token(call) for engine in engines]
+        ends = any(token in self._stop.tokens for token in known) or self._stop.string_at(known[:1], 1)
+        return 0 if ends or any(engine.length(call) < 2 for engine in engines) else 1
 
     def _read(
         self,
@@ -178,7 +179,7 @@ class TwinRun:
         name = f"{parent.obj.rid}.{number}"
         main_engine = ChildEngine(parent, prompt, stop, rank)
         twin_engine = ChildEngine(parent, twin, StopRule(stop.tokenizer, (), stop.tokens, 1), rank)
-        engine = TwinEngine(parent, main_engine, twin_engine, stop.tokens, name)
+        engine = TwinEngine(parent, main_engine, twin_engine, stop, name)
         seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
         call = ContinuationCall((), self._horizon(prompt, twin), self._law(), seed)
         prompts = prompt.usage + twin.usage if number == 0 else Usage()
