@@ -65,14 +65,14 @@ def decoded_in_lock_step(answer: Json) -> bool:
 
 
 def test_seeds_repeat_answers_and_both_rows_are_counted(pivot_server: Server) -> None:
-    """Alone: two children cache the prompts, two decode the answer, nothing is wasted."""
+    """Alone: two children cache the prompts; two decode the answer, each a token early."""
     answer = ask(pivot_server, 1)
-    power = power_of(answer)
+    power, tokens = power_of(answer), len(answer["output_ids"])
     assert decoded_in_lock_step(answer)
-    assert (power["children"], power["wasted_tokens"]) == (4, 0)
-    assert power["depth"] == answer["meta_info"]["completion_tokens"] == len(answer["output_ids"])
-    again = ask(pivot_server, 1)
-    assert again["output_ids"] == answer["output_ids"]
+    assert (power["children"], power["wasted_tokens"], power["depth"]) == (4, 2, tokens + 1)
+    assert answer["meta_info"]["completion_tokens"] == tokens
+    assert answer["meta_info"]["prompt_tokens"] == len(PROMPT)
+    assert ask(pivot_server, 1)["output_ids"] == answer["output_ids"]
     assert len({one["text"] for one in burst(pivot_server, range(8))}) > 4
 
 
@@ -85,7 +85,7 @@ def test_a_burst_answers_what_each_request_answers_alone(pivot_server: Server) -
 
 
 def test_the_source_matters(pivot_server: Server) -> None:
-    """The same prompt without is no divergence, hence the base law; another one is colder, up to greedy."""
+    """A small sigma makes every divergence greedy, a large one leaves the base law."""
 
     def text(**policy: Any) -> str:
         params = {"max_new_tokens": 32, "custom_params": {"seed": 3, **policy}}
@@ -93,10 +93,9 @@ def test_the_source_matters(pivot_server: Server) -> None:
         return str(answer["text"])
 
     base = text(sampler="temperature", value=1.0)
-    assert text(sampler="kl_guided", prompt_without=PROMPT) == base
-    assert text(sampler="kl_guided", ids_without=[byte + 2 for byte in PROMPT.encode()]) == base
     greedy = raw_generate(pivot_server, PROMPT, sampling_params={"temperature": 0, "max_new_tokens": 32})
-    assert text(sampler="kl_guided", prompt_without="g", sigma=1e-3) == greedy["text"] != base
+    assert text(sampler="kl_guided", prompt_without="gw", sigma=1e-3) == greedy["text"] != base
+    assert text(sampler="kl_guided", prompt_without="gw", sigma=1e9) == base
 
 
 def test_log_probabilities_are_those_of_the_answer(pivot_server: Server) -> None:
@@ -132,26 +131,53 @@ def test_n_answers_share_two_prompts(pivot_server: Server) -> None:
 # --- stops and streams --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [{"stop": [";g", ";w"]}, {"stop": "A"}, {"stop_token_ids": [61]}, {"stop": [";A"], "no_stop_trim": True}],
-    ids=str,
-)
-def test_a_stop_ends_both_rows(pivot_server: Server, stop: Json) -> None:
-    """As it ends the same tokens of an ordinary request."""
-    answer = ask(pivot_server, 6, **stop, **ENDLESS | {"ignore_eos": False})
-    whole = ask(pivot_server, 6)
-    assert answer["output_ids"] == whole["output_ids"][: len(answer["output_ids"])]
-    assert answer["meta_info"]["finish_reason"]["type"] == "stop"
-    assert decoded_in_lock_step(answer)
+STOPS: list[Json] = [
+    {"stop": [";g", ";w"]},
+    {"stop": "A"},
+    {"stop": [";A"], "no_stop_trim": True},
+    {"stop": [":"]},
+    {"stop": [":g", "8:w", "6;A"]},
+    {"stop_token_ids": [61]},
+    {"stop_token_ids": [60]},
+    {"min_new_tokens": 24},
+    {"max_new_tokens": 1},
+    {"ignore_eos": True},
+    {"top_k": 2, "top_p": 0.9},
+    {"temperature": 2.0},
+    {"logit_bias": {"54": 3.0}},
+]
+"""":" and its token, 60, end the prompt: a stop is one of the answer, not of what stands before."""
+
+
+@pytest.mark.parametrize("sampling", STOPS, ids=str)
+def test_a_pair_without_divergence_is_an_ordinary_request(pivot_server: Server, sampling: Json) -> None:
+    """Behind the same prompt nothing is colder: the policy "temperature" draws the same answer."""
+
+    def answer_of(**policy: Any) -> Json:
+        params = {"max_new_tokens": 32, **sampling, "custom_params": {"seed": 6, **policy}}
+        answer: Json = raw_generate(pivot_server, PROMPT, sampling_params=params)
+        return answer
+
+    single = answer_of(sampler="temperature", value=1.0)
+    for pair in (
+        answer_of(sampler="kl_guided", prompt_without=PROMPT),
+        answer_of(sampler="kl_guided", ids_without=[byte + 2 for byte in PROMPT.encode()]),
+    ):
+        assert pair["output_ids"] == single["output_ids"]
+        assert pair["text"] == single["text"]
+        assert pair["meta_info"]["finish_reason"] == single["meta_info"]["finish_reason"]
+        assert decoded_in_lock_step(pair)
     eventually(lambda: unfinished(pivot_server) == 0, "both rows ended")
-    params = {"max_new_tokens": 200, **stop, "custom_params": {**GUIDED, "prompt_without": PROMPT, "seed": 6}}
-    pair = raw_generate(pivot_server, PROMPT, sampling_params=params)
-    params["custom_params"] = {"sampler": "temperature", "value": 1.0, "seed": 6}
-    single = raw_generate(pivot_server, PROMPT, sampling_params=params)
-    for field in ("text", "output_ids"):
-        assert pair[field] == single[field]
-    assert pair["meta_info"]["finish_reason"] == single["meta_info"]["finish_reason"]
+
+
+def test_prompts_of_one_token_and_of_the_whole_context(pivot_server: Server) -> None:
+    params: Json = {"max_new_tokens": 8, "ignore_eos": True}
+    shortest = {**GUIDED, "prompt_without": "g", "seed": 1}
+    longest = {**GUIDED, "prompt_without": "R" + "1+" * 120 + "1:", "seed": 1}
+    for custom, prompt in ((shortest, "R"), (longest, PROMPT), (longest, "R"), (shortest, "R" + "1+" * 121)):
+        answer = raw_generate(pivot_server, prompt, sampling_params={**params, "custom_params": custom})
+        assert len(answer["output_ids"]) == 8
+        assert decoded_in_lock_step(answer)
 
 
 def test_lengths(pivot_server: Server) -> None:

@@ -27,6 +27,7 @@ from integration_tests.tests.clients import (
     MESSAGES,
     PROMPT,
     PROMPT_Q,
+    QUICK,
     abort,
     client,
     events,
@@ -93,13 +94,18 @@ def said(answer: Json) -> tuple[str, list[int], Json]:
 
 
 def test_an_answer_says_which_policy_ran(pivot_server: Server) -> None:
+    """The reported parameters and seed are a request for the same answer."""
     answers = burst(pivot_server, [body_of(of(kind, 7)) for kind in KINDS])
+    again = []
     for kind, answer in zip(KINDS, answers, strict=True):
         power = power_of(answer)
         assert set(power) == REPORT_FIELDS | (COST_FIELDS if "twin" in kind.needs else set())
         assert (power["sampler"], power["seed"], power["law"]) == (kind.name(), 7, "policy")
         assert power["params"] == kind.model_validate(kind.examples[-1]).parameters
         assert (power["fallback_reason"], power["weight_version"]) == (None, "default")
+        named = {key: value for key, value in power["params"].items() if value is not None}
+        again.append(body_of({"sampler": power["sampler"], "seed": power["seed"], **named}))
+    assert [said(answer) for answer in burst(pivot_server, again)] == [said(answer) for answer in answers]
 
 
 def test_a_seed_that_nobody_named_repeats_the_answer(pivot_server: Server) -> None:
@@ -109,15 +115,6 @@ def test_a_seed_that_nobody_named_repeats_the_answer(pivot_server: Server) -> No
     assert said(again) == said(first)
     seeds = {power_of(answer)["seed"] for answer in burst(pivot_server, [body_of(custom)] * 4)}
     assert len(seeds) == 4
-
-
-def test_reported_parameters_make_the_same_request(pivot_server: Server) -> None:
-    answers = burst(pivot_server, [body_of(of(kind, 8)) for kind in NATIVE])
-    echoed = [{"sampler": kind.name(), "seed": 8} for kind in NATIVE]
-    again = [
-        body_of({**power_of(answer)["params"], **own}) for answer, own in zip(answers, echoed, strict=True)
-    ]
-    assert [said(answer) for answer in burst(pivot_server, again)] == [said(answer) for answer in answers]
 
 
 def test_openai_clients_name_policies_and_seeds(pivot_server: Server) -> None:
@@ -137,18 +134,20 @@ def test_openai_clients_name_policies_and_seeds(pivot_server: Server) -> None:
 # --- mixed batches ------------------------------------------------------------------------------------
 
 LOGPROBS = {"return_logprob": True, "top_logprobs_num": VOCAB_SIZE}
-GREEDY_ROWS = [
+SEEDED = [
     body_of(None, PROMPT, temperature=0),
     body_of(None, PROMPT_Q, temperature=0, body=LOGPROBS),
     body_of(None, PROMPT + "g4;", temperature=0, body=LOGPROBS, logit_bias={"54": 4.0}),
-]
-POLICY_ROWS = [
     *[body_of(of(kind, 20), PROMPT if i % 2 else PROMPT_Q) for i, kind in enumerate(KINDS)],
     body_of(SIGMA, temperature=0.7, body=LOGPROBS),
     body_of({**SIGMA, "seed": 6}, temperature=1.5, top_k=4, body=LOGPROBS),
     body_of(of(policies()["entropix"], 21), body=LOGPROBS),
+    *[body_of({**QUICK, "seed": seed}) for seed in (1, 2)],
 ]
-SAMPLED_ROWS = [body_of(None, temperature=t, body=LOGPROBS) for t in (0.7, 1.5)]
+"""Greedy rows of SGLang's own sampler, all policies, chains; some with log probabilities."""
+
+SAMPLED = [body_of(None, temperature=t, body=LOGPROBS) for t in (0.7, 1.5)]
+"""SGLang's own sampler draws these; they have no seed."""
 
 
 def ranked_logprobs(answer: Json) -> list[dict[int, float]]:
@@ -162,40 +161,39 @@ def ranked_logprobs(answer: Json) -> list[dict[int, float]]:
     return tables
 
 
-def test_a_mixed_burst_answers_what_each_request_answers_alone(pivot_server: Server) -> None:
-    """All policies, chains, SGLang's own greedy and sampled rows; some with log probabilities."""
-
-    def calls() -> float:
-        return metric(pivot_server, "sglang_power_kernel_calls_total", function="sample_rows")
-
-    seeded = [*GREEDY_ROWS, *POLICY_ROWS]
-    chains = [functools.partial(generate, pivot_server, max_new_tokens=LENGTH, seed=seed) for seed in (1, 2)]
-    start = calls()
-    alone = [raw_generate(pivot_server, **body) for body in seeded]
-    chains_alone = [chain() for chain in chains]
-    between = calls()
-    requests = [functools.partial(raw_generate, pivot_server, **body) for body in [*seeded, *SAMPLED_ROWS]]
-    mixed = together([*requests, *chains])
-    assert calls() - between < (between - start) / 2, "the burst shared its steps"
-    assert [said(answer) for answer in mixed[: len(seeded)]] == [said(answer) for answer in alone]
-    assert [said(answer) for answer in mixed[-2:]] == [said(answer) for answer in chains_alone]
-    for answer, reference, body in zip(mixed, alone, seeded, strict=False):
+def test_a_mixed_batch_answers_what_each_request_answers_alone(pivot_server: Server) -> None:
+    """All in one list, so that they reach the scheduler together and share its batches."""
+    bodies = [*SEEDED, *SAMPLED]
+    alone = [raw_generate(pivot_server, **body) for body in SEEDED]
+    mixed = raw_generate(
+        pivot_server,
+        [body["prompt"] for body in bodies],
+        sampling_params=[body["sampling_params"] for body in bodies],
+        return_logprob=[body.get("return_logprob", False) for body in bodies],
+        top_logprobs_num=[body.get("top_logprobs_num", 0) for body in bodies],
+    )
+    assert [said(answer) for answer in mixed[: len(SEEDED)]] == [said(answer) for answer in alone]
+    for body, answer, reference in zip(SEEDED, mixed, alone, strict=False):
+        assert ("power" in answer["meta_info"]) == ("custom_params" in body["sampling_params"])
         if "return_logprob" in body:
             for ours, theirs in zip(ranked_logprobs(answer), ranked_logprobs(reference), strict=True):
                 assert ours == pytest.approx(theirs, abs=1e-4)
-    for answer in mixed[len(seeded) : -2]:
+    for answer in mixed[len(SEEDED) :]:
         ranked_logprobs(answer)
         assert "power" not in answer["meta_info"]
 
 
-def test_plain_greedy_rows_never_see_the_policies(pivot_server: Server) -> None:
-    """Beside policies that truncate, heat and force; power keys only where asked for."""
-    prompts = [PROMPT + "g4;" * i for i in range(6)]
-    plain = [body_of(None, prompt, temperature=0) for prompt in prompts]
-    before = [said(raw_generate(pivot_server, **body)) for body in plain]
-    mixed = burst(pivot_server, [*plain, *[body_of(of(kind, 9)) for kind in KINDS]])
-    assert [said(answer) for answer in mixed[: len(plain)]] == before
-    assert ["power" in answer["meta_info"] for answer in mixed] == [False] * len(plain) + [True] * len(KINDS)
+def test_sampling_masks_beside_policies(pivot_server: Server) -> None:
+    """SGLang makes them for whole batches; they go to the rows that asked."""
+    masked = body_of(None, temperature=0, top_k=5, body={"return_sampling_mask": True})
+    expected = raw_generate(pivot_server, **masked)
+    rows = [masked, *[body_of({**SIGMA, "seed": seed}, ignore_eos=True) for seed in range(4)], masked]
+    first, *policy_rows, last = burst(pivot_server, rows)
+    for answer in (first, last):
+        assert said(answer) == said(expected)
+        for key in ("output_token_sampling_mask", "output_token_sampling_mask_length"):
+            assert answer["meta_info"][key] == expected["meta_info"][key]
+    assert not any("output_token_sampling_mask" in answer["meta_info"] for answer in policy_rows)
 
 
 # --- SGLang's own features ----------------------------------------------------------------------------
@@ -330,7 +328,8 @@ def test_openai_streams_carry_the_report_on_the_last_chunk(pivot_server: Server,
     body = {"model": "pivot", **asked, "max_tokens": LENGTH, "n": n, "stream": True, "custom_params": SIGMA}
     lines = list(sse_lines(pivot_server, path, {**body, "stream_options": {"include_usage": True}}))
     assert not any(line.startswith(":") for line in lines), "there is no progress to tell"
-    chunks = events(pivot_server, path, {**body, "stream_options": {"include_usage": True}})
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     texts = [""] * n
     for chunk in chunks:
         for choice in chunk["choices"]:
@@ -406,7 +405,7 @@ def test_a_client_that_leaves_stops_its_rows(pivot_server: Server) -> None:
 @pytest.mark.parametrize(
     ("proposal", "law"),
     [
-        ({"sampler": "edt", "theta": 1.0, "base": 0.5}, "power"),
+        ({"sampler": "edt", "theta": 5.0, "base": 0.3}, "power"),
         ({"sampler": "top_k", "k": 2}, "approximate"),
         ({"sampler": "top_a", "a": 1.0}, "approximate"),
     ],

@@ -224,7 +224,7 @@ COMPOSED = [
     Composed(of("adapt", hot=2.0, cold=0.4), {"top_p": 0.7}, FLAT, 2.0),
     Composed(of("top_h", alpha=0.9), {"top_p": 0.7}, Q + "A", 1.5),
     Composed(of("top_n_sigma", n=1.5), {"top_p": 0.7}, Q, 2.0),
-    Composed(of("kl_guided", sigma=10.0, prompt_without="g"), {"top_p": 0.5}, FLAT, 2.0),
+    Composed(of("kl_guided", sigma=10.0, prompt_without="Q7"), {"top_p": 0.5}, FLAT, 2.0),
 ]
 
 
@@ -324,7 +324,7 @@ class Whole:
 WHOLE = [
     Whole(of("adapt", hot=5.0, cold=0.5), FLAT, of("temperature", value=0.5), bias=18.0),
     Whole(of("entropix", entropy_threshold=0.5, varentropy_threshold=0.05, hot_factor=3.0), R),
-    Whole(of("kl_guided", sigma=4.0, prompt_without="g"), R),
+    Whole(of("kl_guided", sigma=3.0, prompt_without="gw"), R),
     Whole(of("top_k", k=3), R),
 ]
 

@@ -237,7 +237,7 @@ def test_ties_are_drawn_from_the_seed() -> None:
     assert choose(classes, uniform_weights(7), Key(3)) == choose(classes, uniform_weights(7), Key(3))
 
 
-@given(st.lists(st.floats(-700, 700), min_size=1, max_size=6), st.randoms(use_true_random=False))
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=9), st.randoms(use_true_random=False))
 @quick
 def test_the_order_of_the_same_weights_makes_no_winner(weights: list[float], random: object) -> None:
     """Two classes of the same weights in another order tie exactly: rounding draws no winner."""

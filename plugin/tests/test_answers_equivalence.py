@@ -35,6 +35,7 @@ SAME = [
     ("normalised", "ﬁn Ⅳ", "fin iv"),
     ("normalised", "Straße", "STRASSE"),
     ("normalised", "café", "cafe\u0301"),
+    ("normalised", "ß\u0301", "s\u015b"),
     ("number", "0.5", "1/2"),
     ("number", "50%", "1/2"),
     ("number", ".50", "50 %"),

@@ -41,8 +41,8 @@ def stem(path: Spelled, matched: int | str | None) -> Stem:
 
     Args:
         path: all of its tokens, the stop included.
-        matched: what ended it, as in SGLang's finish reason: a token id (the last token), a stop string (cut at
-            its first occurrence, as SGLang cuts the client's text), or None (nothing: the horizon).
+        matched: what ended it, as in SGLang's finish reason: a token id (the last token), a stop string (its
+            first occurrence, where SGLang cuts the client's text), or None (nothing: the horizon).
     """
     end, tokens = len(path.text), len(path.offsets)
     if isinstance(matched, int) and tokens:

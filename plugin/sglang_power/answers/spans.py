@@ -60,9 +60,9 @@ def spelled(decode: Decode, ids: Sequence[int]) -> Spelled:
     replacement, maybe with a blank taken off the front (SentencePiece). Proof: U has no memory at a boundary
     of characters, so for context c that ends there U(x c y) = U(x c) + U(c y) without its beginning U(c); and
     a non-empty text of c shows that the blank came off c alone, in U(c) as in U(c y). Both are checked when
-    the tail moves: decode(c) is not empty, is how the settled text ends, and neither begins nor ends with
-    U+FFFD. Where a check fails the tail grows. Decoders of another kind (which rewrite what lies behind) show
-    themselves by a tail that never settles: then whole prefixes are decoded.
+    the tail moves: decode(c) is not empty, is how the settled text ends, and does not end with U+FFFD, which
+    may be half a character. Where a check fails the tail grows. Decoders of another kind (which write a token
+    by what is far behind it) show themselves by a tail that never settles: then whole prefixes are decoded.
 
     Args:
         decode: of the tokenizer, with the flags that made the answer's text.
@@ -100,7 +100,7 @@ def _covered(
     """What a token covers that takes the settled text from `settled` to `reached`."""
     if unchanged and not decode([token]):
         return settled, settled
-    if unchanged and not pending and text[:settled].endswith(REPLACEMENT):
+    if unchanged and not pending and text.endswith(REPLACEMENT, 0, settled):
         return settled - 1, settled  # one more byte of a sequence that the text shows as one U+FFFD
     return settled, min(reached + pending, len(text))
 
@@ -114,9 +114,4 @@ def _common(tail: str, text: str, at: int) -> int:
 
 
 def _is_boundary(context: str, text: str, settled: int) -> bool:
-    return (
-        bool(context)
-        and text.endswith(context, 0, settled)
-        and not context.startswith(REPLACEMENT)
-        and not context.endswith(REPLACEMENT)
-    )
+    return bool(context) and text.endswith(context, 0, settled) and not context.endswith(REPLACEMENT)

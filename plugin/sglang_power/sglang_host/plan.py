@@ -200,7 +200,8 @@ def _selection_plan(
     horizon = support.horizon_of(params, manager.context_len, max_horizon)
     paths = request.k if isinstance(request, CotRequest) else request.samples
     if params.get("max_new_tokens", 128) is not None:
-        support.total_tokens_of(request.max_total_tokens, limits, horizon, chains * paths)
+        field = "k" if isinstance(request, CotRequest) else "samples"
+        support.total_tokens_of(request.max_total_tokens, limits, horizon, chains * paths, field)
     equivalence(request.relation)
     return SelectionPlan(
         request=request,

@@ -165,15 +165,24 @@ def horizon_of(params: Mapping[str, Any], room: int, max_horizon: int | None = N
     return asked
 
 
-def total_tokens_of(max_total_tokens: int | None, limits: Limits, horizon: int, chains: int) -> int:
+def total_tokens_of(
+    max_total_tokens: int | None, limits: Limits, horizon: int, chains: int, field: str = "n"
+) -> int:
     """The request's cap on decoded tokens, checked against the server's and against one answer per chain.
+
+    Args:
+        max_total_tokens: the request's own cap.
+        limits: the server's.
+        horizon: tokens of one answer.
+        chains: answers that are generated, all together.
+        field: what the client raises their number by.
 
     Raises:
         UnsupportedError: above the server's cap, or too small for the answers asked for.
     """
     if chains > limits.max_chains:
         raise UnsupportedError(
-            "n", chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer"
+            field, chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer"
         )
     cap = limits.max_total_tokens if max_total_tokens is None else max_total_tokens
     if cap > limits.max_total_tokens:
