@@ -106,6 +106,7 @@ CASES = {
             "steps": 6,
             "cut": "entropy",
         },
+        answers=1_300,
     ),
     "exact drafts, 20 steps, tau = 1": Case(
         seed=300_000,
