@@ -61,7 +61,7 @@ COST_FIELDS = {"decoded_tokens", "prefilled_tokens", "wasted_tokens", "depth", "
 """Beside them where an answer costs more than its own tokens."""
 
 SIGMA: Json = {"sampler": "top_n_sigma", "n": 1.5, "seed": 5}
-LENGTH = 20
+LENGTH = 16
 
 
 def of(kind: type[Policy], seed: int) -> Json:
@@ -204,13 +204,11 @@ FEATURES: dict[str, Json] = {
     "stop_token_ids": {"stop_token_ids": [61]},
     "stop_regex": {"stop_regex": "g\\d;A"},
     "ignore_eos": {"ignore_eos": True},
-    "min_new_tokens": {"min_new_tokens": 20},
+    "min_new_tokens": {"min_new_tokens": 15},
     "max_new_tokens": {"max_new_tokens": 3},
     "frequency_penalty": {"frequency_penalty": 1.5},
-    "presence_penalty": {"presence_penalty": 1.5},
     "repetition_penalty": {"repetition_penalty": 1.7},
     "regex": {"regex": "w[0-9]{4}x"},
-    "ebnf": {"ebnf": 'root ::= [A-F]+ "." [0-9]'},
     "json_schema": {"json_schema": '{"type": "array", "items": {"type": "boolean"}}'},
     "logit_bias": {"logit_bias": {"54": 8.0, "105": -100.0}},
     "no_stop_trim": {"stop": [";A"], "no_stop_trim": True},
@@ -240,8 +238,9 @@ def test_the_policy_greedy_is_temperature_zero_with_every_feature(pivot_server: 
     assert [name for name in FEATURES if ours[name] == ours["nothing"]] == ["nothing"], "every feature shows"
 
 
-@pytest.mark.parametrize("pattern", ["g[0-9]{3}w", "[A-Z]\n[0-9]{2}\n"])
-def test_no_policy_leaves_a_grammar(pivot_server: Server, pattern: str) -> None:
+def test_no_policy_leaves_a_grammar(pivot_server: Server) -> None:
+    """Not even by insertion."""
+    pattern = "g[0-9]{2}\n[A-Z]w\n"
     customs = [of(kind, seed) for kind in NATIVE for seed in (1, 2)]
     inserting = {"entropy_threshold": 0.0, "varentropy_threshold": 100.0, "insert_ids": [105, 105]}
     customs.append({"sampler": "entropix", **inserting, "seed": 1})
@@ -374,7 +373,7 @@ ENDLESS: Json = {"max_new_tokens": 200, "ignore_eos": True}
 
 
 def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
-    whole = ask(pivot_server, SIGMA, **ENDLESS)["output_ids"]
+    begun = ask(pivot_server, SIGMA)["output_ids"]
     params = {**ENDLESS, "custom_params": SIGMA}
     body = {"text": PROMPT, "rid": "policy-abort", "stream": True, "sampling_params": params}
     lines = sse_lines(pivot_server, "/generate", body)
@@ -384,8 +383,9 @@ def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
     answer = json.loads(last.removeprefix("data: "))
     assert done == "data: [DONE]"
     assert answer["meta_info"]["finish_reason"]["type"] == "abort"
-    assert 0 < len(answer["output_ids"]) < len(whole)
-    assert answer["output_ids"] == whole[: len(answer["output_ids"])]
+    ids = answer["output_ids"]
+    assert 0 < len(ids) < ENDLESS["max_new_tokens"]
+    assert ids[:LENGTH] == begun[: len(ids)]
     assert power_of(answer)["sampler"] == "top_n_sigma"
     quiet(pivot_server)
 
@@ -407,9 +407,8 @@ def test_a_client_that_leaves_stops_its_rows(pivot_server: Server) -> None:
     [
         ({"sampler": "edt", "theta": 5.0, "base": 0.3}, "power"),
         ({"sampler": "top_k", "k": 2}, "approximate"),
-        ({"sampler": "top_a", "a": 1.0}, "approximate"),
     ],
-    ids=["edt", "top_k", "top_a"],
+    ids=["edt", "top_k"],
 )
 def test_power_with_a_policy_in_its_proposals(pivot_server: Server, proposal: Json, law: str) -> None:
     chain: Json = {"proposal_temperature": 2.0, "return_trace": True}

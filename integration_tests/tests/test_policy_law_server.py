@@ -293,7 +293,7 @@ def test_both_temperatures_of_adapt(pivot_server: Server, prompt: str) -> None:
 
 # --- whole answers ------------------------------------------------------------------------------------
 
-ANSWERS, LENGTH, BINS = 48, 24, 10
+ANSWERS, LENGTH, BINS = 40, 24, 10
 UNSURE = 0.3
 """Nats. Rows below say nothing of a law; which rows count depends on the tokens before them only."""
 

@@ -38,7 +38,7 @@ from integration_tests.tests.clients import (
 
 pytestmark = pytest.mark.server
 
-DIGIT = {"answer": "regex", "answer_regex": r"A(\d)"}
+DIGIT: dict[str, Any] = {"answer": "regex", "answer_regex": r"A(\d)"}
 
 REPORT = {
     "sampler",
@@ -175,7 +175,10 @@ def test_forking_after_a_prefix(pivot_server: Server) -> None:
 
 
 def test_continuations_by_a_policy_follow_the_requests_temperature(pivot_server: Server) -> None:
-    policy = {"continuation_policy": {"sampler": "temperature", "value": 2.0}, "seed": 3}
+    policy: dict[str, Any] = {
+        "continuation_policy": {"sampler": "temperature", "value": 2.0},
+        "seed": 3,
+    }
     hot = power_of(ask(pivot_server, "cot", k=6, sampling={"temperature": 1.5}, **policy, **DIGIT))
     again = power_of(ask(pivot_server, "cot", k=6, sampling={"temperature": 1.5}, **policy, **DIGIT))
     greedy = power_of(ask(pivot_server, "cot", k=6, **DIGIT))
@@ -326,7 +329,7 @@ def test_bad_requests_are_400_before_any_token(
 
 
 def test_a_catastrophic_pattern_costs_its_own_answers_only(pivot_server: Server) -> None:
-    pattern = {"answer": "regex", "answer_regex": r"(?:(?:[a-zA-Z0-9+*=;.-]+)+)+!"}
+    pattern: dict[str, Any] = {"answer": "regex", "answer_regex": r"(?:(?:[a-zA-Z0-9+*=;.-]+)+)+!"}
     answer = ask(pivot_server, "vote", samples=2, seed=1, **pattern)
     power = power_of(answer)
     assert power["chosen"]["reason"] == "no_answer"
