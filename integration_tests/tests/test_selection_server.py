@@ -7,6 +7,7 @@ right in half of them reaches with probability 1e-7. The draws are seeded.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -145,9 +146,8 @@ def test_answers_their_spans_and_confidences(pivot_server: Server) -> None:
 
 def test_cot_finds_the_path_that_greedy_misses(pivot_server: Server) -> None:
     asked = problems("Q", 40, 77)
-    answers = together(
-        [lambda p=problem: ask(pivot_server, "cot", p.text, k=10, **DIGIT) for problem in asked]
-    )
+    calls = [functools.partial(ask, pivot_server, "cot", one.text, k=10, **DIGIT) for one in asked]
+    answers = together(calls)
     right = sum(is_correct(problem, answer["text"]) for problem, answer in zip(asked, answers, strict=True))
     print("right", right)
     assert right >= 36
