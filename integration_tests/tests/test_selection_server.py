@@ -92,6 +92,7 @@ def test_cot_prefills_the_prompt_once(pivot_server: Server) -> None:
     assert power["prefilled_tokens"] == prompt_tokens - answer["meta_info"]["cached_tokens"] + 11
     assert power["children"] == 12
     assert power["decoded_tokens"] == 1 + sum(path["tokens"] for path in power["paths"])
+    assert power["depth"] == 1 + max(path["tokens"] for path in power["paths"])
     assert (power["sampler"], power["law"], power["stopped_by"]) == ("cot", "selection", "completed")
     assert answer["meta_info"]["completion_tokens"] == len(answer["output_ids"])
 

@@ -134,8 +134,8 @@ def policy_calls(server: Server, policy: dict[str, Any], seeds: range, **samplin
 
 def test_pairs_recover_from_retraction(matrix_server: Server, pivot_server: Server) -> None:
     """Retraction and the ranks' queues tear pairs apart: tokens are wasted, no answer changes."""
-    answers = together(policy_calls(matrix_server, GUIDED, range(12)))
-    expected = together(policy_calls(pivot_server, GUIDED, range(12)))
+    answers = together(policy_calls(matrix_server, GUIDED, range(10)))
+    expected = together(policy_calls(pivot_server, GUIDED, range(10)))
     assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
     for answer in answers:
         power = power_of(answer)
@@ -153,8 +153,8 @@ def test_policies_with_a_memory_survive_retraction(
 ) -> None:
     """The newline's logit is raised, so that answers have lines."""
     bias = {"logit_bias": {"12": 18.0}} if policy["sampler"] == "adapt" else {}
-    answers = together(policy_calls(matrix_server, policy, range(16), **bias))
-    expected = together(policy_calls(pivot_server, policy, range(16), **bias))
+    answers = together(policy_calls(matrix_server, policy, range(10), **bias))
+    expected = together(policy_calls(pivot_server, policy, range(10), **bias))
     assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
     assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
     assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"

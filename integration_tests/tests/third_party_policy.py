@@ -7,7 +7,7 @@ A distribution of one module is enough. Its `entry_points.txt` (in pyproject.tom
     top_a = top_a_policy:TopA
 
 and requests may name it: {"sampler": "top_a", "a": 0.3}. conftest.py installs this file so beside the
-server; the plugin's own tests and the law test of the server run over it as over any other.
+server, whose tests run over it as over any other policy.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ everything else imports this module, it imports only numpy. All logarithms are n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -145,6 +145,13 @@ class Usage:
             self.depth + other.depth,
             self.children + other.children,
         )
+
+
+def in_parallel(parts: Iterable[Usage]) -> Usage:
+    """The cost of calls that run at the same time: everything adds up but the depth."""
+    each = list(parts)
+    whole = sum(each, start=Usage())
+    return replace(whole, depth=max((part.depth for part in each), default=0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confident, path_call
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
@@ -19,7 +18,7 @@ from sglang_power.serving.selection import (
     stopped_by,
 )
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
-from sglang_power.types import Continuation, Tokens, Usage
+from sglang_power.types import Continuation, Tokens, Usage, in_parallel
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Cot:
             [unless_aborted(self._path(fork, first, i)) for i, first in enumerate(firsts)]
         )
         parts = finished_of(results)
+        self._usage += in_parallel(part.usage for part in parts.values())
         self._aborted = len(parts) < len(firsts)
         return await self._choose(await self._read(fork, [firsts[i] for i in parts], list(parts.values())))
 
@@ -113,7 +113,9 @@ class Cot:
         if fork.trunk is not None and fork.trunk.tokens.ids[0] == first.token:
             return fork.trunk
         call = path_call(self._config, fork.prefix.ids, first, self._seed(number + 1), self._deadline)
-        return await self._generate(call)
+        path = await self._engine.generate(call)
+        self._late |= path.cut_short
+        return path
 
     def _seed(self, number: int) -> int:
         return self._key.child_seed(number, Purpose.PROPOSAL)
@@ -133,7 +135,7 @@ class Cot:
                 for first, part in zip(firsts, parts, strict=True)
             ]
         )
-        self._usage = reduce(Usage.__add__, (usage for _, usage in read), self._usage)
+        self._usage += in_parallel(usage for _, usage in read)
         return [one for one, _ in read]
 
     async def _choose(self, candidates: list[Candidate]) -> Selection:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from sglang_power.serving.selection import (
     stopped_by,
 )
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
-from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage
+from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage, in_parallel
 
 Weight = Literal["count", "confidence", "power"]
 Score = Literal["mean_log_p", "log_p", "confidence"]
@@ -100,8 +99,7 @@ class SampledSelection:
         drawn = list(finished_of(results).values())
         self._aborted = len(drawn) < len(keys)
         read = await gather_or_cancel([candidate(self._reader, one.tokens, one.finished) for one in drawn])
-        costs = [*(one.usage for one in drawn), *(usage for _, usage in read)]
-        self._usage = reduce(Usage.__add__, costs, self._usage)
+        self._usage = in_parallel(one.usage for one in drawn) + in_parallel(usage for _, usage in read)
         self._late = any(one.late for one in drawn)
         return [one for one, _ in read]
 
