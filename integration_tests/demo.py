@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -30,6 +29,8 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
+PROBLEMS = 200
+"""Per family."""
 
 POWER: dict[Family, dict[str, Any]] = {
     "Q": {"alpha": ALPHA, "proposal_temperature": 1.0, "block_size": 96, "steps": 30},
@@ -51,7 +52,7 @@ COT: dict[str, Any] = {"k": 10, "answer": "regex", "answer_regex": r"A(\d)"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit status says whether every claim of the README held."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", type=int, default=200, help="problems per family")
+    parser.add_argument("--problems", type=int, default=PROBLEMS, help="problems per family")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for demo.json and demo.png")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
     options = parser.parse_args(argv)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": {
             name: version(name) for name in ("sglang", "sglang-power", "torch", "flashinfer-python")
         },
-        "command": "make demo" if argv is None and len(sys.argv) == 1 else " ".join(["demo", *sys.argv[1:]]),
+        "command": "make demo" if options.problems == PROBLEMS else f"demo --problems {options.problems}",
         "problems": options.problems,
         "rows": [
             run.row(suite, suite_runs["plain"])
