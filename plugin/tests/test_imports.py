@@ -23,8 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"types", "errors", "rng", "algorithms"},
     "engines": {"types", "errors", "rng", "algorithms", "engines"},
     "fields": set(),
-    "policies": {"types", "errors", "fields", "policies"},
-    "answers": {"types", "errors", "fields", "rng", "answers"},
+    "extensions": {"errors"},
+    "policies": {"types", "errors", "fields", "extensions", "policies"},
+    "answers": {"types", "errors", "fields", "rng", "extensions", "answers"},
     "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
     "serving": {
         "types",

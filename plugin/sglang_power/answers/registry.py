@@ -7,11 +7,11 @@ asynchronous, or an object with `Relation.same`.
 from __future__ import annotations
 
 import functools
-from importlib.metadata import entry_points
 
 from sglang_power.answers.equivalence import CHOICE, EXACT, NORMALISED, NUMBER, Called, Relation
 from sglang_power.answers.mathematics import Mathematics, require_extra
 from sglang_power.errors import ConfigError, RequestError
+from sglang_power.extensions import extensions
 
 ENTRY_POINTS = "sglang_power.equivalences"
 
@@ -35,17 +35,12 @@ def equivalences() -> dict[str, Relation]:
         "choice": CHOICE,
         MATH: Mathematics(),
     }
-    for point in entry_points(group=ENTRY_POINTS):
-        named = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}"
-        try:
-            loaded = point.load()
-        except Exception as error:
-            raise ConfigError(f"{named}: {error}") from error
+    for name, named, loaded in extensions(ENTRY_POINTS):
         if isinstance(loaded, type) or not (isinstance(loaded, Relation) or callable(loaded)):
             raise ConfigError(f"{named}: neither a callable (a, b) nor an object with `same`")
-        if point.name in found.keys() | RESERVED:
-            raise ConfigError(f"{named}: the name {point.name!r} is in use; choose another")
-        found[point.name] = loaded if isinstance(loaded, Relation) else Called(loaded)
+        if name in found.keys() | RESERVED:
+            raise ConfigError(f"{named}: the name {name!r} is in use; choose another")
+        found[name] = loaded if isinstance(loaded, Relation) else Called(loaded)
     return found
 
 

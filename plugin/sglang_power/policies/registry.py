@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from importlib.metadata import entry_points
 
 from sglang_power.errors import ConfigError
+from sglang_power.extensions import extensions
 from sglang_power.policies.adapt import Adapt
 from sglang_power.policies.base import Policy
 from sglang_power.policies.dynatemp import DynaTemp
@@ -55,16 +55,11 @@ def policies() -> dict[str, type[Policy]]:
         ConfigError: an entry point that cannot be loaded, is no policy, or takes a name that is in use.
     """
     found = {policy.name(): policy for policy in BUILT_IN}
-    for point in entry_points(group=ENTRY_POINTS):
-        named = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}"
-        try:
-            policy = point.load()
-        except Exception as error:
-            raise ConfigError(f"{named}: {error}") from error
+    for _, named, policy in extensions(ENTRY_POINTS):
         if not (isinstance(policy, type) and issubclass(policy, Policy)):
             raise ConfigError(f"{named}: not a Policy")
         if not isinstance(policy.model_fields["sampler"].default, str):
-            raise ConfigError(f"entry point {point.name} = {point.value}: `sampler` has no default, its name")
+            raise ConfigError(f"{named}: `sampler` has no default, its name")
         if policy.name() in found.keys() | RESERVED:
             raise ConfigError(f"{named}: the name {policy.name()!r} is in use; choose another")
         found[policy.name()] = policy

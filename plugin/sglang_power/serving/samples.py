@@ -11,7 +11,8 @@ import numpy as np
 
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.answers import Relation, build_classes, choose, power_weights
+from sglang_power.answers import Relation, build_classes, choose, power_weights, uniform_weights
+from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
@@ -152,7 +153,7 @@ class Vote(SampledSelection):
     def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:
         """[samples] nats. Power weights make draws of their law draws of p^alpha (algorithms.md 8)."""
         if weight == "count":
-            return np.zeros(len(candidates))
+            return uniform_weights(len(candidates))
         if weight == "confidence":
             deltas = np.array([one.delta or 0.0 for one in candidates])
             with np.errstate(divide="ignore"):
@@ -165,11 +166,10 @@ class Vote(SampledSelection):
 
 def shares(log_totals: Sequence[float]) -> list[float]:
     """Summed weights, normalised to 1, from their logarithms; all 0 where none has any."""
-    top = max(log_totals)
-    if top == -math.inf:
+    whole = log_sum(np.array(log_totals))
+    if whole == -math.inf:
         return [0.0] * len(log_totals)
-    weights = [math.exp(total - top) for total in log_totals]
-    return [weight / math.fsum(weights) for weight in weights]
+    return [math.exp(total - whole) for total in log_totals]
 
 
 def _score(one: Candidate, score: Score) -> float | None:

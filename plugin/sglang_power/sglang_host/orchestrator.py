@@ -10,8 +10,6 @@ callers drop the generator there.
 from __future__ import annotations
 
 import asyncio
-import copy
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -27,7 +25,7 @@ from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan, SelectionPlan
-from sglang_power.sglang_host.policy_run import PolicyRun
+from sglang_power.sglang_host.policy_run import PolicyRun, sample_copy
 from sglang_power.sglang_host.prompt_run import PromptRun
 from sglang_power.sglang_host.selection_run import SelectionRun
 from sglang_power.sglang_host.twin_run import TwinRun
@@ -81,7 +79,7 @@ class _Call:
         if not isinstance(plan, PlainPlan):
             return await self._run(obj, plan).answers(emit, first_index)
         count = obj.sampling_params.get("n") or 1
-        copies = [_plain_copy(obj) for _ in range(count)]
+        copies = [sample_copy(obj, n=1) for _ in range(count)]
         return await gather_or_cancel(
             [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
         )
@@ -92,7 +90,9 @@ class _Call:
             return PromptRun(*host, plan, self.config)
         if isinstance(plan, SelectionPlan):
             return SelectionRun(*host, plan, self.config)
-        return (TwinRun if "twin" in plan.policy.needs else PolicyRun)(*host, plan, self.config)
+        if "twin" in plan.policy.needs:
+            return TwinRun(*host, plan, self.config)
+        return PolicyRun(*host, plan)
 
     async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
         answer: Answer = {}
@@ -103,13 +103,6 @@ class _Call:
                 if emit is not None:
                     emit(index, answer)
         return answer
-
-
-def _plain_copy(obj: Any) -> Any:
-    sample = copy.copy(obj)
-    sample.rid = uuid.uuid4().hex
-    sample.sampling_params = {**obj.sampling_params, "n": 1}
-    return sample
 
 
 async def _collect(

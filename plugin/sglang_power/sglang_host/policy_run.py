@@ -13,13 +13,20 @@ from typing import Any
 
 from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.serving import metrics
-from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import policy_report
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.child_params import POLICY, flat_policy
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import PolicyPlan
+
+
+def sample_copy(obj: Any, **params: Any) -> Any:
+    """A request of its own for one sample, with sampling parameters that differ from the prompt's."""
+    sample = copy.copy(obj)
+    sample.rid = uuid.uuid4().hex
+    sample.sampling_params = {**obj.sampling_params, **params}
+    return sample
 
 
 class PolicyRun:
@@ -30,7 +37,6 @@ class PolicyRun:
         obj: the request of one prompt.
         request: the HTTP request, None in an Engine.
         plan: what was asked, validated.
-        config: unused; runs are made alike.
     """
 
     def __init__(
@@ -40,7 +46,6 @@ class PolicyRun:
         obj: Any,
         request: Any,
         plan: PolicyPlan,
-        config: ServerConfig,  # noqa: ARG002  (runs are made alike)
     ) -> None:
         self._manager, self._original = manager, original
         self._obj, self._request, self._plan = obj, request, plan
@@ -52,20 +57,14 @@ class PolicyRun:
         if count == 1:
             return [await self._sample(self._obj, 0, emit, first_index)]
         await self._cache_prompt()
-        samples = [self._copy(n=1) for _ in range(count)]
+        samples = [sample_copy(self._obj, n=1) for _ in range(count)]
         return await gather_or_cancel(
             [self._sample(one, i, emit, first_index + i) for i, one in enumerate(samples)]
         )
 
-    def _copy(self, **params: Any) -> Any:
-        sample = copy.copy(self._obj)
-        sample.rid = uuid.uuid4().hex
-        sample.sampling_params = {**self._obj.sampling_params, **params}
-        return sample
-
     async def _cache_prompt(self) -> None:
         """Prefill the prompt once, before samples fan out from it."""
-        warm = self._copy(n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
+        warm = sample_copy(self._obj, n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
         warm.stream, warm.log_metrics, warm.return_logprob = False, False, False
         async with aclosing(self._original(self._manager, warm, self._request)) as responses:
             await anext(responses)

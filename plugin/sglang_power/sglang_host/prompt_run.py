@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from sglang_power.errors import ChainAbortedError
@@ -29,6 +31,34 @@ def slots_of(manager: Any, config: ServerConfig) -> asyncio.Semaphore:
     if manager not in _slots:
         _slots[manager] = asyncio.Semaphore(config.limits.max_concurrent_requests)
     return _slots[manager]
+
+
+@asynccontextmanager
+async def slot(parent: Parent, config: ServerConfig) -> AsyncIterator[None]:
+    """A place among the concurrent requests, for the time of a with-block."""
+    slots = slots_of(parent.manager, config)
+    await parent.wait_for_slot(slots)
+    try:
+        yield
+    finally:
+        slots.release()
+
+
+def aborted_before_any_answer(
+    parent: Parent, sampler: str, count: int, message: str, emit: Emit | None, first_index: int
+) -> list[Answer]:
+    """The answers of a request that was aborted before its first child had ended."""
+    prompt = Prompt([], {"cached_tokens": 0}, Usage())
+    stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
+    writer = AnswerWriter(parent, prompt, stop, text)
+    answers = [
+        writer.aborted(Tokens.EMPTY, message, {"sampler": sampler, "stopped_by": "abort"})
+        for _ in range(count)
+    ]
+    for number, answer in enumerate(answers):
+        if emit is not None:
+            emit(first_index + number, answer)
+    return answers
 
 
 def rank_of(manager: Any, obj: Any, prompt: Prompt, chain: int) -> int | None:
@@ -67,18 +97,15 @@ class PromptRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; chunks and answers also go to `emit`, numbered from `first_index`."""
-        slots = slots_of(self._manager, self._config)
         with self._parent as parent:
             try:
-                await parent.wait_for_slot(slots)
-                try:
+                async with slot(parent, self._config):
                     prompt = await prepare_prompt(parent)
                     runs = self._chain_runs(prompt, emit, first_index)
                     return await gather_or_cancel([run.answer() for run in runs])
-                finally:
-                    slots.release()
             except ChainAbortedError as error:
-                return self._aborted_before_any_chain(str(error), emit, first_index)
+                sampler, count = self._plan.request.sampler, self._plan.chains
+                return aborted_before_any_answer(parent, sampler, count, str(error), emit, first_index)
 
     def _chain_runs(self, prompt: Prompt, emit: Emit | None, first_index: int) -> list[ChainRun]:
         parent, asked, limits, count = (
@@ -108,20 +135,6 @@ class PromptRun:
             )
             for chain, rank in enumerate(ranks)
         ]
-
-    def _aborted_before_any_chain(self, message: str, emit: Emit | None, first_index: int) -> list[Answer]:
-        prompt = Prompt([], {"cached_tokens": 0}, Usage())
-        power = {"sampler": self._plan.request.sampler, "stopped_by": "abort"}
-        stop = StopRule.of(self._manager, self._parent.params)
-        text = TextRule.of(self._manager, self._parent.params)
-        answers = [
-            AnswerWriter(self._parent, prompt, stop, text).aborted(Tokens.EMPTY, message, power)
-            for _ in range(self._plan.chains)
-        ]
-        for chain, answer in enumerate(answers):
-            if emit is not None:
-                emit(first_index + chain, answer)
-        return answers
 
 
 def _numbered(emit: Emit, index: int) -> Emit:

@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.algorithms.cot import GREEDY, CotConfig
-from sglang_power.answers import equivalence
+from sglang_power.answers import equivalence, spelled
 from sglang_power.errors import ChainAbortedError
 from sglang_power.request import BestOfRequest, CotRequest, PowerRequest, VoteRequest
 from sglang_power.rng import Key, Purpose, fresh_seed
@@ -24,15 +24,15 @@ from sglang_power.serving.samples import BestOf, Samples, Vote
 from sglang_power.serving.selection import Selection
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
-from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
 from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_prompt
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import SelectionPlan
-from sglang_power.sglang_host.prompt_run import rank_of, slots_of
+from sglang_power.sglang_host.prompt_run import aborted_before_any_answer, rank_of, slot
 from sglang_power.sglang_host.reading import CONTINUATION_TOKENS, AskingReader, HostReader
 from sglang_power.sglang_host.stopping import StopRule, TextRule
-from sglang_power.types import ProposalLaw, Tokens, Usage
+from sglang_power.types import ProposalLaw, Usage
 
 
 class SelectionRun:
@@ -62,19 +62,16 @@ class SelectionRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; they also go to `emit`, numbered from `first_index`."""
-        slots = slots_of(self._manager, self._config)
         with self._parent as parent:
             try:
-                await parent.wait_for_slot(slots)
-                try:
+                async with slot(parent, self._config):
                     prompt = await prepare_prompt(parent)
                     return await gather_or_cancel(
                         [self._answer(prompt, i, emit, first_index) for i in range(self._plan.chains)]
                     )
-                finally:
-                    slots.release()
             except ChainAbortedError as error:
-                return self._aborted(str(error), emit, first_index)
+                sampler, count = self._asked.sampler, self._plan.chains
+                return aborted_before_any_answer(parent, sampler, count, str(error), emit, first_index)
 
     async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
         parent, rank = self._parent, rank_of(self._manager, self._parent.obj, prompt, number)
@@ -96,7 +93,9 @@ class SelectionRun:
         else:
             answer = await writer.final(best.tokens, best.finished, power)
         writer.count(answer)
-        return self._sent(writer, answer, number, emit, first_index)
+        if emit is not None:
+            emit(first_index + number, answer)
+        return answer
 
     async def _select(self, engine: ChildEngine, prompt: Prompt, key: Key) -> Selection:
         asked, reader = self._asked, self._reader(engine, key)
@@ -150,8 +149,10 @@ class SelectionRun:
             return None
 
         def behind(ids: Sequence[int]) -> int | None:
-            decode = self._manager.tokenizer.decode
-            return next((i for i in range(1, len(ids) + 1) if marker in decode(list(ids[:i]))), None)
+            whole = spelled(self._manager.tokenizer.decode, ids)
+            end = whole.text.find(marker) + len(marker)
+            found = end >= len(marker)
+            return next((i + 1 for i, (_, e) in enumerate(whole.offsets) if found and e >= end), None)
 
         return behind
 
@@ -159,17 +160,3 @@ class SelectionRun:
         reserved = CONTINUATION_TOKENS * 2 if self._asked.answer == "continuation" else 0
         room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids) - reserved
         return support.horizon_of(self._parent.params, room, self._plan.max_horizon)
-
-    def _aborted(self, message: str, emit: Emit | None, first_index: int) -> list[Answer]:
-        prompt = Prompt([], {"cached_tokens": 0}, Usage())
-        writer = AnswerWriter(self._parent, prompt, self._stop, self._text)
-        power = {"sampler": self._asked.sampler, "stopped_by": "abort"}
-        empty = writer.aborted(Tokens.EMPTY, message, power)
-        return [self._sent(writer, empty, i, emit, first_index) for i in range(self._plan.chains)]
-
-    def _sent(
-        self, writer: AnswerWriter, answer: Answer, number: int, emit: Emit | None, first_index: int
-    ) -> Answer:
-        if emit is not None:
-            emit(first_index + number, as_delta(None, answer) if writer.incremental else answer)
-        return answer

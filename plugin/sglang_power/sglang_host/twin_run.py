@@ -23,7 +23,7 @@ from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import policy_report
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
-from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
 from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import (
     ChildEngine,
@@ -36,7 +36,7 @@ from sglang_power.sglang_host.children import (
 )
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import PolicyPlan
-from sglang_power.sglang_host.prompt_run import slots_of
+from sglang_power.sglang_host.prompt_run import slot
 from sglang_power.sglang_host.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
@@ -151,20 +151,16 @@ class TwinRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; they also go to `emit`, numbered from `first_index`."""
-        slots = slots_of(self._manager, self._config)
         with self._parent as parent:
             prompt = twin = Prompt([], {"cached_tokens": 0}, Usage())
             try:
-                await parent.wait_for_slot(slots)
-                try:
+                async with slot(parent, self._config):
                     prompt = await prepare_prompt(parent)
                     assert self._plan.policy.twin_prompt is not None
                     twin = await prepare_other_prompt(parent, self._plan.policy.twin_prompt[1])
                     return await gather_or_cancel(
                         [self._answer(prompt, twin, i, emit, first_index) for i in range(self._plan.chains)]
                     )
-                finally:
-                    slots.release()
             except ChainAbortedError as error:
                 power = self._report(prompt, prompt.usage + twin.usage)
                 empty = self._writer(prompt).aborted(Tokens.EMPTY, str(error), power)
@@ -206,8 +202,7 @@ class TwinRun:
 
     def _sent(self, answer: Answer, number: int, emit: Emit | None, first_index: int) -> Answer:
         if emit is not None:
-            incremental = bool(self._manager.incremental_streaming_output)
-            emit(first_index + number, as_delta(None, answer) if incremental else answer)
+            emit(first_index + number, answer)
         return answer
 
     def _horizon(self, prompt: Prompt, twin: Prompt) -> int:

@@ -1,0 +1,24 @@
+"""What other distributions add by entry points. Each kind of extension has a registry that checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from sglang_power.errors import ConfigError
+
+
+def extensions(group: str) -> Iterator[tuple[str, str, Any]]:
+    """Of every entry point of a group: its name, how errors call it, and what it loads.
+
+    Raises:
+        ConfigError: one that cannot be loaded.
+    """
+    for point in entry_points(group=group):
+        named = f"entry point {point.name} = {point.value} of {group}"
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ConfigError(f"{named}: {error}") from error
+        yield point.name, named, loaded
