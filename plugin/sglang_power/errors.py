@@ -6,6 +6,7 @@
       ConfigError                  a bad configuration file: the process ends
       HostError                    the server cannot do what was promised: HTTP 500
       OverloadedError              try again later: HTTP 503
+      RewardError                  a reward gave no usable score: HTTP 502
       WeightsChangedError          the weights were updated during the chain: HTTP 503
       ChainAbortedError            the client or an operator ended the request
 
@@ -55,6 +56,20 @@ class HostError(PowerError, RuntimeError):
 
 class OverloadedError(PowerError):
     """The server stayed too busy for every retry."""
+
+
+class RewardError(PowerError):
+    """A reward gave no score, or none that can be used.
+
+    Args:
+        reward: its name, which the request wrote.
+        problem: what went wrong.
+        hint: what to do.
+    """
+
+    def __init__(self, reward: str, problem: str, hint: str) -> None:
+        self.reward, self.problem, self.hint = reward, problem, hint
+        super().__init__(f"reward {reward!r}: {problem}. {hint}")
 
 
 class WeightsChangedError(PowerError):

@@ -1,6 +1,6 @@
 """Imports go one way, and SGLang is imported in one place: read from the source, nothing is executed.
 
-types <- algorithms, policies, answers <- engines <- serving; only `sglang_host` may import SGLang.
+types <- algorithms, policies, answers, rewards <- engines <- serving; only `sglang_host` may import SGLang.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "policies": {"types", "errors", "fields", "extensions", "policies"},
     "answers": {"types", "errors", "fields", "rng", "extensions", "answers"},
     "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
+    "rewards": {"errors", "fields", "extensions", "rewards"},
     "serving": {
         "types",
         "errors",
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "engines",
         "policies",
         "request",
+        "rewards",
         "serving",
     },
 }

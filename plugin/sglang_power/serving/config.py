@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import SamplerRequest, parse_request, samplers
+from sglang_power.rewards import EndpointConfig, installed
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 
@@ -77,6 +78,7 @@ class ServerConfig(BaseModel):
         defaults: served model name (or "*") -> preset that requests get which name no sampler.
         parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
             and requests say. Thresholds that hold for one model only belong here.
+        rewards: name -> the HTTP endpoint that scores answers under it.
         limits: see Limits.
         kernels: see Kernels.
         diagnostics: see Diagnostics.
@@ -87,6 +89,7 @@ class ServerConfig(BaseModel):
     presets: dict[str, dict[str, Any]] = {}
     defaults: dict[str, str] = {}
     parameters: dict[str, dict[str, dict[str, Any]]] = {}
+    rewards: dict[str, EndpointConfig] = {}
     limits: Limits = Limits()
     kernels: Kernels = Kernels()
     diagnostics: Diagnostics = Diagnostics()
@@ -167,6 +170,7 @@ def _check_duplicates(path: Path, node: yaml.Node | None, loc: tuple[int | str, 
 
 def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
     _check_parameters(path, root, config)
+    _check_rewards(path, root, config)
     for name, values in config.presets.items():
         try:
             _parse_anywhere(config, values)
@@ -190,6 +194,18 @@ def _check_parameters(path: Path, root: yaml.Node | None, config: ServerConfig) 
                 if wrong:
                     loc = ("parameters", model, sampler, *wrong[0]["loc"])
                     raise _at(path, root, loc, f"{wrong[0]['msg']}, got {wrong[0]['input']!r}") from error
+
+
+def _check_rewards(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+    for name, endpoint in config.rewards.items():
+        if name in installed():
+            raise _at(
+                path, root, ("rewards", name), f"an installed reward is called {name!r}; choose another"
+            )
+        try:
+            endpoint.headers()
+        except ConfigError as error:
+            raise _at(path, root, ("rewards", name, "headers_env"), str(error)) from error
 
 
 def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:

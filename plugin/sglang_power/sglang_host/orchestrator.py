@@ -17,7 +17,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from sglang_power.errors import HostError, OverloadedError, PowerError, WeightsChangedError
+from sglang_power.errors import HostError, OverloadedError, PowerError, RewardError, WeightsChangedError
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.report import fallback_report
 from sglang_power.serving.tasks import gather_or_cancel
@@ -33,6 +33,7 @@ from sglang_power.sglang_host.twin_run import TwinRun
 STATUS: dict[type[PowerError], HTTPStatus] = {
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     WeightsChangedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    RewardError: HTTPStatus.BAD_GATEWAY,
     HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""

@@ -12,9 +12,9 @@ import asyncio
 import copy
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import HTTPException
 from sglang.srt.managers.io_struct import AbortReq
@@ -27,6 +27,8 @@ from tenacity import (
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.serving.config import Limits
+
+T = TypeVar("T")
 
 GenerateRequest = Callable[..., Any]
 
@@ -47,6 +49,9 @@ CLIENT_CHECK_S = 1.0
 
 _KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
 
+
+ABORT_CHECK_S = 0.1
+"""How often a chain that waits for something else than a child looks whether it was aborted."""
 
 ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
 """For one second: longer than a chain is ever between two children."""
@@ -112,6 +117,19 @@ class Parent:
                 await self._check_client()
             else:
                 return
+
+    async def watched(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something that is no child; an abort or a lost client ends it."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self.check_abort()
+                await self._check_client()
+                await asyncio.wait([task], timeout=ABORT_CHECK_S)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _check_client(self) -> None:
         """Raises ValueError, as SGLang does, once the client has gone.
