@@ -162,7 +162,7 @@ class Continuation:
         tokens: the new tokens, up to and including a stop.
         finished: the sequence ended with a stop (end-of-sequence, stop token, completed stop string).
         cut_short: generation ended before a stop and before the horizon, because it was told that the
-            proposal can no longer be accepted, or that the deadline has passed.
+            proposal can no longer be accepted, that a trigger has fired or that the deadline has passed.
         usage: what this call cost.
     """
 

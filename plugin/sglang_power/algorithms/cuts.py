@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sglang_power.algorithms.triggers import entropy_jump
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import FloatArray
 
@@ -54,7 +55,7 @@ class EntropyCut:
     epsilon: float
 
     def gain(self, entropy: float, previous: float) -> float:
-        return float(max(entropy - previous, 0.0) ** self.beta)
+        return float(max(entropy_jump(entropy, previous), 0.0) ** self.beta)
 
 
 def gains(law: CutLaw, entropy: FloatArray) -> FloatArray:

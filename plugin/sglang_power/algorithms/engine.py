@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.triggers import Watch
 from sglang_power.types import Continuation, ProposalLaw, Usage
 
 
@@ -24,6 +25,7 @@ class ContinuationCall:
         seed: the draws of this call are a function of it and of the position.
         forced: begin with these ids instead of drawing, and report the statistics of their rows.
         early_rejection: stop as soon as the proposal can no longer be accepted.
+        watch: stop behind the first row at which a trigger fires.
         deadline: unix time in seconds after which a proposal may be cut short.
     """
 
@@ -33,6 +35,7 @@ class ContinuationCall:
     seed: int
     forced: tuple[int, ...] | None = None
     early_rejection: EarlyRejection | None = None
+    watch: Watch | None = None
     deadline: float | None = None
 
     def __post_init__(self) -> None:

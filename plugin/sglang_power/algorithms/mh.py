@@ -1,6 +1,7 @@
 """Metropolis-Hastings power sampling: the chain as pure functions.
 
-Target on Y_L (sequences that stop within L tokens, or have exactly L): pi(y) proportional to p(y)^alpha.
+Target on Y_L (sequences that stop within L tokens, or have exactly L): pi(y) proportional to p(y)^alpha,
+times exp(lambda * R(y)) with a reward (`tilt`), whose values a driver hands in.
 Karan & Du, arXiv 2510.14901, Algorithm 1, made exact. Stage k works at horizon L_k = min(k*B, L):
 
     1. extend an unfinished state with q to L_k or to a stop
@@ -10,7 +11,7 @@ schedule "exact": a state that is finished when its stage ends skips to the last
 steps leave pi invariant. schedule "paper": it is returned at once; the limit law is then another one.
 
 A driver repeats `next_action`; the action names a ContinuationCall; `extended` or `decide` takes the
-answer and gives the next state. `Info` holds the proposal as proposed, every term and the decision.
+answer and gives the next state; `Score` asks for the state's reward. `Info` holds the proposal as proposed, every term and the decision.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.tilt import Tilt
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import Continuation, ProposalLaw, Tokens
 
@@ -46,6 +48,7 @@ class MHConfig:
         schedule: "exact" or "paper".
         early_rejection: stop lost proposals; only used where it is exact.
         lookback_blocks: cuts reach at most this many blocks back; None means the whole sequence.
+        tilt: the reward's share of the target; None means none.
     """
 
     alpha: float
@@ -57,6 +60,7 @@ class MHConfig:
     schedule: Schedule = "exact"
     early_rejection: bool = True
     lookback_blocks: int | None = None
+    tilt: Tilt | None = None
 
     @property
     def stages(self) -> int:
@@ -68,8 +72,21 @@ class MHConfig:
         return min(stage * self.block_size, self.horizon)
 
     @property
+    def bounds_proposals(self) -> bool:
+        """Whether the ratio of half a proposal is an upper bound of the whole one's, in every stage."""
+        return is_exact(self.alpha, self.law) and (self.tilt is None or self.tilt.bounded)
+
+    @property
     def rejects_early(self) -> bool:
-        return self.early_rejection and is_exact(self.alpha, self.law)
+        return self.early_rejection and self.bounds_proposals
+
+    def tilt_of(self, state: ChainState) -> Tilt | None:
+        """The tilt that acts on a state: none before the last stage."""
+        return self.tilt if state.stage == self.stages else None
+
+    def untilted(self) -> MHConfig:
+        """The same chain without its reward; what was not rejected early is not from now on either."""
+        return dataclasses.replace(self, tilt=None, early_rejection=self.rejects_early)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +98,7 @@ class ChainState:
         finished: it ends with a stop.
         stage: 1..K;  stage_step: steps done in this stage;  step: steps done in all.
         frozen: F, leading tokens that no cut may touch any more.
+        reward: R of the tokens, once it is known.
     """
 
     tokens: Tokens
@@ -89,6 +107,7 @@ class ChainState:
     stage_step: int = 0
     step: int = 0
     frozen: int = 0
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +133,16 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """Find the reward of the state, which is whole."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The schedule has ended; the state is the answer."""
 
 
-Action = Extend | Propose | Done
+Action = Extend | Score | Propose | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +177,11 @@ def next_action(config: MHConfig, key: Key, state: ChainState) -> Action:
     horizon = config.stage_horizon(state.stage)
     if not state.finished and len(state.tokens) < horizon:
         return Extend(extension_call(config, key, state, horizon))
-    if state.stage_step < config.steps:
-        return propose(config, key, state)
-    return Done()
+    if state.stage_step >= config.steps:
+        return Done()
+    if config.tilt_of(state) is not None and state.reward is None:
+        return Score()
+    return propose(config, key, state)
 
 
 def _enter_next_stage_if_over(config: MHConfig, state: ChainState) -> ChainState:
@@ -199,8 +225,11 @@ def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) 
     log_w = acceptance.log_weight(config.alpha, state.tokens.after(m))
     if log_w == math.inf:
         return None
+    tilt, headroom = config.tilt_of(state), 0.0
+    if tilt is not None and state.reward is not None:
+        headroom = tilt.log_bound - tilt.log_factor(state.reward)
     return EarlyRejection(
-        threshold=log_u + log_w + cuts.log_prob(config.cut, m, entropy, state.frozen),
+        threshold=log_u + log_w + cuts.log_prob(config.cut, m, entropy, state.frozen) - headroom,
         alpha=config.alpha,
         cut=config.cut,
         count=m - state.frozen,
@@ -228,29 +257,51 @@ def hastings_terms(config: MHConfig, state: ChainState, m: int, suffix: Tokens) 
     )
 
 
+def tilted_terms(
+    config: MHConfig, state: ChainState, m: int, suffix: Tokens, reward: float | None
+) -> HastingsTerms:
+    """`hastings_terms` with those of the reward, where it acts.
+
+    Args:
+        reward: R(y'); None where there is no reward, and for a proposal that was cut short, whose reward is
+            taken at its upper bound.
+    """
+    terms = hastings_terms(config, state, m, suffix)
+    tilt = config.tilt_of(state)
+    if tilt is None:
+        return terms
+    assert state.reward is not None
+    return tilt.added(terms, reward, state.reward)
+
+
 def undecided(config: MHConfig, state: ChainState, proposal: Propose, continuation: Continuation) -> bool:
     """True when generation was cut short although the tokens so far do not reject the proposal yet.
 
-    Outside of 1 <= kappa <= alpha the ratio of half a proposal says nothing.
+    Outside of 1 <= kappa <= alpha, or with an unbounded reward, the ratio of half a proposal says nothing.
     """
     if not continuation.cut_short:
         return False
-    if not is_exact(config.alpha, config.law):
+    if not config.bounds_proposals:
         return True
-    terms = hastings_terms(config, state, proposal.cut, continuation.tokens)
+    terms = tilted_terms(config, state, proposal.cut, continuation.tokens, None)
     return acceptance.accepts(proposal.log_u, acceptance.log_ratio(terms))
 
 
 def decide(
-    config: MHConfig, state: ChainState, proposal: Propose, continuation: Continuation
+    config: MHConfig,
+    state: ChainState,
+    proposal: Propose,
+    continuation: Continuation,
+    reward: float | None = None,
 ) -> tuple[ChainState, Info]:
-    """Accept or reject one proposal.
+    """Accept or reject one proposal, whose R(y') is `reward` where a tilt acts and it is whole.
 
     Where generation was cut short, the ratio over the tokens there are is an upper bound of the full
     one, and it rejects (`undecided` is False).
     """
     m = proposal.cut
-    terms = hastings_terms(config, state, m, continuation.tokens)
+    assert reward is not None or continuation.cut_short or config.tilt_of(state) is None
+    terms = tilted_terms(config, state, m, continuation.tokens, reward)
     ratio = acceptance.log_ratio(terms)
     accepted = acceptance.accepts(proposal.log_u, ratio)
     assert not (accepted and continuation.cut_short)
@@ -269,7 +320,6 @@ def decide(
     )
     stepped = dataclasses.replace(state, stage_step=state.stage_step + 1, step=state.step + 1)
     if accepted:
-        stepped = dataclasses.replace(
-            stepped, tokens=state.tokens.first(m) + continuation.tokens, finished=continuation.finished
-        )
+        tokens = state.tokens.first(m) + continuation.tokens
+        stepped = dataclasses.replace(stepped, tokens=tokens, finished=continuation.finished, reward=reward)
     return _enter_next_stage_if_over(config, stepped), info

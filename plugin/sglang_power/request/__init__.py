@@ -6,6 +6,7 @@ and what to do. Samplers of whole answers have a file each; every per-step polic
 parameters say.
 """
 
+from sglang_power.request.branch import BranchRequest
 from sglang_power.request.parsing import (
     NO_SAMPLER,
     SamplerRequest,
@@ -20,6 +21,7 @@ from sglang_power.request.selection import BestOfRequest, CotRequest, VoteReques
 __all__ = [
     "NO_SAMPLER",
     "BestOfRequest",
+    "BranchRequest",
     "CotRequest",
     "PowerRequest",
     "SamplerRequest",

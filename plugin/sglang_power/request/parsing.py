@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy, policies
+from sglang_power.request.branch import BranchRequest
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
 
-SelectingRequest = CotRequest | VoteRequest | BestOfRequest
+SelectingRequest = CotRequest | BranchRequest | VoteRequest | BestOfRequest
 SamplerRequest = PowerRequest | SelectingRequest | Policy
 
 NO_SAMPLER = "none"
@@ -26,6 +27,7 @@ def samplers() -> dict[str, type[SamplerRequest]]:
     whole_answers: dict[str, type[SamplerRequest]] = {
         "power": PowerRequest,
         "cot": CotRequest,
+        "branch": BranchRequest,
         "vote": VoteRequest,
         "best_of": BestOfRequest,
     }

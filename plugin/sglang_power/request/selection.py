@@ -9,14 +9,13 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
 from sglang_power.policies import Policy
-from sglang_power.request.mistakes import request_error
+from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.power import PowerRequest
 
@@ -34,7 +33,8 @@ class SelectionRequest(BaseModel):
             last "boxed" holds, the last match of a "regex", what follows "So the answer is"
             ("continuation"), or all of it ("text").
         answer_regex: with answer="regex"; one group or none.
-        equivalence: when two answers are the same; by the kind of answer where absent.
+        equivalence: when two answers are the same; by the kind of answer where absent. With "llm" the
+            served model is asked, both ways.
         seed: of draws and ties; below 2^64.
         max_total_tokens, deadline_ms: budgets of the request; what there is by then is chosen from.
     """
@@ -131,29 +131,14 @@ class SamplesRequest(SelectionRequest):
         """The parameters in force, for the response."""
         base: dict[str, Any] | None = None
         if isinstance(self.base, PowerRequest):
-            base = self.base.model_dump(exclude={*_NOT_IN_A_BASE})
+            base = base_echo(self.base)
         elif self.base is not None:
             base = {"sampler": self.base.name(), **self.base.parameters}
         return {**super().echo(), "base": base}
 
 
-_NOT_IN_A_BASE = ("seed", "initial_text", "initial_ids", "max_total_tokens", "deadline_ms", "return_trace")
-"""Of `power`: fields that belong to the request around it, or to a request of its own."""
-
-
 def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest:
-    if values.get("sampler") != "power":
-        return row_law_policy("base", values)
-    for field in _NOT_IN_A_BASE:
-        if field in values:
-            raise conflict(
-                f"base.{field}", "not a parameter of a base", "Leave it out, or set it beside base"
-            )
-    try:
-        return PowerRequest.model_validate(values)
-    except ValidationError as error:
-        wrong = request_error(PowerRequest, error, values)
-        raise conflict(f"base.{wrong.field}", wrong.problem, wrong.hint) from None
+    return power_base("base", values) if values.get("sampler") == "power" else row_law_policy("base", values)
 
 
 class VoteRequest(SamplesRequest):
@@ -172,8 +157,9 @@ class BestOfRequest(SamplesRequest):
     """`sampler="best_of"`: the sample of highest score.
 
     Args:
-        score: "mean_log_p" per token, "log_p" of the whole answer, "confidence" of its answer tokens.
+        score: "mean_log_p" per token, "log_p" of the whole answer, "confidence" of its answer tokens,
+            "self_evaluation": the log probability with which the served model itself calls it right.
     """
 
     sampler: Literal["best_of"] = "best_of"
-    score: Literal["mean_log_p", "log_p", "confidence"] = "mean_log_p"
+    score: Literal["mean_log_p", "log_p", "confidence", "self_evaluation"] = "mean_log_p"

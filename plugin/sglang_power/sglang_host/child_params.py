@@ -7,11 +7,13 @@ because SGLang's msgpack transport decodes nothing deeper. Knows neither torch n
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.triggers import Trigger, TriggerState, Watch
 from sglang_power.policies import Policy, policies
 from sglang_power.types import ProposalLaw
 
@@ -39,6 +41,7 @@ class ChildParams:
         origin: absolute position of the row that the first new token is drawn from.
         forced: ids to emit instead of drawing.
         early_rejection: when to end the request as lost.
+        watch: when to end the request because it should branch.
         deadline: unix time in seconds at which to end the request as late.
         probe: report this process's state instead of statistics.
         pair: name of the pair that the request belongs to, where two prompts decode one answer in lock step.
@@ -51,6 +54,7 @@ class ChildParams:
     origin: int
     forced: tuple[int, ...] | None = None
     early_rejection: EarlyRejection | None = None
+    watch: Watch | None = None
     deadline: float | None = None
     probe: bool = False
     pair: str | None = None
@@ -80,6 +84,8 @@ class ChildParams:
         }
         if self.early_rejection is not None:
             flat |= _flat_rejection(self.early_rejection)
+        if self.watch is not None:
+            flat |= _flat_watch(self.watch)
         if self.policy is not None:
             flat |= flat_policy(self.policy)
         return {key: value for key, value in flat.items() if value is not None}
@@ -100,6 +106,7 @@ class ChildParams:
             origin=flat["origin"],
             forced=None if forced is None else tuple(forced),
             early_rejection=_rejection(flat) if "er_threshold" in flat else None,
+            watch=_watch(flat) if "watch_names" in flat else None,
             deadline=flat.get("deadline"),
             probe=flat.get("probe", False),
             pair=flat.get("pair"),
@@ -160,4 +167,35 @@ def _rejection(flat: dict[str, Any]) -> EarlyRejection:
         count=flat["er_count"],
         total_gain=flat["er_total_gain"],
         previous_entropy=flat["er_previous_entropy"],
+    )
+
+
+def _flat_watch(watch: Watch) -> dict[str, Any]:
+    state = watch.state
+    return {
+        "watch_names": [trigger.name for trigger in watch.triggers],
+        "watch_counts": [len(trigger.thresholds) for trigger in watch.triggers],
+        "watch_thresholds": [value for trigger in watch.triggers for value in trigger.thresholds],
+        "watch_position": state.position,
+        "watch_previous": state.previous,
+        "watch_open_from": state.open_from,
+        "watch_history": list(state.history),
+        "watch_start": watch.start,
+    }
+
+
+def _watch(flat: dict[str, Any]) -> Watch:
+    thresholds = iter(flat["watch_thresholds"])
+    return Watch(
+        triggers=tuple(
+            Trigger(name, tuple(itertools.islice(thresholds, count)))
+            for name, count in zip(flat["watch_names"], flat["watch_counts"], strict=True)
+        ),
+        state=TriggerState(
+            position=flat["watch_position"],
+            previous=flat["watch_previous"],
+            open_from=flat["watch_open_from"],
+            history=tuple(flat["watch_history"]),
+        ),
+        start=flat["watch_start"],
     )

@@ -57,7 +57,7 @@ async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Promp
 async def _cached(parent: Parent, child: Any) -> Prompt:
     out = await parent.run(child)
     ids = [int(token) for token in out["prompt_token_ids"]]
-    return Prompt(ids, out["meta_info"], Usage(prefilled=_prefilled(out["meta_info"]), children=1))
+    return Prompt(ids, out["meta_info"], Usage(prefilled=prefilled_of(out["meta_info"]), children=1))
 
 
 class ChildEngine:
@@ -93,7 +93,7 @@ class ChildEngine:
         )
         meta = (await self._parent.run(child))["meta_info"]
         ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in meta["output_top_logprobs"][0]]
-        return ranked, Usage(decoded=1, wasted=1, prefilled=_prefilled(meta), depth=1, children=1)
+        return ranked, Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         return self.read(call, await self._parent.run(self.child(call)))
@@ -138,6 +138,7 @@ class ChildEngine:
                 origin=len(input_ids) - 1,
                 forced=forced or None,
                 early_rejection=call.early_rejection,
+                watch=call.watch,
                 deadline=call.deadline,
                 pair=pair,
                 role=role,
@@ -168,7 +169,7 @@ class ChildEngine:
             kept, cut_short = stop - len(call.prefix), False
         usage = Usage(
             decoded=decoded,
-            prefilled=_prefilled(meta),
+            prefilled=prefilled_of(meta),
             wasted=decoded - kept,
             depth=decoded,
             children=1,
@@ -195,10 +196,11 @@ def resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
         prefix=call.prefix + so_far.tokens.ids,
         forced=None if call.forced is None else call.forced[done:],
         early_rejection=None,
+        watch=None if call.watch is None else call.watch.after(so_far.tokens.rows),
     )
 
 
-def _prefilled(meta: dict[str, Any]) -> int:
+def prefilled_of(meta: dict[str, Any]) -> int:
     """Prompt tokens computed, not taken from the cache."""
     return int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
 

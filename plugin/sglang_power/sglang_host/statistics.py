@@ -20,13 +20,14 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_power_kernels import counters
 
 from sglang_power.algorithms.early_rejection import RejectionMonitor
+from sglang_power.algorithms.triggers import TriggerMonitor
 from sglang_power.serving.metrics import KernelMetrics
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
 
-_MONITOR = "_sglang_power_monitor"
+_MONITOR, _TRIGGERS = "_sglang_power_monitor", "_sglang_power_triggers"
 
 PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Set by SGLang's main process where the server exports metrics."""
@@ -79,7 +80,8 @@ def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -
     rows.append(record)
     if req.finished() or req.to_finish is not None:
         return
-    if _is_lost(req, params, record) or _is_late(params) or _is_apart(params, record):
+    over = _is_lost(req, params, record) or _branches(req, params, position, record)
+    if over or _is_late(params) or _is_apart(params, record):
         req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
 
 
@@ -108,6 +110,17 @@ def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
         setattr(req, _MONITOR, monitor)
     log_p, log_q, _, entropy, *_ = record
     return monitor.rejects(log_p, log_q, entropy)
+
+
+def _branches(req: Any, params: ChildParams, position: int, record: list[float]) -> bool:
+    """Show the request's triggers one committed row; the driver decides again and forks."""
+    if params.watch is None:
+        return False
+    monitor: TriggerMonitor | None = getattr(req, _TRIGGERS, None)
+    if monitor is None:
+        monitor = TriggerMonitor(params.watch)
+        setattr(req, _TRIGGERS, monitor)
+    return monitor.observe(params.watch.start + position, record) is not None
 
 
 def _is_late(params: ChildParams) -> bool:

@@ -1,0 +1,201 @@
+"""Entropy-triggered branching: fork a path where a trigger fires, and keep what scores best.
+
+A path decodes by a continuation law (greedy unless said otherwise). Where a trigger fires at row t, and the
+caps allow, it forks at t on the k most likely tokens. Which branches live on is the policy's choice:
+
+tree       all of them; the answer is chosen among all leaves
+lookahead  each is rolled out to `lookahead` tokens behind the fork or to its end, the best one goes on
+           (self-evaluation decoding, arXiv 2405.16552)
+beam       after every round of forks the best `beam` paths and leaves are kept
+
+Rows are judged by `triggers`; an engine may stop a path behind the row that fires, which only saves tokens:
+`next_fork` decides from the rows alone. Pure: knows neither text nor server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sglang_power.algorithms.cot import GREEDY
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken
+from sglang_power.algorithms.triggers import Trigger, TriggerMonitor, TriggerState, Watch
+from sglang_power.types import Continuation, ProposalLaw, Tokens
+
+BranchPolicy = Literal["tree", "lookahead", "beam"]
+
+
+@dataclass(frozen=True, slots=True)
+class BranchConfig:
+    """One run.
+
+    Args:
+        triggers: any of them forks.
+        horizon: L, tokens of an answer.
+        k: branches of a fork, >= 2.
+        policy: which branches live on.
+        lookahead: tokens of a rollout, from the fork on.
+        beam: paths that are kept.
+        max_branches: branches that all forks of a run may open together.
+        max_depth: forks on one path.
+        min_gap: tokens between two forks of a path, >= 1.
+        law: of continuations.
+    """
+
+    triggers: tuple[Trigger, ...]
+    horizon: int
+    k: int = 2
+    policy: BranchPolicy = "lookahead"
+    lookahead: int = 16
+    beam: int = 4
+    max_branches: int = 32
+    max_depth: int = 32
+    min_gap: int = 1
+    law: ProposalLaw = GREEDY
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """One path of the tree.
+
+    Args:
+        tokens: what it has generated.
+        finished: it ends with a stop.
+        first: the token that it begins with behind its fork, where that is not generated yet.
+        first_log_p: log probability of its first token behind the fork; 0 for the root.
+        depth: forks above it.
+        state: of the triggers.
+        open: it may fork again.
+        node: its number in the record of the tree.
+    """
+
+    tokens: Tokens = Tokens.EMPTY
+    finished: bool = False
+    first: RankedToken | None = None
+    first_log_p: float = 0.0
+    depth: int = 0
+    state: TriggerState = field(default_factory=TriggerState)
+    open: bool = True
+    node: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens) + (self.first is not None)
+
+    @property
+    def log_p(self) -> float:
+        """Of all its tokens, the one to come included, nats."""
+        return float(self.tokens.log_p.sum()) + (0.0 if self.first is None else self.first.log_p)
+
+    def certain(self) -> Tokens:
+        """The tokens that no later fork of this path can change."""
+        return self.tokens.first(self.state.position) if self.open else self.tokens
+
+    def whole(self, horizon: int) -> bool:
+        """Whether nothing can follow."""
+        return self.finished or len(self.tokens) >= horizon
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a path forks.
+
+    Args:
+        position: t, of the token that the branches differ in.
+        trigger: what fired.
+        entropy: H_t, nats.
+    """
+
+    position: int
+    trigger: Trigger
+    entropy: float
+
+
+def next_fork(config: BranchConfig, path: Path) -> tuple[Path, Fork | None]:
+    """Show a path's new rows to the triggers: the path as they know it then, and the first that fires."""
+    if not path.open:
+        return path, None
+    seen = path.state.position
+    monitor = TriggerMonitor(Watch(config.triggers, path.state))
+    found = monitor.first_firing(path.tokens.rows[seen:])
+    path = dataclasses.replace(path, state=monitor.state)
+    if found is None:
+        return path, None
+    index, trigger = found
+    position = seen + index
+    return path, Fork(position, trigger, float(path.tokens.entropy[position]))
+
+
+def branches(config: BranchConfig, path: Path, fork: Fork, ranked: Sequence[RankedToken]) -> list[Path]:
+    """The paths that a fork opens, most likely first.
+
+    The branch that takes the token which the path itself had drawn keeps what the path had generated.
+
+    Args:
+        config: see BranchConfig.
+        path: as `next_fork` gave it.
+        fork: where.
+        ranked: the most likely tokens there, best first; impossible ones are left out.
+    """
+    at = fork.position
+    state = dataclasses.replace(path.state, open_from=at + config.min_gap)
+    depth = path.depth + 1
+    opens = depth < config.max_depth
+    opened = []
+    for first in ranked[: config.k]:
+        if first.log_p == -math.inf:
+            continue
+        fresh = dataclasses.replace(path, state=state, depth=depth, open=opens, first_log_p=first.log_p)
+        if first.token != path.tokens.ids[at]:
+            fresh = dataclasses.replace(fresh, tokens=path.tokens.first(at), finished=False, first=first)
+        opened.append(fresh)
+    return opened
+
+
+def growth_call(
+    config: BranchConfig,
+    path: Path,
+    seed: int,
+    *,
+    horizon: int | None = None,
+    deadline: float | None = None,
+) -> ContinuationCall:
+    """The engine call that grows a path to its next fork, or without triggers to `horizon` tokens."""
+    length = len(path.tokens)
+    watches = horizon is None and path.open
+    return ContinuationCall(
+        prefix=path.tokens.ids,
+        horizon=config.horizon if horizon is None else horizon,
+        law=config.law,
+        seed=seed,
+        forced=None if path.first is None else (path.first.token,),
+        watch=Watch(config.triggers, path.state, start=length) if watches else None,
+        deadline=deadline,
+    )
+
+
+def grown(path: Path, continuation: Continuation) -> Path:
+    """The path with what an engine generated."""
+    tokens = path.tokens + continuation.tokens
+    return dataclasses.replace(path, tokens=tokens, finished=continuation.finished, first=None)
+
+
+def rollout_horizon(config: BranchConfig, fork: Fork) -> int:
+    """Tokens of an answer up to which the branches of a fork are rolled out."""
+    return min(fork.position + config.lookahead, config.horizon)
+
+
+def tokens_at_most(config: BranchConfig, path: Path, fork: Fork) -> int:
+    """How many tokens a fork may add to what the run needs to bring all paths to the horizon."""
+    given_up = len(path.tokens) - fork.position
+    behind = config.horizon - fork.position
+    each = min(config.lookahead, behind) if config.policy == "lookahead" else behind
+    return (config.k - 1) * each + given_up
+
+
+def best(scores: Sequence[float | None], count: int) -> list[int]:
+    """Indices of the highest scores, ascending; the first of equal ones; those without a score lose."""
+    values = [-math.inf if score is None else score for score in scores]
+    return sorted(sorted(range(len(values)), key=lambda i: -values[i])[:count])

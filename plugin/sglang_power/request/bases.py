@@ -1,0 +1,48 @@
+"""`power` as a parameter of another sampler, which draws or refines answers with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from sglang_power.fields import conflict
+from sglang_power.request.mistakes import request_error
+from sglang_power.request.power import PowerRequest
+
+OWN = (
+    "seed",
+    "initial_text",
+    "initial_ids",
+    "max_total_tokens",
+    "deadline_ms",
+    "return_trace",
+    "reward",
+    "reward_weight",
+)
+"""Fields that belong to the request around it, or to a request of its own."""
+
+
+def power_base(field: str, values: dict[str, Any]) -> PowerRequest:
+    """`power` as it is written inside `field`.
+
+    Raises:
+        PydanticCustomError: a conflict that names what is wrong inside `field`.
+    """
+    if values.get("sampler") != "power":
+        raise conflict(f"{field}.sampler", "not power", 'Use {"sampler": "power", ...}')
+    for name in OWN:
+        if name in values:
+            raise conflict(
+                f"{field}.{name}", "not a parameter here", f"Leave it out, or set it beside {field}"
+            )
+    try:
+        return PowerRequest.model_validate(values)
+    except ValidationError as error:
+        wrong = request_error(PowerRequest, error, values)
+        raise conflict(f"{field}.{wrong.field}", wrong.problem, wrong.hint) from None
+
+
+def base_echo(request: PowerRequest | None) -> dict[str, Any] | None:
+    """Its parameters in force, for the response."""
+    return None if request is None else request.model_dump(exclude={*OWN})

@@ -1,0 +1,144 @@
+"""What a request for `branch` may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
+
+from sglang_power.algorithms.branching import BranchConfig, BranchPolicy
+from sglang_power.algorithms.cot import GREEDY
+from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, RULES, THRESHOLDS, Trigger
+from sglang_power.fields import FiniteFloat, NonNegativeFloat, Positive, conflict
+from sglang_power.policies import Policy
+from sglang_power.request.bases import base_echo, power_base
+from sglang_power.request.nested import row_law_policy
+from sglang_power.request.power import PowerRequest
+from sglang_power.request.selection import SelectionRequest
+from sglang_power.types import ProposalLaw
+
+Threshold = NonNegativeFloat | list[NonNegativeFloat]
+
+BranchScore = Literal["mean_log_p", "power", "confidence", "self_evaluation", "reward", "vote"]
+
+WHOLE_ANSWERS = ("confidence", "vote")
+"""Scores that only a whole answer has."""
+
+
+class BranchRequest(SelectionRequest):
+    """`sampler="branch"`: fork where the model is uncertain, keep the best branches, choose a leaf.
+
+    Args:
+        trigger: what forks, or a list, any of which does; see `algorithms.triggers`.
+        threshold: of the trigger (a number; two, of entropy and varentropy, for a quadrant), or one entry per
+            trigger; the trigger's own default where absent.
+        branch_k: branches of a fork, the most likely tokens.
+        policy: "tree" keeps all, "lookahead" rolls each out and keeps the best, "beam" keeps the best `beam`.
+        lookahead_tokens: of a rollout, from the fork on.  beam: paths that are kept.
+        max_branches: that all forks may open together.  max_depth: forks on one path.
+        min_gap: tokens between two forks of a path.
+        score: what branches and leaves are compared by. "confidence" and "vote" speak of whole answers: with
+            policy="beam" branches are then kept by mean_log_p, with "lookahead" they are refused.
+        alpha: exponent of score="power".
+        continuation_policy: a per-step policy for what follows a fork, at the request's temperature; greedy
+            where absent.
+        refine: power steps on every leaf, as a request would write them: {"sampler": "power", "steps": 4}.
+        return_tree: add the whole tree to the response.
+    """
+
+    sampler: Literal["branch"] = "branch"
+    trigger: str | Annotated[list[str], Field(min_length=1)] = "entropy"
+    threshold: Threshold | list[Threshold | None] | None = None
+    branch_k: Annotated[int, Field(ge=2, le=1024)] = 2
+    policy: BranchPolicy = "lookahead"
+    lookahead_tokens: Positive = 16
+    beam: Positive = 4
+    max_branches: Positive = 32
+    max_depth: Positive = 32
+    min_gap: Positive = 1
+    score: BranchScore = "mean_log_p"
+    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    continuation_policy: InstanceOf[Policy] | None = None
+    refine: InstanceOf[PowerRequest] | None = None
+    return_tree: StrictBool = False
+
+    @field_validator("continuation_policy", mode="before")
+    @classmethod
+    def _parsed_policy(cls, value: object) -> object:
+        return row_law_policy("continuation_policy", value) if isinstance(value, dict) else value
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _parsed_refinement(cls, value: object) -> object:
+        return power_base("refine", value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _ = self.triggers
+        if self.max_branches < self.branch_k:
+            problem = f"less than branch_k={self.branch_k}: nothing could ever fork"
+            raise conflict("max_branches", problem, "Raise it, or lower branch_k")
+        for field, policy in (("lookahead_tokens", "lookahead"), ("beam", "beam")):
+            if field in self.model_fields_set and self.policy != policy:
+                raise conflict(field, f"not used with policy={self.policy!r}", f"Set policy to {policy!r}")
+        if self.policy == "lookahead" and self.score in WHOLE_ANSWERS:
+            problem = "a rollout is no whole answer, so it cannot be compared by that"
+            raise conflict("score", problem, "Use policy='tree' or 'beam', or another score")
+        if "alpha" in self.model_fields_set and self.score != "power":
+            raise conflict("alpha", f"not used with score={self.score!r}", "Set score to 'power'")
+        return self
+
+    @property
+    def triggers(self) -> tuple[Trigger, ...]:
+        """What forks, with the thresholds in force."""
+        names = [self.trigger] if isinstance(self.trigger, str) else self.trigger
+        asked = self.threshold
+        each: list[Any] = [asked] if isinstance(self.trigger, str) else [None] * len(names)
+        if not isinstance(self.trigger, str) and asked is not None:
+            if not isinstance(asked, list) or len(asked) != len(names):
+                raise conflict("threshold", "not one entry per trigger", f"Give a list of {len(names)}")
+            each = list(asked)
+        return tuple(_trigger(name, value) for name, value in zip(names, each, strict=True))
+
+    def branch_config(self, horizon: int, law: ProposalLaw = GREEDY) -> BranchConfig:
+        """The search's configuration for L = horizon."""
+        return BranchConfig(
+            triggers=self.triggers,
+            horizon=horizon,
+            k=self.branch_k,
+            policy=self.policy,
+            lookahead=self.lookahead_tokens,
+            beam=self.beam,
+            max_branches=self.max_branches,
+            max_depth=self.max_depth,
+            min_gap=self.min_gap,
+            law=law,
+        )
+
+    def echo(self) -> dict[str, Any]:
+        """The parameters in force, for the response."""
+        policy = self.continuation_policy
+        shown = None if policy is None else {"sampler": policy.name(), **policy.parameters}
+        return {
+            **super().echo(),
+            "threshold": [list(trigger.thresholds) for trigger in self.triggers],
+            "continuation_policy": shown,
+            "refine": base_echo(self.refine),
+        }
+
+
+def _trigger(name: str, asked: Any) -> Trigger:
+    if name not in RULES:
+        raise conflict("trigger", f"unknown trigger {name!r}", f"Use one of: {', '.join(RULES)}")
+    if asked is None:
+        if name not in DEFAULT_THRESHOLDS:
+            problem = f"{name} needs the thresholds of entropy and varentropy, which depend on the model"
+            raise conflict("threshold", problem, "Give two numbers, nats and nats^2")
+        return Trigger(name, DEFAULT_THRESHOLDS[name])
+    values = tuple(float(value) for value in (asked if isinstance(asked, list) else [asked]))
+    if len(values) != THRESHOLDS[name]:
+        problem = f"{name} takes {THRESHOLDS[name]} number(s), not {len(values)}"
+        raise conflict("threshold", problem, "Give as many as the trigger takes")
+    if name in ("ratio", "quantile") and values[0] >= 1.0:
+        raise conflict("threshold", f"{name} never fires at 1 or more", "Use a number in [0, 1)")
+    return Trigger(name, values)

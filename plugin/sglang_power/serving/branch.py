@@ -1,0 +1,235 @@
+"""Drives entropy-triggered branching over an Engine: grow, fork, keep, choose.
+
+Paths advance in rounds: all that live grow to their next fork or to their end at the same time, forks open in
+the order of the paths, and the policy keeps some. So a run is a function of its seed, whatever the order in
+which the engine answers. Knows neither SGLang nor HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from sglang_power.algorithms import branching
+from sglang_power.algorithms.branching import BranchConfig, Fork, Path
+from sglang_power.algorithms.engine import RankingEngine
+from sglang_power.errors import ChainAbortedError
+from sglang_power.rng import Key, Purpose
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.scoring import Piece, Scores
+from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.serving.tree import Tree
+from sglang_power.types import Tokens, Usage, in_parallel
+
+T = TypeVar("T")
+
+Observer = Callable[[Tokens], None]
+"""Told of the tokens that every answer which is still possible begins with."""
+
+
+class BranchSearch:
+    """One tree, from its root to its leaves.
+
+    Args:
+        engine: continues the prompt and ranks next tokens.
+        config: see BranchConfig.
+        key: of seeds.
+        scores: what branches are compared by.
+        budget: of the run; one path to the horizon is always affordable.
+        observer: told whenever more of the answer is certain.
+
+    Attributes:
+        tree: the record.
+        usage: what it has cost so far.
+        leaves: paths that have ended, in order.
+        late, aborted: what ended the run early, if anything did.
+        opened: branches that forks have opened.
+    """
+
+    def __init__(
+        self,
+        engine: RankingEngine,
+        config: BranchConfig,
+        key: Key,
+        scores: Scores,
+        budget: Budget,
+        observer: Observer | None = None,
+    ) -> None:
+        self._engine, self._config, self._key = engine, config, key
+        self._scores, self._budget, self._observer = scores, budget, observer
+        self._certain = 0
+        self.tree = Tree()
+        self.usage = Usage()
+        self.leaves: list[Path] = []
+        self.late = self.aborted = False
+        self.opened = 0
+
+    async def run(self) -> list[Path]:
+        """The leaves that may be chosen; at least one.
+
+        Raises:
+            ChainAbortedError: aborted before any path had ended.
+        """
+        live = [Path()]
+        try:
+            while live:
+                live = await self._round(live)
+                self._observe(live)
+        except ChainAbortedError:
+            if not self.leaves:
+                raise
+            self.aborted = True
+        return self.leaves
+
+    async def _round(self, live: Sequence[Path]) -> list[Path]:
+        """Grow every path, open the forks that the caps allow, keep what the policy keeps."""
+        grown = await self._together([self._grow(path) for path in self._watched(live)])
+        forks: list[tuple[Path, Fork]] = []
+        closed: list[Path] = []
+        reserved = sum(self._config.horizon - len(path) for path, fork in grown if fork is not None)
+        for path, fork in grown:
+            cap = None if fork is None else self._cap(path, fork, reserved)
+            if fork is None:
+                self._end(path)
+            elif cap is None:
+                forks.append((path, fork))
+                self.opened += self._config.k
+                reserved += self._extra_tokens(path, fork)
+            else:
+                self.tree[path.node].cap = cap
+                closed.append(dataclasses.replace(path, open=False))
+        groups = await self._together([self._open(path, fork) for path, fork in forks])
+        return closed + await self._keep(forks, groups)
+
+    async def _grow(self, path: Path) -> tuple[tuple[Path, Fork | None], Usage]:
+        """A path up to its next fork, or to its end."""
+        config, usage = self._config, Usage()
+        path, fork = branching.next_fork(config, path)
+        while fork is None and not path.whole(config.horizon):
+            call = branching.growth_call(config, path, self._seed(path), deadline=self._budget.deadline)
+            one = await self._engine.generate(call)
+            usage += one.usage
+            path, fork = branching.next_fork(config, branching.grown(path, one))
+            if fork is None and one.cut_short and self._budget.expired():
+                self.late = True
+                break
+        return (path, fork), usage
+
+    def _watched(self, live: Sequence[Path]) -> list[Path]:
+        """The paths; no longer open where the budget has no room for the token that stopping one costs."""
+        needed = sum(self._config.horizon - len(path) + 1 for path in live)
+        if self.usage.decoded + needed <= self._budget.max_total_tokens:
+            return list(live)
+        return [dataclasses.replace(path, open=False) for path in live]
+
+    def _cap(self, path: Path, fork: Fork, reserved: int) -> str | None:
+        """The limit that forbids this fork, if any; answers of all live paths stay affordable after it."""
+        if self.opened + self._config.k > self._config.max_branches:
+            return "max_branches"
+        needed = self.usage.decoded + reserved + self._extra_tokens(path, fork)
+        return self._budget.spent_by(steps=0, tokens=needed, next_tokens=0)
+
+    def _extra_tokens(self, path: Path, fork: Fork) -> int:
+        """Of a fork, the token that ranks its branches included."""
+        return 1 + branching.tokens_at_most(self._config, path, fork)
+
+    async def _open(self, path: Path, fork: Fork) -> tuple[list[Path], Usage]:
+        """The branches of a fork."""
+        before = path.tokens.ids[: fork.position]
+        ranked, usage = await self._engine.most_likely(before, self._config.k)
+        opened = branching.branches(self._config, path, fork, ranked)
+        if not any(branch.first is None for branch in opened):
+            usage += Usage(wasted=len(path.tokens) - fork.position)
+        node = self.tree[path.node]
+        node.fate, node.tokens = "forked", path.tokens.first(fork.position).after(node.start)
+        numbers = [
+            self.tree.open(path.node, fork.position, fork.trigger.name, fork.entropy, branch.first_log_p)
+            for branch in opened
+        ]
+        return [
+            dataclasses.replace(branch, node=number) for branch, number in zip(opened, numbers, strict=True)
+        ], usage
+
+    async def _keep(self, forks: Sequence[tuple[Path, Fork]], groups: Sequence[list[Path]]) -> list[Path]:
+        """What lives on, by the policy."""
+        branches = [branch for group in groups for branch in group]
+        if self._config.policy == "lookahead":
+            return [
+                await self._look_ahead(fork, group) for (_, fork), group in zip(forks, groups, strict=True)
+            ]
+        if self._config.policy == "tree" or not branches:
+            return branches
+        pool = self.leaves + branches
+        kept = await self._best(pool, [Piece(_ids(path), path.log_p, len(path)) for path in pool])
+        self.leaves = [path for path in self.leaves if path in kept]
+        return [path for path in branches if path in kept]
+
+    async def _look_ahead(self, fork: Fork, group: list[Path]) -> Path:
+        """The best of the branches, rolled out."""
+        horizon = branching.rollout_horizon(self._config, fork)
+        rolled = await self._together([self._roll_out(path, horizon) for path in group])
+        for path in rolled:
+            self.tree.grown(path.node, path.tokens)
+        behind = [path.tokens.after(fork.position) for path in rolled]
+        pieces = [
+            Piece(path.tokens.ids, float(tail.log_p.sum()), len(tail))
+            for path, tail in zip(rolled, behind, strict=True)
+        ]
+        return (await self._best(rolled, pieces, 1))[0]
+
+    async def _roll_out(self, path: Path, horizon: int) -> tuple[Path, Usage]:
+        usage = Usage()
+        while path.first is not None or not (path.finished or len(path.tokens) >= horizon):
+            call = branching.growth_call(
+                self._config, path, self._seed(path), horizon=horizon, deadline=self._budget.deadline
+            )
+            one = await self._engine.generate(call)
+            usage += one.usage
+            path = branching.grown(path, one)
+            if one.cut_short and self._budget.expired():
+                self.late = True
+                break
+        return path, usage
+
+    async def _best(
+        self, paths: Sequence[Path], pieces: Sequence[Piece], count: int | None = None
+    ) -> list[Path]:
+        """The paths of highest score, in their order; the others are marked as pruned."""
+        scores = await self._together([self._scores.piece(piece) for piece in pieces])
+        kept = branching.best(scores, self._config.beam if count is None else count)
+        for i, (path, score) in enumerate(zip(paths, scores, strict=True)):
+            node = self.tree[path.node]
+            node.score = score
+            if i not in kept:
+                node.fate = "pruned"
+        return [paths[i] for i in kept]
+
+    def _end(self, path: Path) -> None:
+        self.tree.grown(path.node, path.tokens)
+        self.tree[path.node].fate = "leaf"
+        self.leaves.append(path)
+
+    def _observe(self, live: Sequence[Path]) -> None:
+        if self._observer is None:
+            return
+        possible = [path.certain() for path in (*live, *self.leaves)]
+        columns = zip(*(tokens.ids for tokens in possible), strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        if common > self._certain:
+            self._certain = common
+            self._observer(possible[0].first(common))
+
+    def _seed(self, path: Path) -> int:
+        return self._key.child_seed(path.node, Purpose.PROPOSAL)
+
+    async def _together(self, work: Sequence[Coroutine[Any, Any, tuple[T, Usage]]]) -> list[T]:
+        """All results in order; their cost is counted as that of calls at the same time."""
+        results = await gather_or_cancel(work)
+        self.usage += in_parallel(usage for _, usage in results)
+        return [result for result, _ in results]
+
+
+def _ids(path: Path) -> tuple[int, ...]:
+    return path.tokens.ids if path.first is None else (*path.tokens.ids, path.first.token)

@@ -1,0 +1,127 @@
+"""From the leaves of a tree to one answer: refine them, read them, choose.
+
+Leaves may be refined by power steps: each becomes the draft of a Metropolis-Hastings chain at the last
+stage, which moves it towards p(y)^alpha. Knows neither SGLang nor HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang_power.algorithms.branching import Path
+from sglang_power.algorithms.engine import Engine
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.answers import Relation, build_classes, choose, uniform_weights
+from sglang_power.rng import Key
+from sglang_power.serving.branch import BranchSearch
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.chain import Chain
+from sglang_power.serving.samples import shares
+from sglang_power.serving.scoring import Scores, highest
+from sglang_power.serving.selection import (
+    Candidate,
+    Reader,
+    Selection,
+    candidate,
+    reported_classes,
+    stopped_by,
+)
+from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.serving.tree import reported_tree
+from sglang_power.types import Usage, in_parallel
+
+
+@dataclass(frozen=True)
+class LeafChoice:
+    """How one leaf is chosen.
+
+    Args:
+        engine: refines leaves.
+        reader: reads them.
+        scores: compares them.
+        vote: the relation of a vote over their answers, which replaces the comparison; None: no vote.
+        refine: the chain that refines each leaf; None: none.
+        budget: of the whole run.
+        return_tree: report the tree.
+    """
+
+    engine: Engine
+    reader: Reader
+    scores: Scores
+    budget: Budget
+    vote: Relation | None = None
+    refine: MHConfig | None = None
+    return_tree: bool = False
+
+    async def run(self, search: BranchSearch, key: Key) -> Selection:
+        """The whole run, the search included."""
+        leaves = await search.run()
+        usage = search.usage
+        if self.refine is not None and not search.aborted:
+            leaves, cost = await self._refined(self.refine, leaves, key, usage.decoded)
+            usage += cost
+        read = await gather_or_cancel([candidate(self.reader, leaf.tokens, leaf.finished) for leaf in leaves])
+        candidates = [one for one, _ in read]
+        usage += in_parallel(cost for _, cost in read)
+        selection = await (self._highest(candidates) if self.vote is None else self._voted(candidates, key))
+        search.tree[leaves[selection.chosen].node].fate = "chosen"
+        return dataclasses.replace(
+            selection,
+            usage=usage + selection.usage,
+            stopped_by=stopped_by(search.aborted, search.late),
+            notes={**selection.notes, **self._notes(search)},
+        )
+
+    async def _refined(
+        self, config: MHConfig, leaves: Sequence[Path], key: Key, spent: int
+    ) -> tuple[list[Path], Usage]:
+        """Every leaf after its chain; the budget that is left is shared among them."""
+        each = (self.budget.max_total_tokens - spent) // len(leaves)
+        budget = Budget(each, None, self.budget.deadline)
+        chains = [
+            Chain(self.engine, config, Key(key.seed, _chain_of(key, i)), budget) for i in range(len(leaves))
+        ]
+        results = await gather_or_cancel(
+            [chain.run(leaf.tokens.ids) for chain, leaf in zip(chains, leaves, strict=True)]
+        )
+        refined = [
+            dataclasses.replace(leaf, tokens=result.state.tokens, finished=result.state.finished)
+            for leaf, result in zip(leaves, results, strict=True)
+        ]
+        return refined, in_parallel(result.usage for result in results)
+
+    async def _highest(self, candidates: Sequence[Candidate]) -> Selection:
+        scored, usage = await highest(self.scores, candidates)
+        return Selection(tuple(candidates), scored.chosen, scored.reason, scored.scores, usage)
+
+    async def _voted(self, candidates: Sequence[Candidate], key: Key) -> Selection:
+        assert self.vote is not None
+        classes = await build_classes([one.value for one in candidates], self.vote)
+        weights = uniform_weights(len(candidates))
+        mean_log_p = np.array([one.log_p / len(one.tokens) for one in candidates])
+        choice = choose(classes, weights, key, scores=mean_log_p)
+        return Selection(
+            candidates=tuple(candidates),
+            chosen=choice.sample,
+            reason=choice.reason,
+            scores=(1.0,) * len(candidates),
+            usage=Usage(),
+            classes=tuple(reported_classes(classes, shares(choice.totals))),
+            comparisons=classes.comparisons,
+        )
+
+    def _notes(self, search: BranchSearch) -> dict[str, object]:
+        forks = sum(node.fate == "forked" for node in search.tree.nodes)
+        notes: dict[str, object] = {"forks": forks, "branches": len(search.tree.nodes) - 1}
+        if self.return_tree:
+            notes["tree"] = reported_tree(search.tree, self.reader)
+        return notes
+
+
+def _chain_of(key: Key, leaf: int) -> int:
+    """Chains of leaves share no random numbers with the search or with each other."""
+    return (key.chain + 1) * 1_000_000 + leaf

@@ -1,0 +1,108 @@
+"""The record of a tree of paths: what forked where and why, and what became of every branch.
+
+Written while a run goes on, reported as `meta_info.power.tree` where the request asks for it. Nodes hold the
+tokens that are theirs alone; those of their ancestors stand before them. Knows no server.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from sglang_power.types import Tokens
+
+MAX_NODES = 2000
+"""Of a reported tree; further ones are counted in `omitted`."""
+
+MAX_NODE_TOKENS = 512
+"""Of the ids of one reported node; its span tells its whole length."""
+
+Fate = Literal["open", "forked", "pruned", "leaf", "chosen"]
+
+
+class Decoder(Protocol):
+    """What a tree needs of a Reader."""
+
+    def text(self, ids: tuple[int, ...], finished: bool) -> str:
+        """Of token ids."""
+        ...
+
+
+@dataclass(slots=True)
+class Node:
+    """One branch, from its fork to the next one or to its end.
+
+    Args:
+        parent: its parent's number; None for the root.
+        start: position in the answer of its first token.
+        trigger, entropy: what fired there, and H of that row; None for the root.
+        first_log_p: of its first token, nats.
+        tokens: its own.
+        score: what it was compared by, where it was.
+        fate: what became of it.
+        cap: the limit that kept it from forking again, if one did.
+    """
+
+    parent: int | None
+    start: int = 0
+    trigger: str | None = None
+    entropy: float | None = None
+    first_log_p: float | None = None
+    tokens: Tokens = Tokens.EMPTY
+    score: float | None = None
+    fate: Fate = "open"
+    cap: str | None = None
+
+
+class Tree:
+    """The nodes of one run, numbered in the order in which they were opened."""
+
+    def __init__(self) -> None:
+        self.nodes = [Node(None)]
+
+    def open(self, parent: int, start: int, trigger: str | None, entropy: float | None, log_p: float) -> int:
+        """Add a branch of `parent`; its number."""
+        self.nodes.append(Node(parent, start, trigger, entropy, log_p))
+        return len(self.nodes) - 1
+
+    def __getitem__(self, number: int) -> Node:
+        return self.nodes[number]
+
+    def grown(self, number: int, path: Tokens) -> None:
+        """Take a node's own tokens from its whole path."""
+        node = self.nodes[number]
+        node.tokens = path.after(node.start)
+
+
+def reported_tree(tree: Tree, decoder: Decoder) -> dict[str, Any]:
+    """The tree as JSON; size-capped.
+
+    Args:
+        tree: of a run that has ended.
+        decoder: of the nodes' ids; pieces of a character show as U+FFFD.
+    """
+    shown = tree.nodes[:MAX_NODES]
+    return {
+        "nodes": [_reported(number, node, decoder) for number, node in enumerate(shown)],
+        "omitted": len(tree.nodes) - len(shown),
+    }
+
+
+def _reported(number: int, node: Node, decoder: Decoder) -> dict[str, Any]:
+    ids = node.tokens.ids[:MAX_NODE_TOKENS]
+    log_p = float(node.tokens.log_p.sum())
+    return {
+        "node": number,
+        "parent": node.parent,
+        "span": [node.start, node.start + len(node.tokens)],
+        "ids": list(ids),
+        "text": decoder.text(ids, finished=False),
+        "log_p": log_p if math.isfinite(log_p) else None,
+        "first_log_p": node.first_log_p,
+        "trigger": node.trigger,
+        "entropy": node.entropy,
+        "score": node.score,
+        "fate": node.fate,
+        "cap": node.cap,
+    }
