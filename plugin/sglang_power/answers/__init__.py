@@ -27,6 +27,14 @@ from sglang_power.answers.extraction import (
     TimedOut,
     value_of,
 )
+from sglang_power.answers.judging import (
+    LLM,
+    Asker,
+    LlmRelation,
+    disarmed,
+    right_question,
+    same_question,
+)
 from sglang_power.answers.registry import equivalence, equivalences
 from sglang_power.answers.spans import Spelled, spelled
 from sglang_power.answers.weights import effective_sample_size, power_weights, uniform_weights
@@ -36,13 +44,16 @@ __all__ = [
     "DIFFERENT",
     "EQUAL",
     "EXTRACTORS",
+    "LLM",
     "Aligned",
     "AnswerClass",
+    "Asker",
     "Choice",
     "Classes",
     "Extracted",
     "Extraction",
     "Extractor",
+    "LlmRelation",
     "Outcome",
     "Regex",
     "Relation",
@@ -55,10 +66,13 @@ __all__ = [
     "build_classes",
     "choose",
     "choose_by_delta",
+    "disarmed",
     "effective_sample_size",
     "equivalence",
     "equivalences",
     "power_weights",
+    "right_question",
+    "same_question",
     "spelled",
     "stem",
     "undecided",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from sglang_power.answers.equivalence import Outcome, Relation
 from sglang_power.answers.weights import delta_sum, effective_sample_size, log_sum
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose
-from sglang_power.types import FloatArray
+from sglang_power.types import FloatArray, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,13 @@ class Classes:
         classes: in order of their representatives.
         comparisons: how often the relation was asked.
         undecided: those without a result.
+        usage: what the relation cost; one comparison follows another.
     """
 
     classes: tuple[AnswerClass, ...]
     comparisons: int
     undecided: tuple[Undecided, ...]
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def samples(self) -> int:
@@ -73,6 +75,7 @@ class _Builder:
         self.class_of: dict[str, int] = {}
         self.comparisons = 0
         self.undecided: list[Undecided] = []
+        self.usage = Usage()
 
     async def add(self, sample: int, answer: str | None) -> None:
         """Put the next sample where it belongs."""
@@ -97,6 +100,7 @@ class _Builder:
         for a, b in ((value, answer), (answer, value)):
             self.comparisons += 1
             verdict = await self.relation.same(a, b)
+            self.usage += verdict.usage
             if verdict.outcome is Outcome.UNDECIDED:
                 self.undecided.append(Undecided(self.members[place][0], sample, verdict.reason))
             if verdict.outcome is not Outcome.EQUAL:
@@ -119,6 +123,7 @@ async def build_classes(answers: Sequence[str | None], relation: Relation) -> Cl
         tuple(AnswerClass(value, tuple(members)) for value, members in pairs),
         builder.comparisons,
         tuple(builder.undecided),
+        builder.usage,
     )
 
 

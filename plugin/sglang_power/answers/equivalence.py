@@ -1,8 +1,9 @@
 """Which answers are the same: relations over the values that `extraction` finds.
 
-`Relation.same` is asynchronous, so that a relation may ask another process (`mathematics`) or, later, the
-served model. Relations of this module compare keys in exact arithmetic: they are reflexive, symmetric and
-transitive wherever both answers have a key. An answer without one is UNDECIDED, which nothing hides.
+`Relation.same` is asynchronous, so that a relation may ask another process (`mathematics`) or the served
+model (`judging`). Relations of this module compare keys in exact arithmetic: they are reflexive,
+symmetric and transitive wherever both answers have a key. An answer without one is UNDECIDED, which
+nothing hides.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import inspect
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sglang_power.answers.numerals import read_number
+from sglang_power.types import Usage
 
 
 class Outcome(enum.Enum):
@@ -31,10 +33,11 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of comparing two answers; an undecided one says why."""
+    """The result of comparing two answers; an undecided one says why, and one that cost tokens, how many."""
 
     outcome: Outcome
     reason: str = ""
+    usage: Usage = field(default_factory=Usage)
 
 
 EQUAL = Verdict(Outcome.EQUAL)

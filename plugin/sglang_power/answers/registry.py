@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 
 from sglang_power.answers.equivalence import CHOICE, EXACT, NORMALISED, NUMBER, Called, Relation
+from sglang_power.answers.judging import LLM
 from sglang_power.answers.mathematics import Mathematics, require_extra
-from sglang_power.errors import ConfigError, RequestError
+from sglang_power.errors import ConfigError, RequestError, UnsupportedError
 from sglang_power.extensions import extensions
 
 ENTRY_POINTS = "sglang_power.equivalences"
 
 MATH = "math"
 
-RESERVED = frozenset({"llm"})
+RESERVED = frozenset({LLM})
 """Names of relations that need the served model; the host makes those."""
 
 
@@ -52,11 +53,15 @@ def equivalence(name: str, field: str = "equivalence") -> Relation:
         field: where it wrote it.
 
     Raises:
-        RequestError: there is none of that name; UnsupportedError: "math" without the extra.
+        RequestError: there is none of that name; UnsupportedError: "math" without the extra, or "llm", which
+            the host makes for each request.
     """
     known = equivalences()
+    if name in RESERVED:
+        raise UnsupportedError(field, name, "asks the served model", "Use it in a request to a server")
     if name not in known:
-        raise RequestError(field, name, "unknown equivalence", f"Use one of: {', '.join(known)}")
+        names = ", ".join([*known, *RESERVED])
+        raise RequestError(field, name, "unknown equivalence", f"Use one of: {names}")
     if name == MATH:
         require_extra()
     return known[name]

@@ -9,6 +9,7 @@ from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confi
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
 from sglang_power.answers import Relation, build_classes, choose_by_delta
 from sglang_power.rng import Key, Purpose
+from sglang_power.serving.evaluation import judge_notes
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
@@ -152,8 +153,9 @@ class Cot:
             chosen=chosen,
             reason=reason,
             scores=tuple(deltas),
-            usage=self._usage,
+            usage=self._usage + classes.usage,
             classes=tuple(reported_classes(classes, choice.totals)),
             comparisons=classes.comparisons,
             stopped_by=stopped_by(self._aborted, self._late),
+            notes=judge_notes(classes.usage),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
+from sglang_power.serving.evaluation import SELF_EVALUATION, Evaluator, judge_notes
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
@@ -29,7 +30,10 @@ from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_abo
 from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage, in_parallel
 
 Weight = Literal["count", "confidence", "power"]
-Score = Literal["mean_log_p", "log_p", "confidence"]
+OwnScore = Literal["mean_log_p", "log_p", "confidence"]
+"""Scores that a sample brings with it."""
+
+Score = OwnScore | Literal["self_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,15 @@ class SampledSelection:
 class BestOf(SampledSelection):
     """The sample of highest score; the first one of several."""
 
-    async def run(self, score: Score) -> Selection:
-        """The whole run."""
+    async def run(self, score: Score, evaluator: Evaluator | None = None) -> Selection:
+        """The whole run; `evaluator` gives the score "self_evaluation"."""
         candidates = await self.candidates()
-        scores = [_score(one, score) for one in candidates]
+        notes: dict[str, Any] = {}
+        if score == SELF_EVALUATION:
+            assert evaluator is not None
+            scores, notes = await self._evaluated(candidates, evaluator)
+        else:
+            scores = [_score(one, score) for one in candidates]
         known = [(value, -i) for i, value in enumerate(scores) if value is not None]
         return Selection(
             candidates=tuple(candidates),
@@ -125,7 +134,17 @@ class BestOf(SampledSelection):
             scores=tuple(scores),
             usage=self._usage,
             stopped_by=self.stopped_by,
+            notes=notes,
         )
+
+    async def _evaluated(
+        self, candidates: list[Candidate], evaluator: Evaluator
+    ) -> tuple[list[float | None], dict[str, Any]]:
+        """A score per sample, from all of its text, and the entry of the report."""
+        judged = await gather_or_cancel([evaluator.right(one.text) for one in candidates])
+        usage = in_parallel(usage for _, usage in judged)
+        self._usage += usage
+        return [log_right for log_right, _ in judged], judge_notes(usage)
 
 
 class Vote(SampledSelection):
@@ -143,11 +162,11 @@ class Vote(SampledSelection):
             chosen=choice.sample,
             reason=choice.reason,
             scores=tuple(float(value) if math.isfinite(value) else None for value in log_weights),
-            usage=self._usage,
+            usage=self._usage + classes.usage,
             classes=tuple(reported_classes(classes, shares(choice.totals))),
             comparisons=classes.comparisons,
             stopped_by=self.stopped_by,
-            notes={"ess": choice.ess},
+            notes={"ess": choice.ess, **judge_notes(classes.usage)},
         )
 
     def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:
@@ -172,7 +191,7 @@ def shares(log_totals: Sequence[float]) -> list[float]:
     return [math.exp(total - whole) for total in log_totals]
 
 
-def _score(one: Candidate, score: Score) -> float | None:
+def _score(one: Candidate, score: OwnScore) -> float | None:
     if score == "confidence":
         return one.delta
     if score == "log_p":

@@ -13,13 +13,14 @@ from typing import Any
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_power.answers import EXTRACTORS, Extractor, Regex, equivalence
+from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy
 from sglang_power.request import CotRequest, PowerRequest, SelectingRequest
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
+from sglang_power.sglang_host.judge import Readout, readout_of
 from sglang_power.sglang_host.stopping import StopRule
 
 
@@ -65,6 +66,7 @@ class SelectionPlan:
         reasoning_end: text that ends the reasoning, with fork_at="after_reasoning".
         max_horizon: the server's limit, where a base chain makes the cost grow with the square.
         neutralised: model defaults that are not applied.
+        readout: of the judge; None where nothing is judged.
     """
 
     request: SelectingRequest
@@ -74,6 +76,7 @@ class SelectionPlan:
     reasoning_end: str | None
     max_horizon: int | None
     neutralised: list[str]
+    readout: Readout | None
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def _selection_plan(
     if params.get("max_new_tokens", 128) is not None:
         field = "k" if isinstance(request, CotRequest) else "samples"
         support.total_tokens_of(request.max_total_tokens, limits, horizon, chains * paths, field)
-    equivalence(request.relation)
+    if request.relation != LLM:
+        equivalence(request.relation)
     return SelectionPlan(
         request=request,
         chains=chains,
@@ -211,6 +215,7 @@ def _selection_plan(
         reasoning_end=_reasoning_end(manager, request),
         max_horizon=max_horizon,
         neutralised=intake.neutralised(params, named) if isinstance(request, CotRequest) else [],
+        readout=readout_of(manager.tokenizer, request),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.algorithms.cot import GREEDY, CotConfig
-from sglang_power.answers import equivalence, spelled
+from sglang_power.answers import spelled
 from sglang_power.errors import ChainAbortedError
 from sglang_power.request import BestOfRequest, CotRequest, PowerRequest, VoteRequest
 from sglang_power.rng import Key, Purpose, fresh_seed
@@ -27,6 +27,7 @@ from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
 from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_prompt
+from sglang_power.sglang_host.judge import Judge, SelfEvaluation, relation_of
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import SelectionPlan
 from sglang_power.sglang_host.prompt_run import aborted_before_any_answer, rank_of, slot
@@ -76,7 +77,8 @@ class SelectionRun:
     async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
         parent, rank = self._parent, rank_of(self._manager, self._parent.obj, prompt, number)
         engine = ChildEngine(parent, prompt, self._stop, rank)
-        selection = await self._select(engine, prompt, Key(self._seed, number))
+        judge = None if self._plan.readout is None else Judge(parent, self._plan.readout, rank)
+        selection = await self._select(engine, prompt, Key(self._seed, number), judge)
         writer = AnswerWriter(parent, prompt, self._stop, self._text, rank)
         power = report.selection_report(
             self._asked,
@@ -97,10 +99,10 @@ class SelectionRun:
             emit(first_index + number, answer)
         return answer
 
-    async def _select(self, engine: ChildEngine, prompt: Prompt, key: Key) -> Selection:
+    async def _select(self, engine: ChildEngine, prompt: Prompt, key: Key, judge: Judge | None) -> Selection:
         asked, reader = self._asked, self._reader(engine, key)
         horizon = self._horizon(prompt)
-        same = equivalence(asked.relation)
+        same = relation_of(asked.relation, judge)
         if isinstance(asked, CotRequest):
             return await Cot(
                 engine,
@@ -116,7 +118,9 @@ class SelectionRun:
         samples = self._samples(asked, horizon)
         if isinstance(asked, VoteRequest):
             return await Vote(engine, reader, samples, key).run(same, asked.weight, asked.alpha)
-        return await BestOf(engine, reader, samples, key).run(asked.score)
+        question = self._manager.tokenizer.decode(prompt.ids, skip_special_tokens=True)
+        evaluator = None if judge is None else SelfEvaluation(judge, question)
+        return await BestOf(engine, reader, samples, key).run(asked.score, evaluator)
 
     def _reader(self, engine: ChildEngine, key: Key) -> HostReader:
         if self._asked.answer != "continuation":

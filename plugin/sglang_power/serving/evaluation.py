@@ -1,0 +1,26 @@
+"""What samplers ask the served model about its own answers. Knows neither SGLang nor HTTP."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from sglang_power.types import Usage
+
+SELF_EVALUATION: Final = "self_evaluation"
+"""The name of the score that an Evaluator gives."""
+
+
+class Evaluator(Protocol):
+    """Says how likely an answer to the request's prompt is right; `sglang_host.judge` has one."""
+
+    async def right(self, answer: str) -> tuple[float, Usage]:
+        """Log probability that the answer is right, nats, at most 0; and what asking cost."""
+        ...
+
+
+def judge_notes(usage: Usage) -> dict[str, Any]:
+    """The report's entry about the judge, from what asking it cost; none where it was not asked."""
+    if not usage.children:
+        return {}
+    tokens = {"decoded_tokens": usage.decoded, "prefilled_tokens": usage.prefilled}
+    return {"judge": {"calls": usage.children, **tokens}}
