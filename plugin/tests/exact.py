@@ -20,7 +20,8 @@ import numpy as np
 from scipy import stats
 from sglang_power.algorithms import acceptance, cuts, mh
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
-from sglang_power.algorithms.mh import ChainState, MHConfig, Schedule
+from sglang_power.algorithms.mh import MHConfig, Schedule
+from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, Table, TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget

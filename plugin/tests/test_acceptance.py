@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_power.algorithms import acceptance, mh
 from sglang_power.algorithms.acceptance import HastingsTerms
-from sglang_power.algorithms.mh import ChainState, Propose
+from sglang_power.algorithms.steps import ChainState, Propose
 from sglang_power.rng import Key
 from sglang_power.types import ROW_FIELDS, Continuation, ProposalLaw, Tokens, Usage
 

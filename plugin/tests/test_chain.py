@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from sglang_power.algorithms import acceptance
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.algorithms.mh import ChainState, Info, MHConfig, Schedule
+from sglang_power.algorithms.mh import MHConfig, Schedule
+from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose

@@ -22,7 +22,8 @@ from sglang_power.algorithms import mh
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut
 from sglang_power.algorithms.early_rejection import MARGIN, RejectionMonitor, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.algorithms.mh import ChainState, Info, MHConfig
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.chain import Chain, ChainResult

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from sglang_power.algorithms import acceptance, mh
 from sglang_power.algorithms.acceptance import HastingsTerms
-from sglang_power.algorithms.mh import ChainState, MHConfig, Schedule
+from sglang_power.algorithms.mh import MHConfig, Schedule
+from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_power.algorithms import acceptance, cuts, mh
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut
-from sglang_power.algorithms.mh import ChainState, MHConfig
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, TabularModel
 from sglang_power.policies.edt import EDT
 from sglang_power.policies.top_n_sigma import TopNSigma

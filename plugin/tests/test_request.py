@@ -35,6 +35,8 @@ DOCUMENTED = {
     "top_p": None,
     "top_k": None,
     "min_p": None,
+    "reward": None,
+    "reward_weight": None,
     "return_trace": False,
 }
 """Names and defaults as published; a change here breaks clients."""
@@ -102,6 +104,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_k": -2}, "top_k=-2: "),
     ({"top_k": 1.0}, "top_k=1.0: "),
     ({"min_p": -0.1}, "min_p=-0.1: "),
+    ({"reward": ""}, "reward='': "),
+    ({"reward": 3}, "reward=3: "),
+    ({"reward": "r", "reward_weight": math.inf}, "reward_weight=inf: "),
+    ({"reward": "r", "reward_weight": math.nan}, "reward_weight=nan: "),
+    ({"reward": "r", "reward_weight": "1"}, "reward_weight='1': "),
+    ({"reward_weight": 1.0}, "reward_weight=1.0: belongs to a reward"),
+    ({"reward": "r", "schedule": "paper"}, "reward='r': acts in the last stage"),
     ({"return_trace": "yes"}, "return_trace='yes': "),
 ]
 

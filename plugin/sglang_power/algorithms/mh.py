@@ -11,7 +11,7 @@ schedule "exact": a state that is finished when its stage ends skips to the last
 steps leave pi invariant. schedule "paper": it is returned at once; the limit law is then another one.
 
 A driver repeats `next_action`; the action names a ContinuationCall; `extended` or `decide` takes the
-answer and gives the next state; `Score` asks for the state's reward. `Info` holds the proposal as proposed, every term and the decision.
+answer and gives the next state; `Score` asks for the state's reward (`steps` holds these records).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.steps import Action, ChainState, Done, Extend, Info, Propose, Score
 from sglang_power.algorithms.tilt import Tilt
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import Continuation, ProposalLaw, Tokens
@@ -87,79 +88,6 @@ class MHConfig:
     def untilted(self) -> MHConfig:
         """The same chain without its reward; what was not rejected early is not from now on either."""
         return dataclasses.replace(self, tilt=None, early_rejection=self.rejects_early)
-
-
-@dataclass(frozen=True, slots=True)
-class ChainState:
-    """What the next step needs.
-
-    Args:
-        tokens: the current sequence.
-        finished: it ends with a stop.
-        stage: 1..K;  stage_step: steps done in this stage;  step: steps done in all.
-        frozen: F, leading tokens that no cut may touch any more.
-        reward: R of the tokens, once it is known.
-    """
-
-    tokens: Tokens
-    finished: bool
-    stage: int = 1
-    stage_step: int = 0
-    step: int = 0
-    frozen: int = 0
-    reward: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Continue the unfinished state with q."""
-
-    call: ContinuationCall
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """Regenerate the suffix behind a cut.
-
-    Args:
-        cut: m, tokens kept.
-        log_u: log of the uniform that decides.
-        call: the continuation that makes the proposal.
-    """
-
-    cut: int
-    log_u: float
-    call: ContinuationCall
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Find the reward of the state, which is whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The schedule has ended; the state is the answer."""
-
-
-Action = Extend | Score | Propose | Done
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """One step, for people: the proposal as proposed, every term, the decision."""
-
-    stage: int
-    step: int
-    cut: int
-    current_length: int
-    proposal: Tokens
-    proposal_finished: bool
-    terms: HastingsTerms
-    log_ratio: float
-    log_u: float
-    accepted: bool
-    early_rejected: bool
 
 
 def initial_state() -> ChainState:

@@ -15,8 +15,8 @@ from pydantic import (
 )
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
-from sglang_power.algorithms.early_rejection import is_exact
 from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.tilt import Tilt
 from sglang_power.fields import FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.nested import row_law_policy
@@ -24,7 +24,7 @@ from sglang_power.types import ProposalLaw
 
 
 class PowerRequest(BaseModel):
-    """`sampler="power"`: one answer from p(y)^alpha by Metropolis-Hastings.
+    """`sampler="power"`: one answer from p(y)^alpha * exp(reward_weight * R(y)) by Metropolis-Hastings.
 
     Karan & Du, arXiv 2510.14901 (defaults of the paper); entropy cuts: arXiv 2605.30327.
 
@@ -41,6 +41,8 @@ class PowerRequest(BaseModel):
         proposal_policy: a per-step policy for proposals, as a request would write it, e.g. {"sampler":
             "top_n_sigma", "n": 1.5}; it measures the law at the proposal temperature.
         top_p, top_k, min_p: truncation of the proposal, after temperature and policy, joint order.
+        reward: a reward R of this server; without one the target is p(y)^alpha. It acts in the last stage.
+        reward_weight: lambda, of any sign; 1 where absent.
         return_trace: add every step to the response.
     """
 
@@ -67,6 +69,8 @@ class PowerRequest(BaseModel):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] | None = None
+    reward: Annotated[str, Field(min_length=1)] | None = None
+    reward_weight: FiniteFloat | None = None
     return_trace: StrictBool = False
 
     @field_validator("proposal_policy", mode="before")
@@ -96,6 +100,23 @@ class PowerRequest(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reward_where_it_acts(self) -> Self:
+        if self.reward is None and self.reward_weight is not None:
+            raise conflict("reward_weight", "belongs to a reward", "Name a reward, or leave it out")
+        if self.reward is not None and self.schedule == "paper":
+            raise conflict(
+                "reward",
+                "acts in the last stage, before which schedule='paper' may return",
+                "Leave schedule at 'exact', or leave reward out",
+            )
+        return self
+
+    @property
+    def weight(self) -> float:
+        """The reward's weight in force."""
+        return 1.0 if self.reward_weight is None else self.reward_weight
+
     @property
     def tau(self) -> float:
         """The proposal temperature in force."""
@@ -118,8 +139,13 @@ class PowerRequest(BaseModel):
         """The cut law."""
         return UniformCut() if self.cut == "uniform" else EntropyCut(self.cut_beta, self.cut_epsilon)
 
-    def mh_config(self, horizon: int) -> MHConfig:
-        """The chain's configuration for L = horizon."""
+    def mh_config(self, horizon: int, reward_bound: float | None = None) -> MHConfig:
+        """The chain's configuration for L = horizon.
+
+        Args:
+            horizon: L.
+            reward_bound: what the reward declares as its upper bound.
+        """
         return MHConfig(
             alpha=self.alpha,
             law=self.law,
@@ -130,16 +156,21 @@ class PowerRequest(BaseModel):
             schedule=self.schedule,
             early_rejection=self.early_rejection,
             lookback_blocks=self.lookback_blocks,
+            tilt=None if self.reward is None else Tilt(self.weight, reward_bound),
         )
 
-    def echo(self, horizon: int) -> dict[str, Any]:
-        """The parameters in force, for the response; a draft is shown by its length only."""
+    def echo(self, horizon: int, reward_bound: float | None = None) -> dict[str, Any]:
+        """The parameters in force, for the response; of a draft, only whether there is one.
+
+        Args: as `mh_config`.
+        """
         shown = self.model_dump(exclude={"sampler", "seed", "initial_text", "initial_ids", "return_trace"})
         shown["proposal_temperature"] = self.tau
         if self.proposal_policy is not None:
             policy = self.proposal_policy
             shown["proposal_policy"] = {"sampler": policy.name(), **policy.parameters}
-        shown["early_rejection"] = self.early_rejection and is_exact(self.alpha, self.law)
+        shown["reward_weight"] = None if self.reward is None else self.weight
+        shown["early_rejection"] = self.mh_config(horizon, reward_bound).rejects_early
         shown["max_new_tokens"] = horizon
         shown["draft"] = self.initial_ids is not None or self.initial_text is not None
         return shown

@@ -7,7 +7,7 @@ imported by `serving` and above.
 
 from sglang_power.rewards.base import NamedReward, OnError, Reward
 from sglang_power.rewards.endpoint import Endpoint, EndpointConfig
-from sglang_power.rewards.registry import installed, reward
+from sglang_power.rewards.registry import installed_rewards, reward
 from sglang_power.rewards.scorer import Scorer
 
 __all__ = [
@@ -17,6 +17,6 @@ __all__ = [
     "OnError",
     "Reward",
     "Scorer",
-    "installed",
+    "installed_rewards",
     "reward",
 ]

@@ -21,7 +21,7 @@ ENTRY_POINTS = "sglang_power.rewards"
 
 
 @functools.cache
-def installed() -> dict[str, NamedReward]:
+def installed_rewards() -> dict[str, NamedReward]:
     """Name -> reward of another distribution; a failed call fails its request.
 
     Raises:
@@ -66,13 +66,13 @@ def reward(name: str, endpoints: Mapping[str, EndpointConfig], field: str = "rew
     check_names(endpoints)
     if name in endpoints:
         return NamedReward(name, _endpoint(name, endpoints[name]), endpoints[name].on_error)
-    if name in installed():
-        return installed()[name]
-    known = ", ".join(sorted({*endpoints, *installed()})) or "none are configured"
+    if name in installed_rewards():
+        return installed_rewards()[name]
+    known = ", ".join(sorted({*endpoints, *installed_rewards()})) or "none are configured"
     raise RequestError(field, name, "unknown reward", f"Rewards of this server: {known}")
 
 
 def check_names(endpoints: Mapping[str, EndpointConfig]) -> None:
     """Raises ConfigError for a name that is both configured and installed."""
-    if both := sorted(endpoints.keys() & installed().keys()):
+    if both := sorted(endpoints.keys() & installed_rewards().keys()):
         raise ConfigError(f"the name {both[0]!r} is that of an installed reward; choose another")

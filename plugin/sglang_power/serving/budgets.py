@@ -37,6 +37,10 @@ class Budget:
             return "deadline_ms"
         return None
 
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 behind it; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+
     def expired(self) -> bool:
         """True when the deadline has passed."""
         return self.deadline is not None and time.time() > self.deadline

@@ -1,24 +1,32 @@
 """Drives one pure Metropolis-Hastings chain over an Engine, under a budget.
 
-The one place where the algorithm meets waiting: every engine call of a chain is awaited here. Knows
-neither SGLang nor HTTP.
+The one place where the algorithm meets waiting: every engine call and every reward of a chain is awaited
+here. Knows neither SGLang nor HTTP.
+
+A reward that fails, and whose policy is to do without, is out from then on: the rest of the run goes by
+p^alpha alone, which makes its law approximate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sglang_power.algorithms import mh
 from sglang_power.algorithms.engine import ContinuationCall, Engine
-from sglang_power.algorithms.mh import ChainState, Done, Extend, Info, MHConfig, Propose
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, Score
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget, StoppedBy
-from sglang_power.types import Continuation, Usage
+from sglang_power.types import Continuation, Tokens, Usage
 
 Observer = Callable[[ChainState, Info | None], None]
 """Called after every extension (Info is None) and every step."""
+
+AnswerReward = Callable[[Tokens, bool], Awaitable[float | None]]
+"""R of a whole answer, from its tokens and whether they end with a stop; None: go on without the reward."""
 
 
 @dataclass(slots=True)
@@ -31,7 +39,10 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """The last state, every step and what it cost."""
+    """The last state, every step and what it cost.
+
+    `tilt_dropped_at` is the number of steps after which the reward was given up, if it was.
+    """
 
     state: ChainState
     infos: tuple[Info, ...]
@@ -39,6 +50,7 @@ class ChainResult:
     stopped_by: StoppedBy
     in_last_stage: bool
     shadow: Shadow
+    tilt_dropped_at: int | None = None
 
 
 class Chain:
@@ -50,6 +62,7 @@ class Chain:
         key: the chain's random key.
         budget: when to stop early.
         observer: told of every state.
+        reward: scores whole answers; needed if and only if the configuration has a tilt.
         shadow: generate lost proposals to their end and count wrong early rejections (a diagnostic).
     """
 
@@ -61,35 +74,51 @@ class Chain:
         budget: Budget,
         observer: Observer | None = None,
         *,
+        reward: AnswerReward | None = None,
         shadow: bool = False,
     ) -> None:
+        assert (reward is None) == (config.tilt is None)
         self._engine, self._config, self._key, self._budget = engine, config, key, budget
-        self._observer, self._shadowing = observer, shadow
+        self._observer, self._reward, self._shadowing = observer, reward, shadow
         self.state = mh.initial_state()
         self.infos: list[Info] = []
         self.usage = Usage()
         self.shadow = Shadow()
+        self.tilt_dropped_at: int | None = None
 
     async def run(self, draft: tuple[int, ...] | None = None) -> ChainResult:
         """Run the schedule, or as much of it as the budget allows, from an optional draft."""
         if draft is not None:
-            await self._score(draft)
+            await self._force(draft)
         stopped_by: StoppedBy = "completed"
         while not isinstance(action := mh.next_action(self._config, self._key, self.state), Done):
             if isinstance(action, Extend):
                 self._set(mh.extended(self._config, self.state, await self._generate(action.call)))
                 continue
-            limit = self._limit_before(action) or await self._step(action)
+            if isinstance(action, Score):
+                limit = await self._score_state()
+            else:
+                limit = self._limit_before(action) or await self._step(action)
             if limit is not None:
                 stopped_by = limit
                 break
         in_last_stage = self._in_last_stage()
         await self._finish_answer()
+        if self._config.tilt is not None and self.state.reward is None and not self._budget.expired():
+            await self._score_state()
         return self.result(stopped_by, in_last_stage)
 
     def result(self, stopped_by: StoppedBy, in_last_stage: bool) -> ChainResult:
         """What there is so far."""
-        return ChainResult(self.state, tuple(self.infos), self.usage, stopped_by, in_last_stage, self.shadow)
+        return ChainResult(
+            self.state,
+            tuple(self.infos),
+            self.usage,
+            stopped_by,
+            in_last_stage,
+            self.shadow,
+            self.tilt_dropped_at,
+        )
 
     def _in_last_stage(self) -> bool:
         return self.state.stage == self._config.stages
@@ -106,11 +135,39 @@ class Chain:
         self.usage += continuation.usage
         return continuation
 
-    async def _score(self, draft: tuple[int, ...]) -> None:
+    async def _force(self, draft: tuple[int, ...]) -> None:
         config = self._config
         call = dataclasses.replace(mh.extension_call(config, self._key, self.state, len(draft)), forced=draft)
         scored = await self._generate(call)
         self._set(mh.drafted_state(config, scored.tokens, scored.finished))
+
+    async def _score_state(self) -> StoppedBy | None:
+        try:
+            value = await self._rewarded(self.state.tokens, self.state.finished)
+        except TimeoutError:
+            return "deadline_ms"
+        self.state = dataclasses.replace(self.state, reward=value)
+        return None
+
+    async def _rewarded(self, tokens: Tokens, finished: bool) -> float | None:
+        """R of a whole answer; None once the reward has been given up.
+
+        Raises:
+            TimeoutError: the deadline passed meanwhile.
+        """
+        assert self._reward is not None
+        async with asyncio.timeout(self._budget.remaining()):
+            value = await self._reward(tokens, finished)
+        if value is None:
+            self._config, self.tilt_dropped_at = self._config.untilted(), self.state.step
+        return value
+
+    async def _reward_of(self, proposal: Propose, continuation: Continuation) -> float | None:
+        """R(y') of a whole proposal where it counts."""
+        if continuation.cut_short or self._config.tilt_of(self.state) is None:
+            return None
+        tokens = self.state.tokens.first(proposal.cut) + continuation.tokens
+        return await self._rewarded(tokens, continuation.finished)
 
     def _limit_before(self, proposal: Propose) -> StoppedBy | None:
         """The limit that forbids this proposal; an answer at the horizon stays affordable after it."""
@@ -122,13 +179,21 @@ class Chain:
         continuation = await self._generate(call)
         while mh.undecided(self._config, self.state, proposal, continuation):
             if self._budget.expired():
-                self.usage += Usage(wasted=len(continuation.tokens))
-                return "deadline_ms"
+                return self._late(continuation)
             continuation = await self._resume(proposal, continuation)
-        if self._shadowing and continuation.cut_short:
-            await self._check_rejection(proposal, continuation)
-        self._set(*mh.decide(self._config, self.state, proposal, continuation))
+        try:
+            reward = await self._reward_of(proposal, continuation)
+            decided = mh.decide(self._config, self.state, proposal, continuation, reward)
+            if self._shadowing and continuation.cut_short:
+                await self._check_rejection(proposal, continuation)
+        except TimeoutError:
+            return self._late(continuation)
+        self._set(*decided)
         return None
+
+    def _late(self, undecided: Continuation) -> StoppedBy:
+        self.usage += Usage(wasted=len(undecided.tokens))
+        return "deadline_ms"
 
     async def _resume(self, proposal: Propose, so_far: Continuation) -> Continuation:
         """Generate a cut-short proposal on to its end."""
@@ -139,9 +204,12 @@ class Chain:
         return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens)
 
     async def _check_rejection(self, proposal: Propose, lost: Continuation) -> None:
-        whole = await self._resume(proposal, lost)
+        config, whole = self._config, await self._resume(proposal, lost)
+        reward = await self._reward_of(proposal, whole)
+        if self._config is not config:
+            return  # the reward has just been given up: there is nothing to compare with
         self.shadow.resumed += 1
-        _, info = mh.decide(self._config, self.state, proposal, whole)
+        _, info = mh.decide(config, self.state, proposal, whole, reward)
         self.shadow.violations += info.accepted
 
     async def _finish_answer(self) -> None:

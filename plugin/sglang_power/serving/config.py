@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import SamplerRequest, parse_request, samplers
-from sglang_power.rewards import EndpointConfig, installed
+from sglang_power.rewards import EndpointConfig, installed_rewards
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 
@@ -198,7 +198,7 @@ def _check_parameters(path: Path, root: yaml.Node | None, config: ServerConfig) 
 
 def _check_rewards(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
     for name, endpoint in config.rewards.items():
-        if name in installed():
+        if name in installed_rewards():
             raise _at(
                 path, root, ("rewards", name), f"an installed reward is called {name!r}; choose another"
             )

@@ -6,7 +6,8 @@ import math
 from typing import Any, Literal
 
 import sglang_power
-from sglang_power.algorithms.mh import Info, MHConfig
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import Info
 from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest, SelectingRequest
 from sglang_power.serving.chain import ChainResult
@@ -18,11 +19,15 @@ MAX_TRACED_IDS = 4096
 
 
 def law_of(config: MHConfig, result: ChainResult) -> Literal["power", "approximate"]:
-    """ "power" where every last-stage step left p^alpha invariant and nothing else shaped the answer."""
+    """ "power" where every last-stage step left the target invariant and nothing else shaped the answer.
+
+    The target is p^alpha, times exp(lambda * R) with a reward.
+    """
     exact = (
         config.schedule == "exact"
         and config.lookback_blocks is None
         and not config.law.truncated
+        and result.tilt_dropped_at is None
         and result.in_last_stage
         and result.stopped_by in ("completed", "max_steps")
     )
@@ -38,6 +43,7 @@ def power_report(
     neutralised: list[str],
     prompt_usage: Usage,
     weight_version: str | None,
+    reward_calls: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of one chain; counters of all chains of a request add up to its whole cost.
 
@@ -48,6 +54,7 @@ def power_report(
         neutralised: model defaults that were not applied.
         prompt_usage: cost of caching the prompt; passed for the first chain only.
         weight_version: of the weights that drew every token.
+        reward_calls: what the scorer reports, with a reward.
     """
     usage = result.usage + prompt_usage
     infos = result.infos
@@ -55,7 +62,7 @@ def power_report(
     log_p = float(result.state.tokens.log_p.sum())
     report: dict[str, Any] = {
         "sampler": request.sampler,
-        "params": {**request.echo(config.horizon), "neutralised": neutralised},
+        "params": {**_echo(request, config), "neutralised": neutralised},
         "seed": seed,
         "steps": len(infos),
         "proposals": len(infos),
@@ -71,11 +78,18 @@ def power_report(
         "fallback_reason": None,
         "children": usage.children,
         "log_p": _finite(log_p),
-        "log_target": _finite(config.alpha * log_p),
+        "log_target": _log_target(config, result),
         "stopped_by": result.stopped_by,
         "weight_version": weight_version,
         "version": sglang_power.__version__,
     }
+    if reward_calls is not None:
+        report["reward"] = {
+            **reward_calls,
+            "weight": request.weight,
+            "value": result.state.reward,
+            "dropped_at_step": result.tilt_dropped_at,
+        }
     if not_numbers := sum(math.isnan(info.log_ratio) for info in infos):
         report["not_a_number"] = not_numbers
     if result.shadow.resumed:
@@ -83,6 +97,20 @@ def power_report(
     if request.return_trace:
         report["trace"] = [traced(info) for info in infos]
     return report
+
+
+def _echo(request: PowerRequest, config: MHConfig) -> dict[str, Any]:
+    return request.echo(config.horizon, None if config.tilt is None else config.tilt.upper_bound)
+
+
+def _log_target(config: MHConfig, result: ChainResult) -> float | None:
+    """log of the unnormalised target that the chain ended with; None where it is not known."""
+    log_power = config.alpha * float(result.state.tokens.log_p.sum())
+    if config.tilt is None or result.tilt_dropped_at is not None:
+        return _finite(log_power)
+    if result.state.reward is None:
+        return None
+    return _finite(log_power + config.tilt.log_factor(result.state.reward))
 
 
 def _saved_at_most(config: MHConfig, info: Info) -> int:
@@ -103,6 +131,8 @@ def traced(info: Info) -> dict[str, Any]:
         "log_w_current": _finite(info.terms.log_w_current),
         "log_cut_proposal": _finite(info.terms.log_cut_proposal),
         "log_cut_current": _finite(info.terms.log_cut_current),
+        "log_tilt_proposal": _finite(info.terms.log_tilt_proposal),
+        "log_tilt_current": _finite(info.terms.log_tilt_current),
         "log_ratio": _finite(info.log_ratio),
         "log_u": info.log_u,
         "accepted": info.accepted,

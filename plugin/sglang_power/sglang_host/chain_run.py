@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_power.algorithms.engine import Engine
-from sglang_power.algorithms.mh import ChainState, Info, MHConfig
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
 from sglang_power.serving import report
@@ -16,6 +17,7 @@ from sglang_power.serving.chain import Chain, ChainResult
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.plan import PowerPlan
+from sglang_power.sglang_host.scoring import AnswerScorer
 from sglang_power.types import Usage
 
 PROGRESS_EVERY_S = 0.2
@@ -33,6 +35,7 @@ class ChainRun:
     budget: Budget
     writer: AnswerWriter
     prompt: Prompt
+    scorer: AnswerScorer | None
     emit: Emit | None
     shadow: bool
     _accepted: int = field(default=0, init=False)
@@ -48,6 +51,7 @@ class ChainRun:
             self.key,
             self.budget,
             self._observe if self.emit is not None else None,
+            reward=self.scorer,
             shadow=self.shadow,
         )
         try:
@@ -76,6 +80,7 @@ class ChainRun:
             neutralised=self.plan.neutralised,
             prompt_usage=self.prompt.usage if self.key.chain == 0 else Usage(),
             weight_version=self.prompt.meta_info.get("weight_version"),
+            reward_calls=None if self.scorer is None else self.scorer.report(),
         )
 
     def _observe(self, state: ChainState, info: Info | None) -> None:

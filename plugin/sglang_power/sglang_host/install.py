@@ -17,6 +17,7 @@ from packaging.version import Version
 import sglang_power
 from sglang_power.errors import ConfigError, HostError, PowerError
 from sglang_power.request import samplers
+from sglang_power.rewards import installed_rewards
 from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
@@ -32,6 +33,7 @@ def install() -> None:
     try:
         _check_version(sglang.__version__)
         samplers()
+        installed_rewards()
         config = server_config()
         _register_sampler()
         for hook in HOOKS:

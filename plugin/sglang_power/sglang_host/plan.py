@@ -17,6 +17,7 @@ from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy
 from sglang_power.request import CotRequest, PowerRequest, SelectingRequest
+from sglang_power.rewards import NamedReward, reward
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
@@ -32,12 +33,14 @@ class PowerPlan:
         request: validated parameters.
         chains: n.
         draft: initial token ids, if any.
+        reward: what scores its answers, if anything.
         neutralised: model defaults that are not applied.
     """
 
     request: PowerRequest
     chains: int
     draft: tuple[int, ...] | None
+    reward: NamedReward | None
     neutralised: list[str]
 
 
@@ -268,6 +271,7 @@ def _power_plan(
         request=request,
         chains=chains,
         draft=_draft(manager, request, params, horizon),
+        reward=None if request.reward is None else reward(request.reward, config.rewards),
         neutralised=intake.neutralised(params, named),
     )
 

@@ -20,6 +20,7 @@ from sglang_power.sglang_host.chain_run import ChainRun
 from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_prompt
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import PowerPlan
+from sglang_power.sglang_host.scoring import AnswerScorer
 from sglang_power.sglang_host.stopping import StopRule, TextRule
 from sglang_power.types import Tokens, Usage
 
@@ -120,16 +121,19 @@ class PromptRun:
         deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
         stop = StopRule.of(self._manager, parent.params)
         text = TextRule.of(self._manager, parent.params)
+        reward = self._plan.reward
+        bound = None if reward is None else reward.upper_bound
         ranks = [rank_of(self._manager, parent.obj, prompt, chain) for chain in range(count)]
         return [
             ChainRun(
                 plan=self._plan,
-                config=asked.mh_config(horizon),
+                config=asked.mh_config(horizon, bound),
                 engine=ChildEngine(parent, prompt, stop, rank),
                 key=Key(self._seed, chain),
                 budget=Budget(cap // count, asked.max_steps, deadline),
                 writer=AnswerWriter(parent, prompt, stop, text, rank),
                 prompt=prompt,
+                scorer=None if reward is None else AnswerScorer(parent, prompt, stop, text, reward),
                 emit=None if emit is None else _numbered(emit, first_index + chain),
                 shadow=self._config.diagnostics.shadow_early_rejection,
             )

@@ -1,0 +1,85 @@
+"""The records of a Metropolis-Hastings chain: its state, what it asks its driver for, what a step tells.
+
+`mh` makes them, a driver answers them. `Info` holds the proposal as proposed, every term and the decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_power.algorithms.acceptance import HastingsTerms
+from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.types import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """What the next step needs.
+
+    Args:
+        tokens: the current sequence.
+        finished: it ends with a stop.
+        stage: 1..K;  stage_step: steps done in this stage;  step: steps done in all.
+        frozen: F, leading tokens that no cut may touch any more.
+        reward: R of the tokens, once it is known.
+    """
+
+    tokens: Tokens
+    finished: bool
+    stage: int = 1
+    stage_step: int = 0
+    step: int = 0
+    frozen: int = 0
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Continue the unfinished state with q."""
+
+    call: ContinuationCall
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Regenerate the suffix behind a cut.
+
+    Args:
+        cut: m, tokens kept.
+        log_u: log of the uniform that decides.
+        call: the continuation that makes the proposal.
+    """
+
+    cut: int
+    log_u: float
+    call: ContinuationCall
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Find the reward of the state, which is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The schedule has ended; the state is the answer."""
+
+
+Action = Extend | Score | Propose | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """One step, for people: the proposal as proposed, every term, the decision."""
+
+    stage: int
+    step: int
+    cut: int
+    current_length: int
+    proposal: Tokens
+    proposal_finished: bool
+    terms: HastingsTerms
+    log_ratio: float
+    log_u: float
+    accepted: bool
+    early_rejected: bool
