@@ -88,7 +88,7 @@ class BranchSearch:
         grown = await self._together([self._grow(path) for path in self._watched(live)])
         forks: list[tuple[Path, Fork]] = []
         closed: list[Path] = []
-        reserved = sum(self._config.horizon - len(path) for path, fork in grown if fork is not None)
+        reserved = sum(self._config.horizon - len(path.tokens) for path, fork in grown if fork is not None)
         for path, fork in grown:
             cap = None if fork is None else self._cap(path, fork, reserved)
             if fork is None:
@@ -119,7 +119,7 @@ class BranchSearch:
 
     def _watched(self, live: Sequence[Path]) -> list[Path]:
         """The paths; no longer open where the budget has no room for the token that stopping one costs."""
-        needed = sum(self._config.horizon - len(path) + 1 for path in live)
+        needed = sum(self._config.horizon - len(path.tokens) + 1 for path in live)
         if self.usage.decoded + needed <= self._budget.max_total_tokens:
             return list(live)
         return [dataclasses.replace(path, open=False) for path in live]
@@ -162,7 +162,9 @@ class BranchSearch:
         if self._config.policy == "tree" or not branches:
             return branches
         pool = self.leaves + branches
-        kept = await self._best(pool, [Piece(_ids(path), path.log_p, len(path)) for path in pool])
+        wholes = [_piece(leaf, len(leaf)) for leaf in self.leaves]
+        firsts = [_piece(path, path.state.position) for path in branches]
+        kept = await self._best(pool, wholes + firsts)
         self.leaves = [path for path in self.leaves if path in kept]
         return [path for path in branches if path in kept]
 
@@ -231,5 +233,9 @@ class BranchSearch:
         return [result for result, _ in results]
 
 
-def _ids(path: Path) -> tuple[int, ...]:
-    return path.tokens.ids if path.first is None else (*path.tokens.ids, path.first.token)
+def _piece(path: Path, length: int) -> Piece:
+    """The first tokens of a path, as a beam compares them; its branch's own may not be generated yet."""
+    if path.first is not None:
+        return Piece((*path.tokens.ids, path.first.token), path.log_p, len(path))
+    tokens = path.tokens.first(length)
+    return Piece(tokens.ids, float(tokens.log_p.sum()), length)
