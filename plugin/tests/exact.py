@@ -25,7 +25,7 @@ from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, Table, TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain, ChainResult
+from sglang_power.serving.chain import AnswerReward, Chain, ChainResult
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 AMPLE = Budget(max_total_tokens=1_000_000)
@@ -257,13 +257,20 @@ def split(model: TabularModel, masses: Masses) -> tuple[dict[Prefix, float], dic
 
 
 def chain_law(
-    model: TabularModel, config: MHConfig, *, draft: Prefix | None = None, max_steps: int | None = None
+    model: TabularModel,
+    config: MHConfig,
+    *,
+    draft: Prefix | None = None,
+    max_steps: int | None = None,
+    last: Kernel | None = None,
 ) -> dict[Prefix, float]:
     """The exact law of the answer of a whole run with N = config.steps.
 
     Written from the design, not from `mh`: stages, the two schedules, frozen tokens, drafts, and a
-    budget of steps after which q brings the state to a stop or to the horizon.
+    budget of steps after which q brings the state to a stop or to the horizon. `last` is the kernel of the
+    last stage where that is another one (no tokens are frozen then).
     """
+    assert last is None or config.lookback_blocks is None
     answers: list[Masses] = []
     waiting: list[tuple[Masses, int, int]] = []  # masses, frozen tokens, steps done: the last stage is next
     live: Masses = {(): 1.0}
@@ -286,7 +293,8 @@ def chain_law(
     waiting.append((extend(model, config.law, start, config.horizon), last_frozen, done))
     for masses, kept, before in waiting:
         steps = int(min(config.steps, limit - before))
-        answers.append(cached_kernel(model, config, frozen=kept).after(masses, steps))
+        kernel = cached_kernel(model, config, frozen=kept) if last is None else last
+        answers.append(kernel.after(masses, steps))
     return added(answers)
 
 
@@ -335,12 +343,15 @@ def run_chains(
     *,
     draft: Prefix | None = None,
     budget: Budget = AMPLE,
+    reward: AnswerReward | None = None,
     shadow: bool = False,
 ) -> list[ChainResult]:
     """One chain of the running code for each key."""
 
     async def run() -> list[ChainResult]:
-        chains = [Chain(TabularEngine(model), config, key, budget, shadow=shadow) for key in keys]
+        chains = [
+            Chain(TabularEngine(model), config, key, budget, reward=reward, shadow=shadow) for key in keys
+        ]
         return [await chain.run(draft) for chain in chains]
 
     return asyncio.run(run())

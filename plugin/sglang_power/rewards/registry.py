@@ -56,23 +56,16 @@ def reward(name: str, endpoints: Mapping[str, EndpointConfig], field: str = "rew
 
     Args:
         name: what it wrote.
-        endpoints: the section `rewards` of the server's configuration.
+        endpoints: the section `rewards` of the server's configuration, which shares no name with what is
+            installed (`serving.config` checks it).
         field: where it wrote it.
 
     Raises:
         RequestError: there is none of that name.
-        ConfigError: a name that is both configured and installed.
     """
-    check_names(endpoints)
     if name in endpoints:
         return NamedReward(name, _endpoint(name, endpoints[name]), endpoints[name].on_error)
     if name in installed_rewards():
         return installed_rewards()[name]
     known = ", ".join(sorted({*endpoints, *installed_rewards()})) or "none are configured"
     raise RequestError(field, name, "unknown reward", f"Rewards of this server: {known}")
-
-
-def check_names(endpoints: Mapping[str, EndpointConfig]) -> None:
-    """Raises ConfigError for a name that is both configured and installed."""
-    if both := sorted(endpoints.keys() & installed_rewards().keys()):
-        raise ConfigError(f"the name {both[0]!r} is that of an installed reward; choose another")

@@ -1,4 +1,4 @@
-"""Rewards of token sequences: what the client would read, scored while the request lives. Tokenizer process."""
+"""Scores token sequences as the client would read them, while the request lives. Tokenizer process."""
 
 from __future__ import annotations
 
