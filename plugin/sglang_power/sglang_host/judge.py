@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sglang_power.answers import LLM, LlmRelation, Relation, disarmed, equivalence, right_question
+from sglang_power.answers.weights import log_sum
 from sglang_power.errors import HostError, UnsupportedError
 from sglang_power.request import BestOfRequest, SelectingRequest
 from sglang_power.serving.evaluation import SELF_EVALUATION
@@ -145,12 +146,11 @@ class Judge:
         child.sampling_params["logit_bias"] = None  # it is meant for answers
         meta = (await self._parent.run(child))["meta_info"]
         log_p = {int(token): float(value) for value, token, _ in meta["output_token_ids_logprobs"][0]}
-        log_yes, log_no = (np.logaddexp.reduce([log_p[token] for token in ids]) for ids in (yes, no))
-        log_both = float(np.logaddexp(log_yes, log_no))
-        if not math.isfinite(log_both):
-            raise HostError("the model returned log probabilities of yes and no that are not numbers")
+        if not all(math.isfinite(value) for value in log_p.values()):
+            raise HostError("the model returned logits that are not numbers")
+        log_yes, log_no = (log_sum(np.array([log_p[token] for token in ids])) for ids in (yes, no))
         usage = Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
-        return float(log_yes) - log_both, usage
+        return log_yes - float(np.logaddexp(log_yes, log_no)), usage
 
     def _ids(self, question: str) -> list[int]:
         """The prompt of a question: as a chat message where the model knows chats, else as a line of text."""
