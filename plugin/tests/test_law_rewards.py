@@ -2,7 +2,8 @@
 
 Exact, over every sequence of a tabular model: |pi K - pi|_1 < 1e-12 for each variant, > 1e-3 for each
 negative control (error rate 0). Two G-tests of running chains share a family-wise error rate of 1e-3; their
-controls must be rejected with p < 1e-6 at the same sample size. Seeds are fixed.
+controls must be rejected with p < 1e-6 at the same sample size. Early rejection under a reward is compared
+bit for bit. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import exact
 import exact_tilt
 import numpy as np
 import pytest
+import test_early_rejection
 from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix
+from sglang_power.errors import RewardError
+from sglang_power.rewards import NamedReward, Scorer
+from sglang_power.rewards.base import Called
+from sglang_power.rng import Key
+from sglang_power.serving.chain import AnswerReward, ChainResult
 from sglang_power.types import ProposalLaw, Tokens
 
 INVARIANT = 1e-12
@@ -158,3 +165,83 @@ def test_answers_follow_the_exact_law_of_their_steps(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_control_answers_do_not_follow_the_law_without_the_reward(name: str) -> None:
     assert exact.g_test(sample(name), exact.chain_law(MODEL, CASES[name])) < REJECTED
+
+
+# --- early rejection under a reward with a bound ------------------------------------------------------
+
+LONG = test_early_rejection.LONG
+SEEDS = range(15)
+
+
+def long_config(law: ProposalLaw, cut: CutLaw, *, early: bool, bound: float = 2.0) -> MHConfig:
+    plain = test_early_rejection.config_of(law, cut, early=early)
+    return exact_tilt.tilted(plain, upper_bound=bound)
+
+
+def run_long(
+    config: MHConfig, seed: int, *, reward: AnswerReward = exact_tilt.scored, shadow: bool = False
+) -> ChainResult:
+    return exact.run_chains(LONG, config, [Key(seed)], reward=reward, shadow=shadow)[0]
+
+
+@every_cut
+@pytest.mark.parametrize("law", [LAWS["tau=1/alpha"], LAWS["tau=1"], LAWS["joint"]])
+def test_early_rejection_decides_the_same_and_saves_tokens(law: ProposalLaw, cut: CutLaw) -> None:
+    last, saved = long_config(law, cut, early=True).stages, 0
+    for seed in SEEDS:
+        early = run_long(long_config(law, cut, early=True), seed)
+        whole = run_long(long_config(law, cut, early=False), seed)
+        test_early_rejection.assert_same_chain(early, whole)
+        saved += sum(info.early_rejected for info in early.infos if info.stage == last)
+    assert saved > 0
+
+
+def test_what_was_rejected_early_is_never_scored() -> None:
+    config = long_config(LAWS["tau=1"], exact.UNIFORM, early=True)
+    for seed in SEEDS:
+        asked: list[Prefix] = []
+
+        async def counted(tokens: Tokens, finished: bool, asked: list[Prefix] = asked) -> float | None:
+            asked.append(tokens.ids)
+            return await exact_tilt.scored(tokens, finished)
+
+        result = run_long(config, seed, reward=counted)
+        last = [info for info in result.infos if info.stage == config.stages]
+        assert len(asked) == 1 + sum(not info.early_rejected for info in last)
+        assert result.state.reward == exact_tilt.reward(result.state.tokens.ids)
+
+
+@pytest.mark.parametrize(("weight", "bound"), [(-1.0, 2.0), (1.0, None), (-1.0, None)])
+def test_without_a_bound_from_above_it_is_off(weight: float, bound: float | None) -> None:
+    plain = test_early_rejection.config_of(LAWS["tau=1"], exact.UNIFORM, early=True)
+    config = exact_tilt.tilted(plain, weight, bound)
+    assert plain.rejects_early
+    assert not config.rejects_early
+    assert not any(info.early_rejected for seed in SEEDS for info in run_long(config, seed).infos)
+
+
+def shadowed(bound: float) -> list[ChainResult]:
+    config = long_config(LAWS["tau=1/alpha"], exact.UNIFORM, early=True, bound=bound)
+    return [run_long(config, seed, shadow=True) for seed in range(40)]
+
+
+def test_shadow_mode_finds_no_wrong_rejection() -> None:
+    results = shadowed(exact_tilt.UPPER_BOUND)
+    assert sum(result.shadow.resumed for result in results) > 0
+    assert sum(result.shadow.violations for result in results) == 0
+
+
+def test_control_a_bound_that_is_too_low_rejects_wrongly() -> None:
+    assert sum(result.shadow.violations for result in shadowed(-5.0)) > 3
+
+
+def test_a_score_above_the_declared_bound_ends_the_run() -> None:
+    config = long_config(LAWS["tau=1"], exact.UNIFORM, early=True, bound=-5.0)
+    called = Called("lying", lambda _, answer: exact_tilt.reward(tuple(map(int, answer.split()))), -5.0)
+    scorer = Scorer(NamedReward("lying", called))
+
+    async def scored(tokens: Tokens, _: bool) -> float | None:
+        return await scorer.score("", " ".join(map(str, tokens.ids)))
+
+    with pytest.raises(RewardError, match=r"above its declared upper_bound -5\.0"):
+        run_long(config, 1, reward=scored)
