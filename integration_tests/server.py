@@ -21,6 +21,7 @@ import httpx
 import torch
 
 PIVOT_MODEL = Path(__file__).parent / "pivot" / "model"
+PROSE_MODEL = Path(__file__).parent / "prose" / "model"
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0

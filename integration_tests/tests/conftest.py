@@ -12,7 +12,7 @@ import pytest
 
 from integration_tests import server
 from integration_tests.law_model import write_law_model
-from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
+from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
@@ -75,6 +75,17 @@ def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     arguments = ["--page-size", "1", "--max-running-requests", "2", "--max-queued-requests", "2"]
     spec = ServerSpec(model, "defaulted", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
     with server.running(spec, logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def prose_server(logs: Path) -> Iterator[Server]:
+    """The prose model: chat roles, long texts, prompts that are prefilled in chunks, pages of 16 tokens."""
+    arguments = [
+        *["--page-size", "16", "--chunked-prefill-size", "64", "--max-running-requests", "32"],
+        "--enable-cache-report",
+    ]
+    with server.running(ServerSpec(PROSE_MODEL, "prose", arguments), logs) as running:
         yield running
 
 
