@@ -52,7 +52,7 @@ def search(
 ) -> BranchSearch:
     cap = options.pop("max_total_tokens", 100_000)
     engine = TabularEngine(model(seed)) if engine is None else engine
-    scores = Scores(options.pop("score", "mean_log_p"), 4.0, LastDigit())
+    scores = Scores(options.pop("score", "mean_log_p"), LastDigit(), alpha=4.0)
     return BranchSearch(engine, conf, Key(seed), scores, Budget(cap), **options)
 
 

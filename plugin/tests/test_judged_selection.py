@@ -17,6 +17,7 @@ from sglang_power.rng import Key
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.report import selection_report
 from sglang_power.serving.samples import BestOf, Samples, Vote
+from sglang_power.serving.scoring import Score, Scores
 from sglang_power.serving.selection import ReadAnswer, Reading, Selection
 from sglang_power.types import ProposalLaw, Tokens, Usage
 
@@ -72,7 +73,8 @@ async def selected(sampler: str, judge: Judge | None) -> Selection:
     if sampler == "vote":
         return await Vote(engine, LastDigit(), samples, key).run(same, "count", 1.0)
     best_of = BestOf(engine, LastDigit(), samples, key)
-    return await (best_of.run("log_p") if judge is None else best_of.run("self_evaluation", judge))
+    name: Score = "log_p" if judge is None else "self_evaluation"
+    return await best_of.run(Scores(name, LastDigit(), evaluator=judge))
 
 
 def reported(sampler: str, selection: Selection) -> dict[str, Any]:

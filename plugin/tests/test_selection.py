@@ -26,6 +26,7 @@ from sglang_power.rng import Key
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.report import selection_report
 from sglang_power.serving.samples import BestOf, Samples, Vote, shares
+from sglang_power.serving.scoring import Scores
 from sglang_power.serving.selection import ReadAnswer, Reading, Selection
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
@@ -231,7 +232,8 @@ def parse_power_config(**values: Any) -> MHConfig:
 
 @pytest.mark.parametrize("score", ["mean_log_p", "log_p", "confidence"])
 async def test_best_of_returns_the_highest_score(score: Any) -> None:
-    selection = await BestOf(TabularEngine(MODEL), LastDigit(), samples(12), Key(4)).run(score)
+    scores = Scores(score, LastDigit())
+    selection = await BestOf(TabularEngine(MODEL), LastDigit(), samples(12), Key(4)).run(scores)
     known = [value for value in selection.scores if value is not None]
     assert selection.scores[selection.chosen] == max(known)
 

@@ -16,7 +16,7 @@ from sglang_power.request.parsing import (
     samplers,
 )
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
+from sglang_power.request.selection import BestOfRequest, CotRequest, SamplesRequest, VoteRequest
 
 __all__ = [
     "NO_SAMPLER",
@@ -25,6 +25,7 @@ __all__ = [
     "CotRequest",
     "PowerRequest",
     "SamplerRequest",
+    "SamplesRequest",
     "SelectingRequest",
     "VoteRequest",
     "parse_power",

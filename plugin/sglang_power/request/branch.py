@@ -14,7 +14,7 @@ from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import SelectionRequest
+from sglang_power.request.selection import RewardName, SelectionRequest, check_reward
 from sglang_power.types import ProposalLaw
 
 Threshold = NonNegativeFloat | list[NonNegativeFloat]
@@ -39,7 +39,7 @@ class BranchRequest(SelectionRequest):
         min_gap: tokens between two forks of a path.
         score: what branches and leaves are compared by. "confidence" and "vote" speak of whole answers: with
             policy="beam" branches are then kept by mean_log_p, with "lookahead" they are refused.
-        alpha: exponent of score="power".
+        alpha: exponent of score="power".  reward: which one, with score="reward".
         continuation_policy: a per-step policy for what follows a fork, at the request's temperature; greedy
             where absent.
         refine: power steps on every leaf, as a request would write them: {"sampler": "power", "steps": 4}.
@@ -58,6 +58,7 @@ class BranchRequest(SelectionRequest):
     min_gap: Positive = 1
     score: BranchScore = "mean_log_p"
     alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    reward: RewardName | None = None
     continuation_policy: InstanceOf[Policy] | None = None
     refine: InstanceOf[PowerRequest] | None = None
     return_tree: StrictBool = False
@@ -84,6 +85,7 @@ class BranchRequest(SelectionRequest):
         if self.policy == "lookahead" and self.score in WHOLE_ANSWERS:
             problem = "a rollout is no whole answer, so it cannot be compared by that"
             raise conflict("score", problem, "Use policy='tree' or 'beam', or another score")
+        check_reward(self.score, self.reward)
         if "alpha" in self.model_fields_set and self.score != "power":
             raise conflict("alpha", f"not used with score={self.score!r}", "Set score to 'power'")
         return self

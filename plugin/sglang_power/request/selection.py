@@ -25,6 +25,17 @@ EQUIVALENCE_OF: dict[str, str] = {"number": "number", "choice": "choice"}
 """How answers of a kind are compared where the request does not say; others by their normalised text."""
 
 
+RewardName = Annotated[str, Field(min_length=1)]
+
+
+def check_reward(score: str, reward: str | None) -> None:
+    """Raises a conflict unless a reward is named exactly where the score is one."""
+    if score == "reward" and reward is None:
+        raise conflict("reward", "required with score='reward'", "Name a reward of this server")
+    if score != "reward" and reward is not None:
+        raise conflict("reward", f"not used with score={score!r}", "Set score to 'reward'")
+
+
 class SelectionRequest(BaseModel):
     """What these samplers share.
 
@@ -60,6 +71,16 @@ class SelectionRequest(BaseModel):
     def relation(self) -> str:
         """The equivalence in force."""
         return self.equivalence or EQUIVALENCE_OF.get(self.answer, "normalised")
+
+    @property
+    def answers(self) -> int:
+        """How many answers are generated at least."""
+        return 1
+
+    @property
+    def answers_field(self) -> str:
+        """What raises their number."""
+        return "n"
 
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
@@ -101,6 +122,16 @@ class CotRequest(SelectionRequest):
             )
         return self
 
+    @property
+    def answers(self) -> int:
+        """One per first token."""
+        return self.k
+
+    @property
+    def answers_field(self) -> str:
+        """What raises their number."""
+        return "k"
+
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
         policy = self.continuation_policy
@@ -126,6 +157,16 @@ class SamplesRequest(SelectionRequest):
     @classmethod
     def _parsed(cls, value: object) -> object:
         return _base_sampler(value) if isinstance(value, dict) else value
+
+    @property
+    def answers(self) -> int:
+        """One per sample."""
+        return self.samples
+
+    @property
+    def answers_field(self) -> str:
+        """What raises their number."""
+        return "samples"
 
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
@@ -158,8 +199,15 @@ class BestOfRequest(SamplesRequest):
 
     Args:
         score: "mean_log_p" per token, "log_p" of the whole answer, "confidence" of its answer tokens,
-            "self_evaluation": the log probability with which the served model itself calls it right.
+            "self_evaluation": the probability that the served model calls it right, a "reward".
+        reward: which one, with score="reward".
     """
 
     sampler: Literal["best_of"] = "best_of"
-    score: Literal["mean_log_p", "log_p", "confidence", "self_evaluation"] = "mean_log_p"
+    score: Literal["mean_log_p", "log_p", "confidence", "self_evaluation", "reward"] = "mean_log_p"
+    reward: RewardName | None = None
+
+    @model_validator(mode="after")
+    def _reward_where_it_scores(self) -> Self:
+        check_reward(self.score, self.reward)
+        return self

@@ -20,6 +20,7 @@ from sglang_power.rng import Key
 from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
+from sglang_power.serving.evaluation import judge_notes
 from sglang_power.serving.samples import shares
 from sglang_power.serving.scoring import Scores, highest
 from sglang_power.serving.selection import (
@@ -73,7 +74,7 @@ class LeafChoice:
             selection,
             usage=usage + selection.usage,
             stopped_by=stopped_by(search.aborted, search.late),
-            notes={**selection.notes, **self._notes(search)},
+            notes={**selection.notes, **self.scores.notes, **self._notes(search)},
         )
 
     async def _refined(
@@ -102,16 +103,17 @@ class LeafChoice:
         assert self.vote is not None
         classes = await build_classes([one.value for one in candidates], self.vote)
         weights = uniform_weights(len(candidates))
-        mean_log_p = np.array([one.log_p / len(one.tokens) for one in candidates])
+        mean_log_p = np.array([one.mean_log_p for one in candidates])
         choice = choose(classes, weights, key, scores=mean_log_p)
         return Selection(
             candidates=tuple(candidates),
             chosen=choice.sample,
             reason=choice.reason,
             scores=(1.0,) * len(candidates),
-            usage=Usage(),
+            usage=classes.usage,
             classes=tuple(reported_classes(classes, shares(choice.totals))),
             comparisons=classes.comparisons,
+            notes=judge_notes(classes.usage),
         )
 
     def _notes(self, search: BranchSearch) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.evaluation import SELF_EVALUATION, Evaluator, judge_notes
+from sglang_power.serving.evaluation import judge_notes
+from sglang_power.serving.scoring import Scores, highest
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
@@ -30,10 +31,6 @@ from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_abo
 from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage, in_parallel
 
 Weight = Literal["count", "confidence", "power"]
-OwnScore = Literal["mean_log_p", "log_p", "confidence"]
-"""Scores that a sample brings with it."""
-
-Score = OwnScore | Literal["self_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -117,34 +114,19 @@ class SampledSelection:
 class BestOf(SampledSelection):
     """The sample of highest score; the first one of several."""
 
-    async def run(self, score: Score, evaluator: Evaluator | None = None) -> Selection:
-        """The whole run; `evaluator` gives the score "self_evaluation"."""
+    async def run(self, scores: Scores) -> Selection:
+        """The whole run."""
         candidates = await self.candidates()
-        notes: dict[str, Any] = {}
-        if score == SELF_EVALUATION:
-            assert evaluator is not None
-            scores, notes = await self._evaluated(candidates, evaluator)
-        else:
-            scores = [_score(one, score) for one in candidates]
-        known = [(value, -i) for i, value in enumerate(scores) if value is not None]
+        scored, usage = await highest(scores, candidates)
         return Selection(
             candidates=tuple(candidates),
-            chosen=-max(known)[1] if known else 0,
-            reason=score if known else "no_answer",
-            scores=tuple(scores),
-            usage=self._usage,
+            chosen=scored.chosen,
+            reason=scored.reason,
+            scores=scored.scores,
+            usage=self._usage + usage,
             stopped_by=self.stopped_by,
-            notes=notes,
+            notes=scores.notes,
         )
-
-    async def _evaluated(
-        self, candidates: list[Candidate], evaluator: Evaluator
-    ) -> tuple[list[float | None], dict[str, Any]]:
-        """A score per sample, from all of its text, and the entry of the report."""
-        judged = await gather_or_cancel([evaluator.right(one.text) for one in candidates])
-        usage = in_parallel(usage for _, usage in judged)
-        self._usage += usage
-        return [log_right for log_right, _ in judged], judge_notes(usage)
 
 
 class Vote(SampledSelection):
@@ -155,7 +137,7 @@ class Vote(SampledSelection):
         candidates = await self.candidates()
         log_weights = self._log_weights(candidates, weight, alpha)
         classes = await build_classes([one.value for one in candidates], relation)
-        mean_log_p = np.array([_score(one, "mean_log_p") for one in candidates])
+        mean_log_p = np.array([one.mean_log_p for one in candidates])
         choice = choose(classes, log_weights, self._key, scores=mean_log_p)
         return Selection(
             candidates=tuple(candidates),
@@ -189,11 +171,3 @@ def shares(log_totals: Sequence[float]) -> list[float]:
     if whole == -math.inf:
         return [0.0] * len(log_totals)
     return [math.exp(total - whole) for total in log_totals]
-
-
-def _score(one: Candidate, score: OwnScore) -> float | None:
-    if score == "confidence":
-        return one.delta
-    if score == "log_p":
-        return one.log_p
-    return one.log_p / len(one.tokens)

@@ -94,6 +94,11 @@ class Candidate:
         return float(self.tokens.log_p.sum())
 
     @property
+    def mean_log_p(self) -> float:
+        """Per token, nats."""
+        return self.log_p / len(self.tokens)
+
+    @property
     def value(self) -> str | None:
         """What is compared."""
         return None if self.answer is None else self.answer.value

@@ -151,6 +151,27 @@ class AnswerWriter:
                 meta[f"output_{kind}"] = scored[f"input_{kind}"][-len(tokens) :]
 
 
+class Outlet:
+    """Where the chunks of one answer go: a stream, in the form that the server streams, or nowhere.
+
+    Args:
+        emit: the stream; None without one.
+        index: of the choice.
+        incremental: the server streams deltas.
+    """
+
+    def __init__(self, emit: Emit | None, index: int, incremental: bool) -> None:
+        self._emit, self._index, self._incremental = emit, index, incremental
+        self._sent: Answer | None = None
+
+    def send(self, answer: Answer) -> None:
+        """Hand on a chunk or the answer."""
+        if self._emit is None:
+            return
+        self._emit(self._index, as_delta(self._sent, answer) if self._incremental else answer)
+        self._sent = answer
+
+
 def as_delta(previous: Answer | None, current: Answer) -> Answer:
     """A chunk as `--incremental-streaming-output` wants it: only what is new since `previous`."""
     if previous is None:

@@ -17,7 +17,7 @@ import numpy as np
 from sglang_power.answers import LLM, LlmRelation, Relation, disarmed, equivalence, right_question
 from sglang_power.answers.weights import log_sum
 from sglang_power.errors import HostError, UnsupportedError
-from sglang_power.request import BestOfRequest, SelectingRequest
+from sglang_power.request import BestOfRequest, BranchRequest, SelectingRequest
 from sglang_power.serving.evaluation import SELF_EVALUATION
 from sglang_power.sglang_host.children import prefilled_of
 from sglang_power.sglang_host.parent import Parent
@@ -84,7 +84,7 @@ def readout_of(tokenizer: Any, request: SelectingRequest) -> Readout | None:
     Raises:
         UnsupportedError: see Readout.of.
     """
-    if isinstance(request, BestOfRequest) and request.score == SELF_EVALUATION:
+    if isinstance(request, BestOfRequest | BranchRequest) and request.score == SELF_EVALUATION:
         return Readout.of(tokenizer, "score", SELF_EVALUATION)
     return Readout.of(tokenizer, "equivalence", LLM) if request.relation == LLM else None
 

@@ -24,9 +24,10 @@ from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
 from sglang_power.sglang_host.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.parent import GenerateRequest
-from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan, SelectionPlan
+from sglang_power.sglang_host.plan import OwnPlan, PlainPlan, Plan, PowerPlan
 from sglang_power.sglang_host.policy_run import PolicyRun, sample_copy
 from sglang_power.sglang_host.prompt_run import PromptRun
+from sglang_power.sglang_host.selection_plan import SelectionPlan
 from sglang_power.sglang_host.selection_run import SelectionRun
 from sglang_power.sglang_host.twin_run import TwinRun
 

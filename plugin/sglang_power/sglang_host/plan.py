@@ -10,18 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
-from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
-from sglang_power.request import CotRequest, PowerRequest, SelectingRequest
+from sglang_power.request import PowerRequest, SelectingRequest
 from sglang_power.rewards import NamedReward, reward
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Asked, Fields
-from sglang_power.sglang_host.judge import Readout, readout_of
+from sglang_power.sglang_host.selection_plan import SelectionPlan, selection_plan
 from sglang_power.sglang_host.stopping import StopRule
 
 
@@ -55,31 +53,6 @@ class PolicyPlan:
 
     policy: Policy
     chains: int
-
-
-@dataclass(frozen=True)
-class SelectionPlan:
-    """One prompt whose answer is chosen among several.
-
-    Args:
-        request: validated parameters.
-        chains: n.
-        extractor: finds the answer in a text.
-        fork_prefix: ids that every answer of `cot` begins with.
-        reasoning_end: text that ends the reasoning, with fork_at="after_reasoning".
-        max_horizon: the server's limit, where a base chain makes the cost grow with the square.
-        neutralised: model defaults that are not applied.
-        readout: of the judge; None where nothing is judged.
-    """
-
-    request: SelectingRequest
-    chains: int
-    extractor: Extractor
-    fork_prefix: tuple[int, ...]
-    reasoning_end: str | None
-    max_horizon: int | None
-    neutralised: list[str]
-    readout: Readout | None
 
 
 @dataclass(frozen=True)
@@ -159,7 +132,7 @@ def _own_plan(
     if isinstance(request, PowerRequest):
         return _power_plan(manager, obj, params, named, config, request)
     if isinstance(request, SelectingRequest):
-        return _selection_plan(manager, obj, params, named, config, request)
+        return selection_plan(manager, obj, params, named, config, request)
     return _policy_plan(manager, obj, params, named, request)
 
 
@@ -171,7 +144,7 @@ def _policy_plan(
         check_ids(manager, field, ids)
     if "twin" in policy.needs:
         _check_twin(manager, obj, params, named, policy)
-    return PolicyPlan(policy, _chains(params))
+    return PolicyPlan(policy, support.chains_of(params))
 
 
 def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
@@ -190,70 +163,6 @@ def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields
         raise RequestError(field, prompt, problem, "Shorten it, or ask for fewer max_new_tokens")
 
 
-def _selection_plan(
-    manager: Any,
-    obj: Any,
-    params: Mapping[str, Any],
-    named: Fields,
-    config: ServerConfig,
-    request: SelectingRequest,
-) -> SelectionPlan:
-    support.check_request(obj, params, named)
-    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
-    chains, limits = _chains(params), config.limits
-    over_chains = not isinstance(request, CotRequest) and isinstance(request.base, PowerRequest)
-    max_horizon = limits.max_horizon if over_chains else None
-    horizon = support.horizon_of(params, manager.context_len, max_horizon)
-    paths = request.k if isinstance(request, CotRequest) else request.samples
-    if params.get("max_new_tokens", 128) is not None:
-        field = "k" if isinstance(request, CotRequest) else "samples"
-        support.total_tokens_of(request.max_total_tokens, limits, horizon, chains * paths, field)
-    if request.relation != LLM:
-        equivalence(request.relation)
-    return SelectionPlan(
-        request=request,
-        chains=chains,
-        extractor=_extractor(request),
-        fork_prefix=_fork_prefix(manager, request, horizon),
-        reasoning_end=_reasoning_end(manager, request),
-        max_horizon=max_horizon,
-        neutralised=intake.neutralised(params, named) if isinstance(request, CotRequest) else [],
-        readout=readout_of(manager.tokenizer, request),
-    )
-
-
-def _extractor(request: SelectingRequest) -> Extractor:
-    """What finds the answer in a text; "continuation" asks the model and needs none."""
-    if request.answer == "regex":
-        return Regex.of(request.answer_regex or "", "answer_regex")
-    return EXTRACTORS["text" if request.answer == "continuation" else request.answer]
-
-
-def _fork_prefix(manager: Any, request: SelectingRequest, horizon: int) -> tuple[int, ...]:
-    if not isinstance(request, CotRequest) or request.fork_prefix is None:
-        return ()
-    ids = tuple(manager.tokenizer.encode(request.fork_prefix, add_special_tokens=False))
-    if len(ids) >= horizon:
-        problem = f"{len(ids)} tokens, no room for an answer in max_new_tokens={horizon}"
-        raise RequestError("fork_prefix", request.fork_prefix, problem, "Shorten it, or ask for more tokens")
-    return ids
-
-
-def _reasoning_end(manager: Any, request: SelectingRequest) -> str | None:
-    """The text that ends the reasoning of the served model."""
-    if not isinstance(request, CotRequest) or request.fork_at != "after_reasoning":
-        return None
-    name = manager.server_args.reasoning_parser
-    if name is None:
-        raise UnsupportedError(
-            "fork_at",
-            request.fork_at,
-            "this server has no --reasoning-parser, so the end of the reasoning is unknown",
-            'Use "first", or "after_prefix" with fork_prefix',
-        )
-    return str(ReasoningParser(name).detector.think_end_token)
-
-
 def _power_plan(
     manager: Any,
     obj: Any,
@@ -263,7 +172,7 @@ def _power_plan(
     request: PowerRequest,
 ) -> PowerPlan:
     support.check_request(obj, params, named)
-    chains = _chains(params)
+    chains = support.chains_of(params)
     horizon = support.horizon_of(params, manager.context_len, config.limits.max_horizon)
     if params.get("max_new_tokens", 128) is not None:
         support.total_tokens_of(request.max_total_tokens, config.limits, horizon, chains)
@@ -274,15 +183,6 @@ def _power_plan(
         reward=None if request.reward is None else reward(request.reward, config.rewards),
         neutralised=intake.neutralised(params, named),
     )
-
-
-def _chains(params: Mapping[str, Any]) -> int:
-    n = params.get("n")
-    if n is None:
-        return 1
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise RequestError("n", n, "not a positive integer", "Ask for at least 1 answer")
-    return n
 
 
 def check_ids(manager: Any, field: str, ids: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sglang_power.rewards import NamedReward, Scorer
@@ -43,7 +44,11 @@ class AnswerScorer:
             RewardError: the call failed and the policy is to fail.
             ChainAbortedError: the request was aborted meanwhile.
         """
-        answer = self._text.final_text(tokens.ids, self._stop.finish_reason(tokens.ids, finished))
+        return await self.of_ids(tokens.ids, finished)
+
+    async def of_ids(self, ids: Sequence[int], finished: bool) -> float | None:
+        """The same of token ids."""
+        answer = self._text.final_text(ids, self._stop.finish_reason(ids, finished))
         return await self._parent.watched(self._scorer.score(self._prompt, answer))
 
     def report(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_power.errors import UnsupportedError
+from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.serving.config import Limits
 from sglang_power.sglang_host.intake import Fields
 
@@ -126,6 +126,16 @@ def _check_fields(
         value = getattr(obj, field, None)
         if value not in (None, False, [], [None]):
             raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or the sampler")
+
+
+def chains_of(params: Mapping[str, Any]) -> int:
+    """n, checked: how many answers the client wants."""
+    n = params.get("n")
+    if n is None:
+        return 1
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise RequestError("n", n, "not a positive integer", "Ask for at least 1 answer")
+    return n
 
 
 def horizon_of(params: Mapping[str, Any], room: int, max_horizon: int | None = None) -> int:

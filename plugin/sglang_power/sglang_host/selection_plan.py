@@ -1,0 +1,128 @@
+"""A validated plan for one prompt whose answer is chosen among several. Tokenizer process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.parser.reasoning_parser import ReasoningParser
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
+from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.request import (
+    BestOfRequest,
+    BranchRequest,
+    CotRequest,
+    PowerRequest,
+    SamplesRequest,
+    SelectingRequest,
+)
+from sglang_power.rewards import NamedReward, reward
+from sglang_power.serving.config import ServerConfig
+from sglang_power.sglang_host import intake, support
+from sglang_power.sglang_host.intake import Fields
+from sglang_power.sglang_host.judge import Readout, readout_of
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """One prompt whose answer is chosen among several.
+
+    Args:
+        request: validated parameters.
+        chains: n.
+        extractor: finds the answer in a text.
+        fork_prefix: ids that every answer of `cot` begins with.
+        reasoning_end: text that ends the reasoning, with fork_at="after_reasoning".
+        max_horizon: the server's limit, where a base chain makes the cost grow with the square.
+        neutralised: model defaults that are not applied.
+        readout: of the judge; None where nothing is judged.
+        reward: what scores; None where nothing does.
+    """
+
+    request: SelectingRequest
+    chains: int
+    extractor: Extractor
+    fork_prefix: tuple[int, ...]
+    reasoning_end: str | None
+    max_horizon: int | None
+    neutralised: list[str]
+    readout: Readout | None
+    reward: NamedReward | None
+
+
+def selection_plan(
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    config: ServerConfig,
+    request: SelectingRequest,
+) -> SelectionPlan:
+    """The plan of a request, checked against this server.
+
+    Raises:
+        RequestError: it cannot be served.
+    """
+    support.check_request(obj, params, named)
+    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
+    chains, limits = support.chains_of(params), config.limits
+    over_chains = isinstance(request, SamplesRequest) and isinstance(request.base, PowerRequest)
+    max_horizon = limits.max_horizon if over_chains else None
+    horizon = support.horizon_of(params, manager.context_len, max_horizon)
+    if params.get("max_new_tokens", 128) is not None:
+        count = chains * request.answers
+        support.total_tokens_of(request.max_total_tokens, limits, horizon, count, request.answers_field)
+    if request.relation != LLM:
+        equivalence(request.relation)
+    own_law = isinstance(request, CotRequest | BranchRequest)
+    return SelectionPlan(
+        request=request,
+        chains=chains,
+        extractor=_extractor(request),
+        fork_prefix=_fork_prefix(manager, request, horizon),
+        reasoning_end=_reasoning_end(manager, request),
+        max_horizon=max_horizon,
+        neutralised=intake.neutralised(params, named) if own_law else [],
+        readout=readout_of(manager.tokenizer, request),
+        reward=_reward(request, config),
+    )
+
+
+def _reward(request: SelectingRequest, config: ServerConfig) -> NamedReward | None:
+    named = request.reward if isinstance(request, BestOfRequest | BranchRequest) else None
+    return None if named is None else reward(named, config.rewards)
+
+
+def _extractor(request: SelectingRequest) -> Extractor:
+    """What finds the answer in a text; "continuation" asks the model and needs none."""
+    if request.answer == "regex":
+        return Regex.of(request.answer_regex or "", "answer_regex")
+    return EXTRACTORS["text" if request.answer == "continuation" else request.answer]
+
+
+def _fork_prefix(manager: Any, request: SelectingRequest, horizon: int) -> tuple[int, ...]:
+    if not isinstance(request, CotRequest) or request.fork_prefix is None:
+        return ()
+    ids = tuple(manager.tokenizer.encode(request.fork_prefix, add_special_tokens=False))
+    if len(ids) >= horizon:
+        problem = f"{len(ids)} tokens, no room for an answer in max_new_tokens={horizon}"
+        raise RequestError("fork_prefix", request.fork_prefix, problem, "Shorten it, or ask for more tokens")
+    return ids
+
+
+def _reasoning_end(manager: Any, request: SelectingRequest) -> str | None:
+    """The text that ends the reasoning of the served model."""
+    if not isinstance(request, CotRequest) or request.fork_at != "after_reasoning":
+        return None
+    name = manager.server_args.reasoning_parser
+    if name is None:
+        raise UnsupportedError(
+            "fork_at",
+            request.fork_at,
+            "this server has no --reasoning-parser, so the end of the reasoning is unknown",
+            'Use "first", or "after_prefix" with fork_prefix',
+        )
+    return str(ReasoningParser(name).detector.think_end_token)
