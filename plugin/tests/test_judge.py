@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 WORDS = [" yes", "yes", "Yes", "no", " No"]
 TEMPLATE = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
 
 
 def bpe(alphabet: Sequence[str], words: Sequence[str]) -> Any:
@@ -164,7 +165,7 @@ async def test_a_child_reads_one_token_at_the_spellings_only() -> None:
     assert parent.params["logit_bias"] is bias
 
 
-@pytest.mark.parametrize(("template", "prompt"), [(None, "Is it?\n"), (TEMPLATE, "[INST]Is it?[/INST]")])
+@pytest.mark.parametrize(("template", "prompt"), [(None, "Is it?\n"), (TEMPLATE, "[INST]Is it?[/INST]A:")])
 async def test_chat_models_are_asked_in_their_template(template: str | None, prompt: str) -> None:
     model = tokenizer(template=template)
     parent = ScriptedParent(always(yes=0.5, no=0.5), model)
@@ -173,13 +174,23 @@ async def test_chat_models_are_asked_in_their_template(template: str | None, pro
 
 
 @pytest.mark.parametrize("reads_it", [True, False])
-async def test_templates_that_can_leave_out_the_reasoning_do(reads_it: bool) -> None:
+async def test_templates_that_can_leave_out_the_reasoning_do(
+    reads_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ending = "{% if enable_thinking is defined %}!{% endif %}"
     template = TEMPLATE + (ending if reads_it else "")
     model = tokenizer(template=template)
     parent = ScriptedParent(always(yes=0.5, no=0.5), model)
+    render, options = model.apply_chat_template, set[str]()
+
+    def recorded(*args: Any, **given: Any) -> Any:
+        options.update(given)
+        return render(*args, **given)
+
+    monkeypatch.setattr(model, "apply_chat_template", recorded)
     await judge_of(parent).yes("Is it?")
     assert model.decode(parent.children[0].input_ids).endswith("!") == reads_it
+    assert ("enable_thinking" in options) == reads_it, "some tokenizers refuse what they do not know"
 
 
 async def test_contents_bring_no_control_tokens_into_a_prompt() -> None:

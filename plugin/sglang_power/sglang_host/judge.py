@@ -115,6 +115,7 @@ class Judge:
 
         Raises:
             UnsupportedError: the context has no room for the question.
+            HostError: the model's logits are not numbers.
         """
         log_yes, usage = await self._log_yes(question)
         return math.exp(log_yes), usage
@@ -130,7 +131,7 @@ class Judge:
             The log probability of yes against no, nats; and what asking cost.
 
         Raises:
-            UnsupportedError: as `yes`.
+            UnsupportedError, HostError: as `yes`.
         """
         return await self._log_yes(right_question(question, answer))
 
@@ -160,7 +161,7 @@ class Judge:
         if template is None:
             ids: Sequence[int] = tokenizer.encode(f"{text}\n")
         else:
-            # Hybrid reasoning models would begin to reason instead of answering.
+            # Hybrid reasoning models would begin to reason; tokenizers may refuse options that they lack.
             options = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
             message = [{"role": "user", "content": text}]
             ids = tokenizer.apply_chat_template(
