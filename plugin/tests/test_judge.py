@@ -23,8 +23,10 @@ from tokenizers.decoders import ByteLevel, Metaspace
 from transformers import PreTrainedTokenizerFast
 
 WORDS = [" yes", "yes", "Yes", "no", " No"]
-TEMPLATE = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
     "{% if add_generation_prompt %}A:{% endif %}"
+)
 
 
 def bpe(alphabet: Sequence[str], words: Sequence[str]) -> Any:
