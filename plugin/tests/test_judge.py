@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.decoders import ByteLevel, Metaspace
 from transformers import PreTrainedTokenizerFast
 
-WORDS = [" yes", "yes", "Yes", "no", " No"]
+WORDS = [" yes", "yes", "Yes", "YES", "no", " No"]
 TEMPLATE = (
     "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
     "{% if add_generation_prompt %}A:{% endif %}"
@@ -90,7 +90,7 @@ def always(**law: float) -> Callable[[str], dict[str, float]]:
 def test_every_spelling_that_is_one_token_counts() -> None:
     model = tokenizer()
     found = Readout.of(model, "equivalence", "llm")
-    assert {model.decode([i]) for i in found.yes} == {"yes", "Yes", " yes"}
+    assert {model.decode([i]) for i in found.yes} == {"yes", "Yes", "YES", " yes"}
     assert {model.decode([i]) for i in found.no} == {"no", " No"}
     assert {"[INST]", "[/INST]"} <= found.controls
 
