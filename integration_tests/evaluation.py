@@ -1,7 +1,7 @@
 """Runs samplers over problems through a server and measures accuracy and cost. Used by the demo.
 
 Every figure comes from counters in the responses; the controls best_of and vote get as many plain draws
-per problem as make their decoded tokens at least those of power sampling.
+per problem as make their decoded tokens at least those of the sampler behind the @.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class Evaluator:
 
         return await self._run(sampler, params, problems, one)
 
-    async def controls(self, problems: Sequence[Problem], plain: Run, power: Run) -> tuple[Run, Run]:
-        """best_of (by likelihood) and majority vote over the same plain draws, at power's decoded tokens."""
-        samples = math.ceil(power.total("decoded") / plain.total("decoded"))
+    async def controls(self, problems: Sequence[Problem], plain: Run, own: Run) -> tuple[Run, Run]:
+        """best_of (by likelihood) and majority vote over the same plain draws, at `own`'s decoded tokens."""
+        samples = math.ceil(own.total("decoded") / plain.total("decoded"))
         draws: dict[str, list[Answer]] = {}
 
         async def draw(problem: Problem, seed: int) -> Outcome:  # noqa: ARG001
@@ -119,9 +119,10 @@ class Evaluator:
             draws[problem.text] = drawn
             return _pooled(problem, max(drawn, key=_log_p), drawn)
 
-        best = await self._run("best_of", {"samples": samples, "by": "log p"}, problems, draw)
+        cost = f" @ {own.sampler}"
+        best = await self._run("best_of" + cost, {"samples": samples, "by": "log p"}, problems, draw)
         voted = tuple(_pooled(one, _majority(draws[one.text]), draws[one.text]) for one in problems)
-        return best, Run("vote", {"samples": samples}, voted, best.seconds)
+        return best, Run("vote" + cost, {"samples": samples}, voted, best.seconds)
 
     async def _run(
         self,
@@ -131,7 +132,7 @@ class Evaluator:
         one: Callable[[Problem, int], Coroutine[Any, Any, Outcome]],
     ) -> Run:
         started = time.perf_counter()
-        with tqdm(total=len(problems), desc=f"{problems[0].family} {name:8}", unit="problem") as bar:
+        with tqdm(total=len(problems), desc=f"{problems[0].family} {name:16}", unit="problem") as bar:
 
             async def tracked(problem: Problem, seed: int) -> Outcome:
                 outcome = await one(problem, seed)

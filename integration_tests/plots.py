@@ -17,8 +17,11 @@ LABELS = {
     "lowtemp": "T = 1/alpha",
     "greedy": "greedy",
     "cot": "CoT-decoding (ours)",
-    "best_of": "best-of-n",
-    "vote": "vote",
+    "branch": "branch (ours)",
+    "best_of @ branch": "best-of-n, tokens of branch",
+    "vote @ branch": "vote, tokens of branch",
+    "best_of @ power": "best-of-n, tokens of power",
+    "vote @ power": "vote, tokens of power",
     "power": "power (ours)",
 }
 
@@ -34,7 +37,7 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 row["decoded_per_returned"],
                 row["accuracy"],
                 yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
-                fmt="D" if row["sampler"] == "power" else "o",
+                fmt="D" if row["sampler"] in ("power", "branch", "cot") else "o",
                 capsize=3,
                 label=LABELS[row["sampler"]],
             )
