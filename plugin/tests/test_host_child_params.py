@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.triggers import THRESHOLDS, Trigger, TriggerState, Watch
 from sglang_power.sglang_host.child_params import CHILD, ChildParams
 from sglang_power.types import ProposalLaw
 
@@ -31,6 +32,21 @@ laws = st.builds(
     top_p=st.none() | st.floats(0.1, 0.9),
     min_p=st.none() | st.floats(0.01, 0.9),
 )
+triggers = st.sampled_from([*THRESHOLDS]).flatmap(
+    lambda name: st.tuples(*[st.floats(0, 9)] * THRESHOLDS[name]).map(lambda values: Trigger(name, values))
+)
+watches = st.builds(
+    Watch,
+    triggers=st.lists(triggers, min_size=1, max_size=4).map(tuple),
+    state=st.builds(
+        TriggerState,
+        position=st.integers(0, 999),
+        previous=st.floats(0, 12),
+        open_from=st.integers(0, 999),
+        history=st.lists(st.floats(0, 12), max_size=6).map(lambda values: tuple(sorted(values))),
+    ),
+    start=st.integers(0, 999),
+)
 children = st.builds(
     ChildParams,
     law=laws,
@@ -38,6 +54,7 @@ children = st.builds(
     origin=st.integers(0, 10_000),
     forced=st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple),
     early_rejection=st.none() | rejections,
+    watch=st.none() | watches,
     deadline=st.none() | st.floats(1e9, 2e9),
     probe=st.booleans(),
 )
@@ -54,4 +71,4 @@ def test_the_flat_form_is_flat(params: ChildParams) -> None:
     assert flat["sampler"] == CHILD
     for value in flat.values():
         assert not isinstance(value, dict)
-        assert not isinstance(value, list) or all(isinstance(item, int) for item in value)
+        assert not isinstance(value, list) or all(isinstance(item, int | float | str) for item in value)
