@@ -237,7 +237,7 @@ def decide(
         stage=state.stage,
         step=state.step,
         cut=m,
-        current_length=len(state.tokens),
+        current_ids=state.tokens.ids,
         proposal=continuation.tokens,
         proposal_finished=continuation.finished,
         terms=terms,

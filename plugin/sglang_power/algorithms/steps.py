@@ -70,12 +70,12 @@ Action = Extend | Score | Propose | Done
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """One step, for people: the proposal as proposed, every term, the decision."""
+    """One step, for people: what stood there, the proposal as proposed, every term, the decision."""
 
     stage: int
     step: int
     cut: int
-    current_length: int
+    current_ids: tuple[int, ...]
     proposal: Tokens
     proposal_finished: bool
     terms: HastingsTerms
@@ -83,3 +83,8 @@ class Info:
     log_u: float
     accepted: bool
     early_rejected: bool
+
+    @property
+    def current_length(self) -> int:
+        """Tokens of the sequence that the proposal competed with."""
+        return len(self.current_ids)

@@ -120,7 +120,8 @@ class LeafChoice:
         forks = sum(node.fate == "forked" for node in search.tree.nodes)
         notes: dict[str, object] = {"forks": forks, "branches": len(search.tree.nodes) - 1}
         if self.return_tree:
-            notes["tree"] = reported_tree(search.tree, self.reader)
+            leaves = [leaf.node for leaf in search.leaves]
+            notes["tree"] = {**reported_tree(search.tree, self.reader), "leaves": leaves}
         return notes
 
 

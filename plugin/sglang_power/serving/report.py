@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import sglang_power
@@ -16,6 +18,12 @@ from sglang_power.types import Usage
 
 MAX_TRACED_IDS = 4096
 """A traced proposal longer than this is cut in the trace, which says so by `proposal_length`."""
+
+MAX_KEPT_TEXT = 200
+"""Characters before a cut in the trace; the cut says how many tokens they are the end of."""
+
+Decode = Callable[[Sequence[int]], str]
+"""The text of token ids, all at once."""
 
 
 def law_of(config: MHConfig, result: ChainResult) -> Literal["power", "approximate"]:
@@ -43,6 +51,7 @@ def power_report(
     neutralised: list[str],
     prompt_usage: Usage,
     weight_version: str | None,
+    decode: Decode,
     reward_calls: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of one chain; counters of all chains of a request add up to its whole cost.
@@ -54,6 +63,7 @@ def power_report(
         neutralised: model defaults that were not applied.
         prompt_usage: cost of caching the prompt; passed for the first chain only.
         weight_version: of the weights that drew every token.
+        decode: writes the texts of a trace.
         reward_calls: what the scorer reports, with a reward.
     """
     usage = result.usage + prompt_usage
@@ -95,7 +105,7 @@ def power_report(
     if result.shadow.resumed:
         report["shadow"] = {"resumed": result.shadow.resumed, "violations": result.shadow.violations}
     if request.return_trace:
-        report["trace"] = [traced(info) for info in infos]
+        report["trace"] = [traced(info, config, decode) for info in infos]
     return report
 
 
@@ -117,8 +127,8 @@ def _saved_at_most(config: MHConfig, info: Info) -> int:
     return config.stage_horizon(info.stage) - info.cut - len(info.proposal)
 
 
-def traced(info: Info) -> dict[str, Any]:
-    """One step as JSON: the proposal as proposed, every term, the decision."""
+def traced(info: Info, config: MHConfig, decode: Decode) -> dict[str, Any]:
+    """One step as JSON: what was kept, what competed with what, every term, the decision."""
     return {
         "stage": info.stage,
         "step": info.step,
@@ -137,7 +147,32 @@ def traced(info: Info) -> dict[str, Any]:
         "log_u": info.log_u,
         "accepted": info.accepted,
         "early_rejected": info.early_rejected,
+        "saved_tokens_max": _saved_at_most(config, info) if info.early_rejected else 0,
+        **_texts(info, decode),
     }
+
+
+def _texts(info: Info, decode: Decode) -> dict[str, str]:
+    """The end of what was kept, and the two suffixes that competed.
+
+    Whole sequences are decoded, since pieces break inside of characters and merges; a character that the cut
+    splits belongs to the suffixes.
+    """
+    prefix = info.current_ids[: info.cut]
+    kept = decode(prefix).rstrip("\N{REPLACEMENT CHARACTER}")
+    current = decode(info.current_ids)
+    proposal = decode((*prefix, *info.proposal.ids[:MAX_TRACED_IDS]))
+    return {
+        "kept_text": kept[-MAX_KEPT_TEXT:],
+        "current_text": _behind(kept, current),
+        "proposal_text": _behind(kept, proposal),
+    }
+
+
+def _behind(kept: str, whole: str) -> str:
+    """What follows in `whole` where the two part."""
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kept, whole, strict=False))
+    return whole[sum(1 for _ in common) :]
 
 
 def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int) -> dict[str, Any]:
@@ -155,6 +190,7 @@ def selection_report(
     request: SelectingRequest,
     selection: Selection,
     *,
+    name: str | None = None,
     seed: int,
     horizon: int,
     neutralised: list[str],
@@ -165,7 +201,7 @@ def selection_report(
     usage = selection.usage + prompt_usage
     log_p = selection.best.log_p
     return {
-        "sampler": request.sampler,
+        "sampler": request.sampler if name is None else name,
         "params": {**request.echo(), "max_new_tokens": horizon, "neutralised": neutralised},
         "seed": seed,
         "decoded_tokens": usage.decoded,

@@ -99,6 +99,11 @@ class Candidate:
         return self.log_p / len(self.tokens)
 
     @property
+    def mean_entropy(self) -> float:
+        """Of the rows that its tokens were drawn from, nats."""
+        return float(self.tokens.entropy.mean())
+
+    @property
     def value(self) -> str | None:
         """What is compared."""
         return None if self.answer is None else self.answer.value
@@ -179,6 +184,7 @@ def reported_path(one: Candidate, score: float | None) -> dict[str, Any]:
         "confidence": one.delta,
         "log_p": one.log_p if math.isfinite(one.log_p) else None,
         "score": score,
+        "mean_entropy": one.mean_entropy if math.isfinite(one.mean_entropy) else None,
         "tokens": len(one.tokens),
         "finished": one.finished,
     }

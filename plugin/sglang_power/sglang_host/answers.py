@@ -7,7 +7,7 @@ of the final sequence under the base law (temperature 1), not of the proposal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang_power.serving import metrics
@@ -66,6 +66,10 @@ class AnswerWriter:
         """What there was when the request was aborted."""
         reason = {"type": "abort", "message": message}
         return self._answer(tokens, self._text.decode(tokens.ids), reason, power)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, as the request wants them decoded; no stop is trimmed."""
+        return self._text.decode(ids)
 
     def count(self, answer: Answer) -> None:
         """Count an answer (final or aborted) in SGLang's metrics and in the plugin's."""

@@ -80,6 +80,7 @@ class ChainRun:
             neutralised=self.plan.neutralised,
             prompt_usage=self.prompt.usage if self.key.chain == 0 else Usage(),
             weight_version=self.prompt.meta_info.get("weight_version"),
+            decode=self.writer.decode,
             reward_calls=None if self.scorer is None else self.scorer.report(),
         )
 
