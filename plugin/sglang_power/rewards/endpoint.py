@@ -13,7 +13,7 @@ from typing import Annotated
 
 import httpx
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from sglang_power.errors import ConfigError, RewardError
 from sglang_power.fields import FiniteFloat, Positive, PositiveFloat
@@ -27,7 +27,7 @@ class EndpointConfig(BaseModel):
         url: where answers are scored.
         timeout_s: seconds that one attempt may take.
         retries: attempts after the first one, on timeouts, broken connections, HTTP 429 and 5xx.
-        backoff_s: seconds before the first retry; they double.
+        backoff_s: seconds before the first retry; they double, plus up to as many at random.
         max_concurrent: calls at once, per tokenizer process; more wait.
         upper_bound: no score is above it; early rejection needs it.
         on_error: what a call that failed for good does.
@@ -90,9 +90,10 @@ class Endpoint:
         Raises:
             RewardError: every attempt failed, or the answer has another shape.
         """
+        backoff = self._config.backoff_s
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_transient),
-            wait=wait_exponential_jitter(initial=self._config.backoff_s, jitter=self._config.backoff_s),
+            wait=wait_exponential(multiplier=backoff) + wait_random(0.0, backoff),
             stop=stop_after_attempt(self._config.retries + 1),
             reraise=True,
         )
