@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
@@ -20,6 +21,9 @@ from sglang_power.types import ProposalLaw
 Threshold = NonNegativeFloat | list[NonNegativeFloat]
 
 BranchScore = Literal["mean_log_p", "power", "confidence", "self_evaluation", "reward", "vote"]
+
+OWN_OF_POLICY: dict[str, BranchPolicy] = {"lookahead_tokens": "lookahead", "beam": "beam"}
+"""Parameters that only one policy has."""
 
 WHOLE_ANSWERS = ("confidence", "vote")
 """Scores that only a whole answer has."""
@@ -63,6 +67,25 @@ class BranchRequest(SelectionRequest):
     refine: InstanceOf[PowerRequest] | None = None
     return_tree: StrictBool = False
 
+    @field_validator("trigger", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        for name in value if isinstance(value, list) and value else [value]:
+            if not isinstance(name, str) or name not in RULES:
+                raise conflict("trigger", f"unknown trigger {name!r}", f"Use one of: {', '.join(RULES)}")
+        return value
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """One message for a union of types, whose own would name pydantic's branches."""
+        entries = value if isinstance(value, list) else [value]
+        numbers = [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
+        if not all(one is None or _is_threshold(one) for one in numbers):
+            problem = "thresholds are finite numbers of at least 0"
+            raise conflict("threshold", problem, "Give one number, two for a quadrant, or a list per trigger")
+        return value
+
     @field_validator("continuation_policy", mode="before")
     @classmethod
     def _parsed_policy(cls, value: object) -> object:
@@ -71,7 +94,13 @@ class BranchRequest(SelectionRequest):
     @field_validator("refine", mode="before")
     @classmethod
     def _parsed_refinement(cls, value: object) -> object:
-        return power_base("refine", value) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        refine = power_base("refine", value)
+        if refine.lookback_blocks is not None:
+            problem = "a leaf is a draft, which is revised as a whole"
+            raise conflict("refine.lookback_blocks", problem, "Leave it out")
+        return refine
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -79,7 +108,7 @@ class BranchRequest(SelectionRequest):
         if self.max_branches < self.branch_k:
             problem = f"less than branch_k={self.branch_k}: nothing could ever fork"
             raise conflict("max_branches", problem, "Raise it, or lower branch_k")
-        for field, policy in (("lookahead_tokens", "lookahead"), ("beam", "beam")):
+        for field, policy in OWN_OF_POLICY.items():
             if field in self.model_fields_set and self.policy != policy:
                 raise conflict(field, f"not used with policy={self.policy!r}", f"Set policy to {policy!r}")
         if self.policy == "lookahead" and self.score in WHOLE_ANSWERS:
@@ -118,26 +147,36 @@ class BranchRequest(SelectionRequest):
         )
 
     def echo(self) -> dict[str, Any]:
-        """The parameters in force, for the response."""
+        """The parameters in force, for the response; they can be sent again."""
         policy = self.continuation_policy
         shown = None if policy is None else {"sampler": policy.name(), **policy.parameters}
+        thresholds = [list(trigger.thresholds) for trigger in self.triggers]
+        idle = {field for field, user in OWN_OF_POLICY.items() if user != self.policy}
+        idle |= {"alpha"} if self.score != "power" else set()
         return {
-            **super().echo(),
-            "threshold": [list(trigger.thresholds) for trigger in self.triggers],
+            **{name: value for name, value in super().echo().items() if name not in idle},
+            "threshold": thresholds[0] if isinstance(self.trigger, str) else thresholds,
             "continuation_policy": shown,
             "refine": base_echo(self.refine),
         }
 
 
+def _is_threshold(value: object) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= sys.float_info.max
+    )
+
+
 def _trigger(name: str, asked: Any) -> Trigger:
-    if name not in RULES:
-        raise conflict("trigger", f"unknown trigger {name!r}", f"Use one of: {', '.join(RULES)}")
     if asked is None:
         if name not in DEFAULT_THRESHOLDS:
             problem = f"{name} needs the thresholds of entropy and varentropy, which depend on the model"
             raise conflict("threshold", problem, "Give two numbers, nats and nats^2")
         return Trigger(name, DEFAULT_THRESHOLDS[name])
-    values = tuple(float(value) for value in (asked if isinstance(asked, list) else [asked]))
+    given = asked if isinstance(asked, list) else [asked]
+    if any(isinstance(value, list) or value is None for value in given):
+        raise conflict("threshold", f"not the thresholds of {name} alone", "Name as many triggers in a list")
+    values = tuple(map(float, given))
     if len(values) != THRESHOLDS[name]:
         problem = f"{name} takes {THRESHOLDS[name]} number(s), not {len(values)}"
         raise conflict("threshold", problem, "Give as many as the trigger takes")
