@@ -254,7 +254,6 @@ POLICIES = [
     policy("entropix", "entropy_threshold", None, "SGLANG_POWER_CONFIG"),
     policy("entropix", "varentropy_threshold", None, "SGLANG_POWER_CONFIG"),
     policy("entropix", "entropy_threshold", -1.0, ""),
-    policy("entropix", "explore", "branch", '"sample"'),
     policy("entropix", "explore", "tree", "sample"),
     policy("entropix", "hot_factor", 1.0, "1.5"),
     policy("entropix", "insert_ids", [105, 258], "token ids", shown="258"),

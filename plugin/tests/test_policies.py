@@ -20,6 +20,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sglang_power.algorithms.triggers import Trigger
 from sglang_power.errors import ConfigError
 from sglang_power.fields import CONFLICT
 from sglang_power.policies import (
@@ -39,6 +40,7 @@ from sglang_power.policies.entropix import Entropix
 from sglang_power.policies.epsilon import Epsilon
 from sglang_power.policies.kl_guided import KLGuided
 from sglang_power.policies.standard import TopK
+from sglang_power.request import BranchRequest
 from sglang_power.types import FloatArray
 from sglang_power_kernels import sample_rows
 from sglang_power_kernels.testing import NoHostReads, exact_law
@@ -530,6 +532,18 @@ def test_lists_and_words_are_checked(name: str, values: dict[str, Any], field: s
     assert_refused(policies()[name], field, values[field])
 
 
+def test_entropix_that_branches_is_a_branch_request() -> None:
+    values = {"entropy_threshold": 0.5, "varentropy_threshold": 1.5, "seed": 3}
+    assert policies()["entropix"].model_validate(values).branching is None
+    branching = policies()["entropix"].model_validate({**values, "explore": "branch"}).branching
+    assert branching is not None
+    request = BranchRequest(**branching)
+    assert request.triggers == (Trigger("entropix_low_high", (0.5, 1.5)),)
+    assert request.seed == 3
+    law = request.continuation_policy
+    assert law == policies()["entropix"].model_validate({**values, "seed": None})
+
+
 @pytest.mark.parametrize(
     ("name", "values", "missing"),
     [
@@ -560,8 +574,13 @@ def test_what_has_no_default_is_required(name: str, values: dict[str, Any], miss
         ("kl_guided", {"prompt_without": "a", "ids_without": [1]}, "ids_without"),
         (
             "entropix",
-            {"entropy_threshold": 1.0, "varentropy_threshold": 1.0, "explore": "branch"},
-            "explore",
+            {
+                "entropy_threshold": 1.0,
+                "varentropy_threshold": 1.0,
+                "explore": "branch",
+                "insert_ids": [1],
+            },
+            "insert_ids",
         ),
     ],
 )

@@ -140,6 +140,12 @@ class Policy(BaseModel, ABC):
         return None
 
     @property
+    def branching(self) -> dict[str, Any] | None:
+        """Parameters of `branch` where the policy forks, which is no matter of one row; None where it never
+        does."""
+        return None
+
+    @property
     def token_ids(self) -> dict[str, list[int]]:
         """Fields that hold token ids, which have to be in the served model's vocabulary."""
         return {}

@@ -43,7 +43,8 @@ class Entropix(Policy):
     Args:
         entropy_threshold, varentropy_threshold: nats, nats^2; they depend on the model.
         insert_ids: token ids, for example of a question to itself; none: sample.
-        explore: "sample" at the request's temperature; "branch" does not exist yet.
+        explore: "sample" at the request's temperature, or "branch": fork there, with the other parameters of
+            `branch` at their defaults, and draw everything else by this policy; excludes insert_ids.
         hot_factor: above 1.
     """
 
@@ -63,10 +64,25 @@ class Entropix(Policy):
     hot_factor: Annotated[FiniteFloat, Field(gt=1.0)] = 1.5
 
     @model_validator(mode="after")
-    def _no_branches(self) -> Self:
-        if self.explore == "branch":
-            raise conflict("explore", "branching does not exist yet", 'Use "sample"')
+    def _no_insertion_into_branches(self) -> Self:
+        if self.explore == "branch" and self.insert_ids:
+            problem = (
+                'not supported with explore="branch": branches do not know what was inserted before them'
+            )
+            raise conflict("insert_ids", problem, 'Leave it out, or use explore="sample"')
         return self
+
+    @property
+    def branching(self) -> dict[str, Any] | None:
+        """Forks in the quadrant of low entropy and high varentropy."""
+        if self.explore != "branch":
+            return None
+        return {
+            "trigger": "entropix_low_high",
+            "threshold": [self.entropy_threshold, self.varentropy_threshold],
+            "continuation_policy": self.model_copy(update={"explore": "sample", "seed": None}),
+            "seed": self.seed,
+        }
 
     @property
     def token_ids(self) -> dict[str, list[int]]:

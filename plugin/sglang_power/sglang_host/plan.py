@@ -14,7 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
-from sglang_power.request import PowerRequest, SelectingRequest
+from sglang_power.request import BranchRequest, PowerRequest, SelectingRequest
 from sglang_power.rewards import NamedReward, reward
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
@@ -133,6 +133,9 @@ def _own_plan(
         return _power_plan(manager, obj, params, named, config, request)
     if isinstance(request, SelectingRequest):
         return selection_plan(manager, obj, params, named, config, request)
+    if request.branching is not None:
+        branch = BranchRequest(**request.branching)
+        return selection_plan(manager, obj, params, named, config, branch, name=request.name())
     return _policy_plan(manager, obj, params, named, request)
 
 

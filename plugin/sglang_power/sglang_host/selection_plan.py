@@ -32,6 +32,7 @@ class SelectionPlan:
 
     Args:
         request: validated parameters.
+        name: of the sampler that was asked for.
         chains: n.
         extractor: finds the answer in a text.
         fork_prefix: ids that every answer of `cot` begins with.
@@ -43,6 +44,7 @@ class SelectionPlan:
     """
 
     request: SelectingRequest
+    name: str
     chains: int
     extractor: Extractor
     fork_prefix: tuple[int, ...]
@@ -60,8 +62,14 @@ def selection_plan(
     named: Fields,
     config: ServerConfig,
     request: SelectingRequest,
+    name: str | None = None,
 ) -> SelectionPlan:
     """The plan of a request, checked against this server.
+
+    Args:
+        manager, obj, params, named, config: as `plan` has them.
+        request: what is served.
+        name: of the sampler that was asked for, where `request` stands for another.
 
     Raises:
         RequestError: it cannot be served.
@@ -80,6 +88,7 @@ def selection_plan(
     own_law = isinstance(request, CotRequest | BranchRequest)
     return SelectionPlan(
         request=request,
+        name=request.sampler if name is None else name,
         chains=chains,
         extractor=_extractor(request),
         fork_prefix=_fork_prefix(manager, request, horizon),

@@ -61,8 +61,8 @@ class SelectionRun:
                         [self._answer(prompt, i, emit, first_index) for i in range(self._plan.chains)]
                     )
             except ChainAbortedError as error:
-                sampler, count = self._asked.sampler, self._plan.chains
-                return aborted_before_any_answer(parent, sampler, count, str(error), emit, first_index)
+                name, count = self._plan.name, self._plan.chains
+                return aborted_before_any_answer(parent, name, count, str(error), emit, first_index)
 
     async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
         rank = rank_of(self._manager, self._parent.obj, prompt, number)
@@ -70,8 +70,8 @@ class SelectionRun:
         outlet = Outlet(emit, first_index + number, writer.incremental)
 
         def certain(tokens: Tokens) -> None:
-            progress = {"sampler": self._asked.sampler, "progress": {"tokens": len(tokens)}}
-            outlet.send(writer.partial(tokens, progress))
+            power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
+            outlet.send(writer.partial(tokens, power))
 
         selection = await Selector(
             plan=self._plan,
@@ -97,6 +97,7 @@ class SelectionRun:
         power = report.selection_report(
             self._asked,
             selection,
+            name=self._plan.name,
             seed=self._seed,
             horizon=self._horizon(prompt),
             neutralised=self._plan.neutralised,
