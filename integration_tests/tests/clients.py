@@ -85,6 +85,8 @@ PARAM_FIELDS = frozenset(
         "top_p",
         "top_k",
         "min_p",
+        "reward",
+        "reward_weight",
         "max_new_tokens",
     }
 )

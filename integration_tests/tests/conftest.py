@@ -26,19 +26,23 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with an installed distribution that brings a policy by its entry point."""
+    """A folder for PYTHONPATH with an installed distribution that brings a policy and a reward."""
     folder = tmp_path_factory.mktemp("third_party")
     shutil.copy(Path(__file__).with_name("third_party_policy.py"), folder / "top_a_policy.py")
+    shutil.copy(Path(__file__).with_name("third_party_reward.py"), folder / "worked_steps_reward.py")
     info = folder / "top_a_policy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: top-a-policy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sglang_power.policies]\ntop_a = top_a_policy:TopA\n")
+    (info / "entry_points.txt").write_text(
+        "[sglang_power.policies]\ntop_a = top_a_policy:TopA\n"
+        "[sglang_power.rewards]\nworked_steps = worked_steps_reward:worked_steps\n"
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
 def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
-    """The pivot model, page size 1, with the presets of server.yaml, metrics, a policy of another package."""
+    """The pivot model, page size 1, with the presets of server.yaml, metrics, another package's extensions."""
     spec = ServerSpec(
         PIVOT_MODEL,
         "pivot",
