@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sglang_power.algorithms.branching import Path
 from sglang_power.algorithms.engine import Engine
 from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import Info
 from sglang_power.answers import Relation, build_classes, choose, uniform_weights
+from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
 from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
@@ -31,9 +33,27 @@ from sglang_power.serving.selection import (
     reported_classes,
     stopped_by,
 )
-from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.serving.tasks import gather_or_cancel, unless_aborted
 from sglang_power.serving.tree import reported_tree
 from sglang_power.types import Usage, in_parallel
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """Leaves after their chains.
+
+    Args:
+        leaves: in their order.
+        usage: what the chains cost.
+        infos: all their steps.
+        late, aborted: what ended a chain early, if anything did.
+    """
+
+    leaves: Sequence[Path]
+    usage: Usage = field(default_factory=Usage)
+    infos: tuple[Info, ...] = ()
+    late: bool = False
+    aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,40 +80,42 @@ class LeafChoice:
 
     async def run(self, search: BranchSearch, key: Key) -> Selection:
         """The whole run, the search included."""
-        leaves = await search.run()
-        usage = search.usage
-        if self.refine is not None and not search.aborted:
-            leaves, cost = await self._refined(self.refine, leaves, key, usage.decoded)
-            usage += cost
+        refined = Refined(await search.run())
+        if self.refine is not None and not (search.aborted or search.late):
+            refined = await self._refined(self.refine, refined.leaves, key, search.usage.decoded)
+        leaves = refined.leaves
         read = await gather_or_cancel([candidate(self.reader, leaf.tokens, leaf.finished) for leaf in leaves])
         candidates = [one for one, _ in read]
-        usage += in_parallel(cost for _, cost in read)
+        usage = search.usage + refined.usage + in_parallel(cost for _, cost in read)
         selection = await (self._highest(candidates) if self.vote is None else self._voted(candidates, key))
         search.tree[leaves[selection.chosen].node].fate = "chosen"
         return dataclasses.replace(
             selection,
             usage=usage + selection.usage,
-            stopped_by=stopped_by(search.aborted, search.late),
-            notes={**selection.notes, **self.scores.notes, **self._notes(search)},
+            stopped_by=stopped_by(search.aborted or refined.aborted, search.late or refined.late),
+            notes={**selection.notes, **self.scores.notes, **self._notes(search, refined)},
         )
 
-    async def _refined(
-        self, config: MHConfig, leaves: Sequence[Path], key: Key, spent: int
-    ) -> tuple[list[Path], Usage]:
+    async def _refined(self, config: MHConfig, leaves: Sequence[Path], key: Key, spent: int) -> Refined:
         """Every leaf after its chain; the budget that is left is shared among them."""
         each = (self.budget.max_total_tokens - spent) // len(leaves)
+        if each < max(len(leaf.tokens) for leaf in leaves):
+            return Refined(leaves)  # no room even for scoring the drafts
         budget = Budget(each, None, self.budget.deadline)
         chains = [
             Chain(self.engine, config, Key(key.seed, _chain_of(key, i)), budget) for i in range(len(leaves))
         ]
         results = await gather_or_cancel(
-            [chain.run(leaf.tokens.ids) for chain, leaf in zip(chains, leaves, strict=True)]
+            [unless_aborted(chain.run(leaf.tokens.ids)) for chain, leaf in zip(chains, leaves, strict=True)]
         )
-        refined = [
-            dataclasses.replace(leaf, tokens=result.state.tokens, finished=result.state.finished)
-            for leaf, result in zip(leaves, results, strict=True)
-        ]
-        return refined, in_parallel(result.usage for result in results)
+        ends = ["abort" if isinstance(one, ChainAbortedError) else one.stopped_by for one in results]
+        return Refined(
+            leaves=[_left_by(chain, leaf) for chain, leaf in zip(chains, leaves, strict=True)],
+            usage=in_parallel(chain.usage for chain in chains),
+            infos=tuple(info for chain in chains for info in chain.infos),
+            late="deadline_ms" in ends,
+            aborted="abort" in ends,
+        )
 
     async def _highest(self, candidates: Sequence[Candidate]) -> Selection:
         scored, usage = await highest(self.scores, candidates)
@@ -116,13 +138,22 @@ class LeafChoice:
             notes=judge_notes(classes.usage),
         )
 
-    def _notes(self, search: BranchSearch) -> dict[str, object]:
+    def _notes(self, search: BranchSearch, refined: Refined) -> dict[str, object]:
         forks = sum(node.fate == "forked" for node in search.tree.nodes)
         notes: dict[str, object] = {"forks": forks, "branches": len(search.tree.nodes) - 1}
+        if self.refine is not None:
+            accepted = sum(info.accepted for info in refined.infos)
+            notes["refinement"] = {"steps": len(refined.infos), "accepted": accepted}
         if self.return_tree:
             leaves = [leaf.node for leaf in search.leaves]
             notes["tree"] = {**reported_tree(search.tree, self.reader), "leaves": leaves}
         return notes
+
+
+def _left_by(chain: Chain, leaf: Path) -> Path:
+    """A leaf as its chain left it; as it was where the chain was aborted before the first state."""
+    state = chain.state
+    return dataclasses.replace(leaf, tokens=state.tokens, finished=state.finished) if state.tokens else leaf
 
 
 def _chain_of(key: Key, leaf: int) -> int:

@@ -1,0 +1,204 @@
+"""From leaves to one answer, on the exact model: scores, votes, the reported tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang_power.answers import equivalence
+from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
+from sglang_power.rng import Key
+from sglang_power.serving import tree as trees
+from sglang_power.serving.branch import BranchSearch
+from sglang_power.serving.branch_choice import LeafChoice
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.scoring import AnswerReward, Scores
+from sglang_power.serving.selection import Selection
+from sglang_power.types import ProposalLaw, Usage
+from test_branching import SEEDS, config, model, naive_tree
+from test_selection import LastDigit
+
+EXACT = equivalence("exact")
+TREE = {"policy": "tree", "max_depth": 3}
+
+
+async def chosen(
+    table: TabularModel,
+    seed: int = 1,
+    *,
+    engine: TabularEngine | None = None,
+    budget: Budget | None = None,
+    scores: Scores | None = None,
+    search: dict[str, Any] | None = None,
+    **choice: Any,
+) -> Selection:
+    """One run on a table; `choice` are fields of LeafChoice."""
+    engine = TabularEngine(table) if engine is None else engine
+    scores = Scores("mean_log_p", LastDigit()) if scores is None else scores
+    budget = Budget(100_000) if budget is None else budget
+    conf = dataclasses.replace(config(**(TREE if search is None else search)), horizon=table.horizon)
+    run = BranchSearch(engine, conf, Key(seed), scores, budget)
+    return await LeafChoice(engine, LastDigit(), scores, budget, **choice).run(run, Key(seed))
+
+
+def ids(selection: Selection) -> list[Prefix]:
+    return [one.tokens.ids for one in selection.candidates]
+
+
+# --- scores -------------------------------------------------------------------------------------------
+
+
+def naive_score(name: str, table: TabularModel, y: Prefix) -> float | None:
+    scored = table.score(y, ProposalLaw(1.0))
+    if name == "confidence":
+        at = len(y) - (2 if table.ends(y) else 1)
+        if at < 0:
+            return None
+        p = table.probs(y[:at])
+        return float(p[y[at]] - np.delete(p, y[at]).max())
+    log_p = float(scored.log_p.sum())
+    return {"mean_log_p": log_p / len(y), "log_p": log_p, "power": 3.0 * log_p}[name]
+
+
+@pytest.mark.parametrize("name", ["mean_log_p", "log_p", "power", "confidence"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_the_leaf_of_highest_score_is_returned(seed: int, name: Any) -> None:
+    table = model(seed)
+    selection = await chosen(table, scores=Scores(name, LastDigit(), alpha=3.0))
+    assert sorted(ids(selection)) == sorted(naive_tree(config(**TREE), table))
+    expected = [naive_score(name, table, y) for y in ids(selection)]
+    assert selection.scores == pytest.approx(expected)
+    known = [value for value in expected if value is not None]
+    if not known:
+        assert (selection.chosen, selection.reason) == (0, "no_answer")
+        return
+    assert selection.scores[selection.chosen] == pytest.approx(max(known))
+    assert selection.reason == name
+
+
+async def test_scores_choose_differently() -> None:
+    """So that the test above can fail."""
+    answers = {
+        name: [(await chosen(model(s), scores=Scores(name, LastDigit()))).best.tokens.ids for s in SEEDS]
+        for name in ("mean_log_p", "log_p", "confidence")
+    }
+    assert len({tuple(each) for each in answers.values()}) == 3
+
+
+class Stub:
+    """Judges by a table, counts its calls; as an Evaluator and as an AnswerReward."""
+
+    def __init__(self, of: dict[str, float | None]) -> None:
+        self._of, self.asked = of, 0
+
+    async def right(self, answer: str) -> tuple[float, Usage]:
+        self.asked += 1
+        return self._of.get(answer) or -9.0, Usage(decoded=1, wasted=1, prefilled=7, depth=1, children=1)
+
+    async def of_ids(self, ids: Sequence[int], finished: bool) -> float | None:
+        self.asked += 1
+        return self._of.get(LastDigit().text(ids, finished))
+
+    def report(self) -> dict[str, Any]:
+        return {"calls": self.asked}
+
+
+async def test_the_judges_favourite_is_returned_and_its_cost_is_told() -> None:
+    plain = await chosen(model(1))
+    worst = int(np.argmin(plain.scores))
+    judge = Stub({plain.candidates[worst].text: -0.5})
+    judged = await chosen(model(1), scores=Scores("self_evaluation", LastDigit(), evaluator=judge))
+    assert (judged.chosen, judged.reason) == (worst, "self_evaluation")
+    calls = len(judged.candidates)
+    assert judge.asked == calls
+    assert judged.usage == plain.usage + Usage(calls, 7 * calls, calls, 1, calls)
+    assert judged.notes["judge"] == {"calls": calls, "decoded_tokens": calls, "prefilled_tokens": 7 * calls}
+
+
+def rewarded(of: dict[str, float | None]) -> Scores:
+    stub: AnswerReward = Stub(of)
+    return Scores("reward", LastDigit(), reward=stub)
+
+
+async def test_a_leaf_without_a_reward_loses_and_all_without_one_give_the_first() -> None:
+    texts = [one.text for one in (await chosen(model(1))).candidates]
+    assert len(set(texts)) == len(texts) >= 3
+    some = await chosen(model(1), scores=rewarded({texts[1]: -5.0, texts[2]: -6.0}))
+    assert (some.chosen, some.reason) == (1, "reward")
+    assert some.scores == (None, -5.0, -6.0, *[None] * (len(texts) - 3))
+    assert some.notes["reward"] == {"calls": len(texts)}
+    none = await chosen(model(1), scores=rewarded({}))
+    assert (none.chosen, none.reason) == (0, "no_answer")
+
+
+# --- votes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_the_vote_counts_leaves_by_their_answers(seed: int) -> None:
+    selection = await chosen(model(seed), vote=EXACT)
+    values = [one.value for one in selection.candidates]
+    counts = Counter(value for value in values if value is not None)
+    if not counts:
+        assert (selection.chosen, selection.reason) == (0, "no_answer")
+        return
+    most = max(counts.values())
+    winner = selection.best.value
+    assert winner is not None
+    assert counts[winner] == most
+    inside = [one.mean_log_p for one in selection.candidates if one.value == winner]
+    assert selection.best.mean_log_p == max(inside)
+    assert selection.reason == ("tie" if list(counts.values()).count(most) > 1 else "largest")
+    weights = {one["representative"]: one["weight"] for one in selection.classes if one["representative"]}
+    assert weights == pytest.approx({value: n / sum(counts.values()) for value, n in counts.items()})
+
+
+async def test_ties_are_drawn_from_the_seed() -> None:
+    tied = [s for s in SEEDS if (await chosen(model(s), vote=EXACT)).reason == "tie"]
+    winners = [(await chosen(model(tied[0]), seed, vote=EXACT)).best.value for seed in range(20)]
+    again = [(await chosen(model(tied[0]), seed, vote=EXACT)).best.value for seed in range(20)]
+    assert len(set(winners)) > 1
+    assert winners == again
+
+
+# --- the tree that is reported ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["tree", "lookahead", "beam"])
+async def test_the_reported_tree_spells_the_answer(policy: str) -> None:
+    search = {"policy": policy, "max_depth": 4, **({"beam": 2} if policy == "beam" else {})}
+    selection = await chosen(model(1), search=search, return_tree=True)
+    notes = json.loads(json.dumps(selection.notes, allow_nan=False))
+    nodes = notes["tree"]["nodes"]
+    fates = Counter(node["fate"] for node in nodes)
+    assert fates["chosen"] == 1
+    assert fates["chosen"] + fates["leaf"] == len(selection.candidates)
+    assert fates["open"] == 0
+    assert (notes["forks"], notes["branches"]) == (fates["forked"], len(nodes) - 1)
+    assert (fates["pruned"] > 0) == (policy != "tree")
+    at: int | None = next(node["node"] for node in nodes if node["fate"] == "chosen")
+    spelled: list[int] = []
+    while at is not None:
+        node = nodes[at]
+        assert node["span"] == [node["span"][0], node["span"][0] + len(node["ids"])]
+        spelled = node["ids"] + spelled
+        at = node["parent"]
+    assert tuple(spelled) == selection.best.tokens.ids
+    assert "tree" not in (await chosen(model(1), search=search)).notes
+
+
+async def test_a_large_tree_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (await chosen(model(1), return_tree=True)).notes["tree"]
+    monkeypatch.setattr(trees, "MAX_NODES", 4)
+    monkeypatch.setattr(trees, "MAX_NODE_TOKENS", 1)
+    cut = (await chosen(model(1), return_tree=True)).notes["tree"]
+    assert len(cut["nodes"]) == 4
+    assert cut["omitted"] == len(whole["nodes"]) - 4 > 0
+    assert [node["span"] for node in cut["nodes"]] == [node["span"] for node in whole["nodes"][:4]]
+    assert max(len(node["ids"]) for node in whole["nodes"][:4]) > 1
+    assert max(len(node["ids"]) for node in cut["nodes"]) == 1
