@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
             runs = asyncio.run(evaluate(server.url, options.problems))
             plots.chain(one_chain(server.url), options.results / "chain.png")
-            print(one_tree(server.url))
+            tree = one_tree(server.url)
+    print(tree)
     claims = check_claims(runs)
     record = {
         "hardware": hardware(),
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
     if options.readme:
-        write_readme(record)
+        write_readme(record, tree)
     print(f"written: {options.results / 'demo.json'}, {options.results / 'demo.png'}")
     return 0 if all(claims.values()) else 1
 
@@ -198,8 +199,8 @@ def _table_line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def write_readme(record: dict[str, Any]) -> None:
-    """Replace the table between README's markers."""
+def write_readme(record: dict[str, Any], tree: str) -> None:
+    """Replace the table and the tree between README's markers."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     steps = "; ".join(f"{suite} {params}" for suite, params in POWER.items()).replace("'", "")
     branching = str({key: value for key, value in BRANCH.items() if key not in ANSWER}).replace("'", "")
@@ -207,10 +208,11 @@ def write_readme(record: dict[str, Any]) -> None:
         f"{record['problems']} problems per family; {record['hardware']}; {versions}; `{record['command']}`. "
         f"Power parameters: {steps}. Branch: {branching}."
     )
-    before, rest = README.read_text().split("<!-- demo -->")
-    after = rest.split("<!-- /demo -->")[1]
-    block = f"<!-- demo -->\n{table(record['rows'])}\n\n{caption}\n<!-- /demo -->"
-    README.write_text(before + block + after)
+    text = README.read_text()
+    for name, block in (("demo", f"{table(record['rows'])}\n\n{caption}"), ("tree", f"```\n{tree}\n```")):
+        before, rest = text.split(f"<!-- {name} -->")
+        text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
+    README.write_text(text)
 
 
 def hardware() -> str:

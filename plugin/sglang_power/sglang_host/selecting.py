@@ -79,6 +79,7 @@ class Selector:
         return await best_of.run(self._scores(asked.score))
 
     def _cot(self, asked: CotRequest) -> Cot:
+        self._tokens_of_one(asked.max_total_tokens, asked.k)  # where L was open, this is the first check
         return Cot(
             self._engine,
             self._reader,
@@ -120,7 +121,8 @@ class Selector:
     def _tokens_of_one(self, max_total_tokens: int | None, answers: int) -> int:
         """Decoded tokens that one of a choice's answers may take."""
         count = self.plan.chains * answers
-        return support.total_tokens_of(max_total_tokens, self.limits, self.horizon, count) // count
+        field = self.plan.request.answers_field
+        return support.total_tokens_of(max_total_tokens, self.limits, self.horizon, count, field) // count
 
     def _law(self, policy: Policy | None) -> ProposalLaw:
         """Of continuations: greedy, or the policy at the request's temperature."""
