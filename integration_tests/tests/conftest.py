@@ -42,7 +42,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
-    """The pivot model, page size 1, with the presets of server.yaml, metrics, another package's extensions."""
+    """The pivot model, page size 1, the presets of server.yaml, metrics, another package's extensions."""
     spec = ServerSpec(
         PIVOT_MODEL,
         "pivot",

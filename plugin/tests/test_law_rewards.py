@@ -192,6 +192,7 @@ def test_early_rejection_decides_the_same_and_saves_tokens(law: ProposalLaw, cut
         early = run_long(long_config(law, cut, early=True), seed)
         whole = run_long(long_config(law, cut, early=False), seed)
         test_early_rejection.assert_same_chain(early, whole)
+        assert early.usage.children == whole.usage.children, "nothing was stopped before it was lost"
         saved += sum(info.early_rejected for info in early.infos if info.stage == last)
     assert saved > 0
 

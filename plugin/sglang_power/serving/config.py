@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import SamplerRequest, parse_request, samplers
-from sglang_power.rewards import EndpointConfig, installed_rewards
+from sglang_power.rewards import EndpointConfig, installed_rewards, reward
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 
@@ -174,6 +174,8 @@ def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) 
     for name, values in config.presets.items():
         try:
             _parse_anywhere(config, values)
+            if values.get("reward") is not None:
+                reward(values["reward"], config.rewards)
         except RequestError as error:
             raise _at(path, root, ("presets", name, error.field), str(error)) from error
     for model, preset in config.defaults.items():

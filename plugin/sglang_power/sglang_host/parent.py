@@ -54,7 +54,7 @@ ABORT_CHECK_S = 0.1
 """How often a chain that waits for something else than a child looks whether it was aborted."""
 
 ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
-"""For one second: longer than a chain is ever between two children."""
+"""For one second: longer than a chain is ever between two children, unless it waits for a slow reward."""
 
 _repeating: set[asyncio.Task[None]] = set()
 _live: set[Parent] = set()
