@@ -158,7 +158,7 @@ class Slow(TabularEngine):
     """The deadline passes while proposals are drawn."""
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        if call.deadline is not None and call.watch is None:
+        if call.deadline is not None and call.law == chain(self.model, 1).law:
             await asyncio.sleep(max(0.0, call.deadline - time.time() + 0.001))
         return await super().generate(call)
 
