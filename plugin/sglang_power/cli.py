@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import httpx
 
 import sglang_power
+from sglang_power.errors import RecordError
 
 STATUS_ROUTE = "/sglang_power/status"
 
@@ -27,9 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     add_check(commands)
     add_bench(commands)
+    add_trace(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options.url, options.api_key, options.timeout)
+    if options.command == "trace":
+        return run_trace(options)
     return run_bench_kernels(options, shlex.join(["sglang-power", *arguments]))
 
 
@@ -72,6 +76,42 @@ def add_bench(commands: Commands) -> None:
         help="folder for the JSON report and the page results.md (default: %(default)s)",
     )
     kernels.set_defaults(parser=kernels)
+
+
+def add_trace(commands: Commands) -> None:
+    """The options of `trace`."""
+    trace = commands.add_parser("trace", help="draw a run: what was tried, what was kept, why it won")
+    trace.add_argument(
+        "record", type=Path, help="a record, or a response asked for with return_trace or return_tree"
+    )
+    trace.add_argument(
+        "-o", "--output", type=Path, metavar="PAGE", help="the page; by default the record's name with .html"
+    )
+    trace.add_argument("--index", type=int, default=0, help="which answer of a response with several")
+    trace.add_argument("--prompt", help="the prompt's text, which responses do not hold")
+    trace.add_argument("--save-record", type=Path, metavar="FILE", help="write the record, too")
+
+
+def run_trace(options: argparse.Namespace) -> int:
+    """Write the page of a saved run; 2 where the file holds none."""
+    from sglang_power import viewer  # Needs jinja2, which the other commands do without.
+
+    page = options.output or options.record.with_suffix(".html")
+    try:
+        record = viewer.read_record(options.record.read_bytes(), index=options.index, prompt=options.prompt)
+        written = {page: viewer.rendered(record, source=options.record.name)}
+        if options.save_record is not None:
+            written[options.save_record] = record.model_dump_json(indent=1) + "\n"
+        for path, content in written.items():
+            path.write_text(content, encoding="utf-8", newline="\n")
+            print(f"wrote {path}")
+    except RecordError as error:
+        print(f"{options.record}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def run_bench_kernels(options: argparse.Namespace, command: str) -> int:

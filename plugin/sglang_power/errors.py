@@ -7,6 +7,7 @@
       HostError                    the server cannot do what was promised: HTTP 500
       OverloadedError              try again later: HTTP 503
       RewardError                  a reward gave no usable score: HTTP 502
+      RecordError                  a file that holds no trace: the command ends
       WeightsChangedError          the weights were updated during the chain: HTTP 503
       ChainAbortedError            the client or an operator ended the request
 
@@ -70,6 +71,20 @@ class RewardError(PowerError):
     def __init__(self, reward: str, problem: str, hint: str) -> None:
         self.reward, self.problem, self.hint = reward, problem, hint
         super().__init__(f"reward {reward!r}: {problem}. {hint}")
+
+
+class RecordError(PowerError):
+    """A saved record or response that no trace can be made of.
+
+    Args:
+        field: where in it, e.g. "run.steps.3.cut".
+        problem: what is wrong there.
+        hint: what to do.
+    """
+
+    def __init__(self, field: str, problem: str, hint: str) -> None:
+        self.field, self.problem, self.hint = field, problem, hint
+        super().__init__(f"{field}: {problem}. {hint}")
 
 
 class WeightsChangedError(PowerError):

@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "rewards",
         "serving",
     },
+    "viewer": {"errors", "viewer"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 
@@ -50,6 +51,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "algorithms": {"numpy"},
     "engines": {"numpy"},
     "answers": {"numpy", "regex", "math_verify", "pebble"},
+    "viewer": {"pydantic", "pydantic_core", "jinja2"},
 }
 """What the inner layers may import from outside of the standard library."""
 

@@ -1,0 +1,3 @@
+showHead();
+if (run.kind === "tree") showTree();
+else showChain();

@@ -1,0 +1,141 @@
+"""What happened in a run, in plain words, for readers who have never seen the method.
+
+Every sentence is made from the record alone. Strings of the record appear in them as they are: whoever shows
+them makes them harmless (`page`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from sglang_power.viewer.record import AnswerClass, Chain, Firing, TraceRecord, Tree
+
+FIRINGS = {
+    "entropy": "the entropy of the next token was above {0} nats",
+    "varentropy": "the spread of the next token's surprise was above {0}",
+    "ratio": "the second choice was more than {0} times as likely as the first",
+    "jump": "the entropy rose by more than {0} nats from one token to the next",
+    "quantile": "the entropy was above that of a share of {0} of the tokens before",
+}
+"""What it means that a trigger fires; others are told by name."""
+
+SCORES = {
+    "mean_log_p": "its tokens were the most likely ones on average",
+    "log_p": "it was the most likely text as a whole",
+    "power": "it was the most likely text as a whole",
+    "confidence": "the model was most decided about its answer",
+    "self_evaluation": "the model itself judged it most likely to be right",
+    "reward": "it was given the highest reward",
+}
+"""Why the highest score of that name wins."""
+
+
+def sentences(record: TraceRecord) -> list[str]:
+    """The story of a run: what was done, what came of it, what it cost."""
+    run = record.run
+    told = _chain(run) if isinstance(run, Chain) else _tree(run, record)
+    return [*told, _cost(record)]
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """ "1 token", "2 tokens"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _cost(record: TraceRecord) -> str:
+    totals = record.totals
+    spent = f"the whole run generated {counted(totals.decoded, 'token')}"
+    if not totals.answer:
+        return f"In all, {spent}."
+    times = totals.decoded / totals.answer
+    return f"The answer has {counted(totals.answer, 'token')}; {spent}, {times:.1f} times as many."
+
+
+def _chain(chain: Chain) -> list[str]:
+    steps = chain.steps
+    accepted = sum(step.accepted for step in steps)
+    early = [step for step in steps if step.early_rejected]
+    blocks = len({step.stage for step in steps})
+    told = [
+        f"The model wrote an answer in {counted(blocks, 'block')} and then kept revising it: "
+        f"{counted(len(steps), 'time')}, everything behind a random place was thrown away and written anew.",
+        f"{accepted} of these new endings replaced the old one, {len(steps) - accepted} did not. Endings "
+        "that make the whole answer more likely win more often, since the rule weighs answers by their "
+        f"probability to the power of {chain.alpha:g}.",
+    ]
+    if early:
+        were = "was" if len(early) == 1 else "were"
+        stopped = (
+            f"{counted(len(early), 'new ending')} could not win any more half-way and {were} stopped there"
+        )
+        saved = [step.saved_tokens_max for step in early if step.saved_tokens_max is not None]
+        told.append(
+            f"{stopped}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{stopped}."
+        )
+    return told
+
+
+def _tree(tree: Tree, record: TraceRecord) -> list[str]:
+    return [_opening(tree), why(tree, record)]
+
+
+def _opening(tree: Tree) -> str:
+    """How there came to be several texts."""
+    ends = sum(node.fate in ("leaf", "chosen") for node in tree.nodes)
+    if tree.triggers:
+        places = counted(len({node.parent for node in tree.nodes[1:]}), "place")
+        branches = counted(len(tree.nodes) - 1, "branch", "branches")
+        pruned = sum(node.fate == "pruned" for node in tree.nodes)
+        given_up = f", of which {pruned} were given up" if pruned else ""
+        return (
+            f"At {places} the model was unsure how to go on ({_firings(tree.triggers)}). "
+            f"There the text forked, into {branches} in all{given_up}."
+        )
+    if any(node.first_log_p is not None for node in tree.nodes):
+        firsts = counted(ends, "most likely first token")
+        return f"The model's {firsts} were each tried once, and each was continued in the most likely way."
+    return f"The model answered {counted(ends, 'time')}, independently."
+
+
+def _firings(triggers: list[Firing]) -> str:
+    told = []
+    for one in triggers:
+        shown = FIRINGS.get(one.name)
+        values = [f"{value:g}" for value in one.thresholds]
+        told.append(shown.format(*values) if shown and values else " ".join([one.name, *values]))
+    return ", or ".join(told)
+
+
+def why(tree: Tree, record: TraceRecord) -> str:
+    """Why the answer that was returned won."""
+    if tree.reason == "no_answer":
+        return "No path contained an answer of the kind that was asked for, so the first one was returned."
+    if tree.reason in ("largest", "tie") and tree.classes:
+        if record.sampler == "cot" and record.params.get("select") == "max":
+            return "The path about whose answer the model was most decided was returned."
+        return _vote(tree)
+    if sum(node.fate in ("leaf", "chosen") for node in tree.nodes) == 1:
+        return "Only one finished answer was left, so it was returned."
+    reason = SCORES.get(tree.reason, f"its score was the highest ({tree.reason})")
+    return f"Of the finished answers one was returned, because {reason}."
+
+
+def _vote(tree: Tree) -> str:
+    """Which group of equal answers won, by how much."""
+    groups = sorted((one for one in tree.classes if one.weight is not None), key=_weight, reverse=True)
+    winner = next((one for one in groups if tree.chosen in one.members), None)
+    if winner is None:
+        return "The group of equal answers that weighed most won."
+    told = f"Answers that mean the same were put together, which made {counted(len(groups), 'group')}. "
+    paths = counted(len(winner.members), "path")
+    told += f"The answer “{winner.representative}” weighed {_weight(winner):.3g} ({paths})"
+    rest = [one for one in groups if one is not winner]
+    if tree.reason == "tie":
+        return f"{told}, no more than another one; a random draw decided."
+    if rest:
+        told += f", the next one, “{rest[0].representative}”, weighed {_weight(rest[0]):.3g}"
+    return f"{told}; so it won, and its best path was returned."
+
+
+def _weight(one: AnswerClass) -> float:
+    return -math.inf if one.weight is None else one.weight
