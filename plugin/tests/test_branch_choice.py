@@ -110,7 +110,8 @@ class Stub:
 
 async def test_the_judges_favourite_is_returned_and_its_cost_is_told() -> None:
     plain = await chosen(model(1))
-    worst = int(np.argmin(plain.scores))
+    means = [one.mean_log_p for one in plain.candidates]
+    worst = means.index(min(means))
     judge = Stub({plain.candidates[worst].text: -0.5})
     judged = await chosen(model(1), scores=Scores("self_evaluation", LastDigit(), evaluator=judge))
     assert (judged.chosen, judged.reason) == (worst, "self_evaluation")
