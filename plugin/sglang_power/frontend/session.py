@@ -1,0 +1,278 @@
+"""A program's backend once it works with token ids: what SGLang's interpreter calls instead of its endpoint.
+
+Owns one program's ledger and keeps it beside the interpreter's text: before a request, text without ids is
+encoded; after it, the ids that the server drew are kept. What the interpreter asks for otherwise goes to its
+endpoint. Knows the interpreter by the few attributes of `Executor`; `_lang` puts sessions in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sglang_power.errors import HostError, RequestError, UnsupportedError
+from sglang_power.frontend.client import Answer, Client
+from sglang_power.frontend.laws import exponent_of
+from sglang_power.frontend.ledger import REPLACEMENT, Draw, Ledger, Piece
+from sglang_power.request import NO_SAMPLER
+
+LOGPROB_FIELDS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
+
+UNTEMPERED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
+
+
+class Executor(Protocol):
+    """What sessions touch of sglang.lang.interpreter.StreamExecutor."""
+
+    text_: str
+    images_: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one generation of a program asks for.
+
+    Args:
+        name: its variable.
+        values: `custom_params`; None for SGLang's own `sgl.gen`.
+        settings: sampling parameters instead of the program's.
+    """
+
+    name: str | None = None
+    values: dict[str, Any] | None = None
+    settings: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Generated tokens in front of a generation whose text is written together with it.
+
+    Args:
+        ids, text: of those tokens.
+        kept: characters of the text that stand there already.
+        lead: they begin the segment; otherwise they end inside a character that it completes.
+    """
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    kept: int = 0
+    lead: Draw | None = None
+
+    @property
+    def lead_ids(self) -> tuple[int, ...]:
+        """Tokens that belong to the segment."""
+        return () if self.lead is None else self.ids
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One generation under way; `body` is None where its lead is the whole of it."""
+
+    asked: Asked
+    tail: Tail
+    settings: Any
+    body: dict[str, Any] | None
+
+
+class Session:
+    """One program's way to the server, in token ids.
+
+    Args:
+        endpoint: SGLang's backend.
+        client: of the same server.
+        output: SGLang's settings of how ids become text, part of every request.
+        ledger: what the program holds so far.
+    """
+
+    def __init__(
+        self, endpoint: Any, client: Client, output: dict[str, Any], ledger: Ledger | None = None
+    ) -> None:
+        self.endpoint, self.client, self._output = endpoint, client, output
+        self.ledger = Ledger() if ledger is None else ledger
+        self.asked = Asked()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.endpoint, name)
+
+    def forked(self) -> Session:
+        """The session of a fork."""
+        return Session(self.endpoint, self.client, self._output, self.ledger.copy())
+
+    def settle(self, s: Executor) -> None:
+        """Give ids to all of the program's text."""
+        if s.images_:
+            raise UnsupportedError("image", "...", "images have no token ids", "Use SGLang's own primitives")
+        rest = self.ledger.missing(s.text_)
+        if rest:
+            ids = self.client.encode([rest])[0] if self.ledger.pieces else self.client.prompt_ids(rest)
+            self.ledger.append(Piece(rest, tuple(ids)))
+
+    def commit_lazy_operations(self, s: Executor) -> None:
+        """Before forks: have the server cache what they share."""
+        self.settle(s)
+        self.client.warm(self.ledger.ids)
+
+    def begin_with(self, s: Executor, draw: Draw) -> None:
+        """Set the tokens that the next generation begins with."""
+        self.ledger.append(Piece(draw.text, draw.ids, draw))
+        s.text_ += draw.text
+
+    def withdraw(self, s: Executor, name: str) -> Draw:
+        """Take the last generated segment back, as a draft.
+
+        Raises:
+            RequestError: the program's text does not end with the segment of that name.
+        """
+        rest, draw = self.ledger.missing(s.text_), self.ledger.last_draw()
+        if draw is None or draw.name != name or self.ledger.pieces[-1].text + rest != draw.text:
+            raise RequestError("name", name, "not what was generated last", "Refine right after generating")
+        self.ledger.pieces.pop()
+        s.text_ = s.text_[: len(s.text_) - len(draw.text)]
+        return draw
+
+    def generate(self, s: Executor, sampling_params: Any) -> tuple[str, dict[str, Any]]:
+        """As SGLang's endpoint: the text and its meta_info."""
+        call = self._prepare(s, sampling_params)
+        if call.body is None:
+            return self._lead_alone(call)
+        answer: Answer = self.client.generate(call.body)
+        return self._record(call, answer), answer["meta_info"]
+
+    def generate_stream(self, s: Executor, sampling_params: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """As SGLang's endpoint: what is new of the text, and the meta_info, of every event."""
+        call = self._prepare(s, sampling_params)
+        if call.body is None:
+            yield self._lead_alone(call)
+            return
+        shown, answer = "", None
+        for answer in self.client.stream(call.body):
+            finished = bool(answer["meta_info"].get("finish_reason"))
+            text = self._record(call, answer) if finished else self._rendered(call.tail, answer)
+            if not text.startswith(shown):
+                raise HostError("a stream took text back; is --incremental-streaming-output set?")
+            yield text[len(shown) :], answer["meta_info"]
+            shown = text
+        if answer is None or not answer["meta_info"].get("finish_reason"):
+            raise HostError("a stream ended before its answer")
+
+    def select(self, s: Executor, choices: Sequence[str], temperature: float, choices_method: Any) -> Any:
+        """As SGLang's endpoint. Choices are encoded on their own, so no token heals across the border."""
+        assert temperature <= 1e-5, temperature
+        self.settle(s)
+        encoded, prefix = self.client.encode(choices), self.ledger.ids
+        if empty := [choice for choice, ids in zip(choices, encoded, strict=True) if not ids]:
+            raise RequestError("choices", empty[0], "a choice without tokens", "Leave it out")
+        metas = self.client.input_log_probs([(prefix, ids) for ids in encoded])
+        token_log_probs = [
+            meta["input_token_logprobs"][-len(ids) :] for meta, ids in zip(metas, encoded, strict=True)
+        ]
+        unconditional = None
+        if choices_method.requires_unconditional_logprobs:
+            alone = self.client.input_log_probs([(ids[:1], ids[1:]) for ids in encoded])
+            unconditional = [meta["input_token_logprobs"] for meta in alone]
+        decision = choices_method(
+            choices=choices,
+            normalized_prompt_logprobs=[sum(t[0] for t in one) / len(one) for one in token_log_probs],
+            input_token_logprobs=token_log_probs,
+            output_token_logprobs=[meta["output_token_logprobs"] for meta in metas],
+            unconditional_token_logprobs=unconditional,
+        )
+        self.ledger.append(Piece(decision.decision, tuple(encoded[choices.index(decision.decision)])))
+        return decision
+
+    def _prepare(self, s: Executor, sampling_params: Any) -> Call:
+        asked = self.asked
+        settings = sampling_params if asked.settings is None else asked.settings
+        self.endpoint._handle_dtype_to_regex(settings)
+        self.settle(s)
+        tail = self._take_tail(s)
+        fields = settings.to_srt_kwargs()
+        if fields["n"] != 1:
+            hint = "Use sp.branch(s, n), or a sampler that draws several"
+            raise UnsupportedError("n", fields["n"], "one generation is one answer", hint)
+        left = fields["max_new_tokens"] - len(tail.lead_ids)
+        if tail.lead is not None and (tail.lead.finished or left < 1):
+            return Call(asked, tail, settings, None)
+        fields |= {"max_new_tokens": left, "custom_params": asked.values}
+        fields["min_new_tokens"] = max(fields["min_new_tokens"] - len(tail.lead_ids), 0)
+        extra = {name: getattr(settings, name, None) for name in LOGPROB_FIELDS}
+        body = {
+            "input_ids": [*self.ledger.ids, *tail.lead_ids],
+            "sampling_params": {**self._output, **fields},
+            **{name: value for name, value in extra.items() if value is not None},
+        }
+        return Call(asked, tail, settings, body)
+
+    def _take_tail(self, s: Executor) -> Tail:
+        if (piece := self.ledger.take_lead()) is not None:
+            s.text_ = s.text_[: len(s.text_) - len(piece.text)]
+            return Tail(piece.ids, piece.text, 0, piece.draw)
+        if (piece := self.ledger.split_character()) is not None:
+            kept = len(piece.text.rstrip(REPLACEMENT))
+            s.text_ = s.text_[: len(s.text_) - (len(piece.text) - kept)]
+            return Tail(piece.ids, piece.text, kept)
+        return Tail()
+
+    def _lead_alone(self, call: Call) -> tuple[str, dict[str, Any]]:
+        tail, lead = call.tail, call.tail.lead
+        assert lead is not None
+        draw = dataclasses.replace(lead, name=call.asked.name, settings=call.settings, lead=False)
+        self.ledger.append(Piece(tail.text, tail.ids, draw))
+        return tail.text, dict(lead.meta_info)
+
+    def _record(self, call: Call, answer: Answer) -> str:
+        """Keep what was drawn; the text of the variable."""
+        report = answer["meta_info"].get("power")
+        check_sampler(call.asked.values, report)
+        text, drawn = self._rendered(call.tail, answer), tuple(answer["output_ids"])
+        shown, shown_text = self._shown(call.tail, drawn, text, answer)
+        exponent = None if call.tail.lead is not None else exponent_of(report, call.settings.to_srt_kwargs())
+        lead = call.tail.lead_ids
+        draw = Draw(call.asked.name, lead + drawn, text, exponent, call.settings)
+        self.ledger.append(Piece(shown_text, lead + shown, draw))
+        return text
+
+    def _rendered(self, tail: Tail, answer: Answer) -> str:
+        """The text of an answer, with what its tail contributes."""
+        text: str = answer["text"]
+        if not tail.text.endswith(REPLACEMENT):
+            return tail.text[tail.kept :] + text
+        reason = answer["meta_info"].get("finish_reason")
+        whole = self.client.decode([[*tail.ids, *answer["output_ids"]]])[0][tail.kept :]
+        if reason is None:
+            return whole.rstrip(REPLACEMENT)
+        if reason.get("type") == "stop" and isinstance(reason.get("matched"), str):
+            return whole[: whole.find(reason["matched"])]
+        return whole
+
+    def _shown(
+        self, tail: Tail, drawn: tuple[int, ...], text: str, answer: Answer
+    ) -> tuple[tuple[int, ...], str]:
+        """Of what was drawn, the tokens that the text holds whole, and their text.
+
+        A stop string may end inside a token; the characters in front of it are then constant text.
+        """
+        reason = answer["meta_info"]["finish_reason"]
+        matched = reason.get("matched") if reason["type"] == "stop" else None
+        if isinstance(matched, int):
+            return drawn[:-1], text
+        if matched is None:
+            return drawn, text
+        fewest = max(len(drawn) - len(matched.encode()) - 1, 0)
+        counts = range(len(drawn), fewest - 1, -1)
+        texts = self.client.decode([[*tail.ids, *drawn[:count]] for count in counts])
+        for count, whole in zip(counts, texts, strict=True):
+            if text.startswith(whole[tail.kept :]):
+                return drawn[:count], whole[tail.kept :]
+        raise HostError(f"the text of an answer is not that of its tokens: {text!r}")
+
+
+def check_sampler(values: dict[str, Any] | None, report: dict[str, Any] | None) -> None:
+    """Raises HostError unless the server ran the sampler that was asked for."""
+    if values is None:
+        return
+    asked, ran = values["sampler"], NO_SAMPLER if report is None else report.get("sampler")
+    if asked != ran:
+        raise HostError(f"sampler {asked!r} was asked for, the server ran {ran!r}")

@@ -1,0 +1,124 @@
+"""What the functions of this package take beside a program: one pydantic model each, the place of defaults.
+
+Knows no program and no server. A mistake is a RequestError that names the argument.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sglang_power.answers import EXTRACTORS, Extractor, Regex
+from sglang_power.errors import RequestError
+from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
+from sglang_power.request.mistakes import request_error
+from sglang_power.request.selection import EQUIVALENCE_OF
+
+Name = Annotated[str, Field(min_length=1)]
+
+Criterion = Literal["logp", "confidence", "power", "vote", "llm"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parsed(model: type[M], values: dict[str, Any]) -> M:
+    """Validate arguments; None counts as not given.
+
+    Raises:
+        RequestError: the first mistake.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise request_error(model, error, given) from None
+
+
+class BranchSettings(BaseModel):
+    """Where branches come from: exactly one of the four.
+
+    Args:
+        n: as many branches, named "0", "1", ...
+        names: a branch of each name.
+        first_tokens: one per most likely first token of what is generated next.
+        trigger: generate until it fires, then one per likely token there; see `algorithms.triggers`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    n: Positive | None = None
+    names: Annotated[list[Name], Field(min_length=1)] | None = None
+    first_tokens: Positive | None = None
+    trigger: str | Annotated[list[str], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            problem = "branches come from exactly one of n, names, first_tokens, trigger"
+            raise conflict(given[-1] if given else "n", problem, "Name one of the four")
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise conflict("names", "two branches have the same name", "Name every branch once")
+        return self
+
+
+class SelectSettings(BaseModel):
+    """How a branch is chosen.
+
+    Args:
+        by: "logp" takes the largest mean log p, "confidence" the largest Delta of its answer tokens, "power"
+            draws with weights p^alpha / q, "vote" takes the commonest answer, "llm" the branch that the served
+            model most probably calls right.
+        answer, answer_regex: which part of the text is the answer, as in requests.
+        of: the variable that holds it; the branch's last generated segment where absent.
+        equivalence: when two answers are the same; by the kind of answer where absent.
+        alpha: exponent of by="power".
+        seed: of draws and ties; a fresh one where absent.
+        question: that by="llm" asks about; the text in front of the branches where absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    by: Criterion = "logp"
+    answer: Literal["number", "choice", "boxed", "regex", "text"] = "number"
+    answer_regex: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    of: Name | None = None
+    equivalence: Name | None = None
+    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    seed: Seed | None = None
+    question: Name | None = None
+
+    @model_validator(mode="after")
+    def _where_they_are_used(self) -> Self:
+        if (self.answer == "regex") != (self.answer_regex is not None):
+            raise conflict("answer_regex", "belongs to answer='regex'", "Name both, or neither of the two")
+        used = {
+            "alpha": ("power",),
+            "question": ("llm",),
+            "equivalence": ("vote",),
+            "answer": ("confidence", "vote"),
+            "of": ("confidence", "vote", "llm"),
+        }
+        for name, criteria in used.items():
+            if name in self.model_fields_set and self.by not in criteria:
+                raise conflict(name, f"not used with by={self.by!r}", f"Set by to {' or '.join(criteria)}")
+        return self
+
+    @property
+    def extractor(self) -> Extractor:
+        """What finds the answer in a text."""
+        if self.answer_regex is not None:
+            return Regex.of(self.answer_regex, "answer_regex")
+        return EXTRACTORS[self.answer]
+
+    @property
+    def relation(self) -> str:
+        """The equivalence in force."""
+        return self.equivalence or EQUIVALENCE_OF.get(self.answer, "normalised")
+
+
+def only_text(values: dict[str, Any], taken: frozenset[str]) -> None:
+    """Raises RequestError for SGLang arguments that programs with token ids do not support."""
+    for name in sorted(taken & {key for key, value in values.items() if value is not None}):
+        raise RequestError(name, values[name], "not supported here", "Use sp.branch for several answers")
