@@ -28,6 +28,8 @@ class Purpose(enum.IntEnum):
     POLICY = 5
     TIE = 6
     READING = 7
+    CHOICE = 8
+    FORK = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +36,7 @@ class BranchConfig:
         triggers: any of them forks.
         horizon: L, tokens of an answer.
         k: branches of a fork, >= 2.
+        drawn: branches begin with k draws from p, equal ones once, instead of the k most likely tokens.
         policy: which branches live on.
         lookahead: tokens of a rollout, from the fork on.
         beam: paths that are kept.
@@ -48,6 +49,7 @@ class BranchConfig:
     triggers: tuple[Trigger, ...]
     horizon: int
     k: int = 2
+    drawn: bool = False
     policy: BranchPolicy = "lookahead"
     lookahead: int = 16
     beam: int = 4
@@ -152,6 +154,17 @@ def branches(config: BranchConfig, path: Path, fork: Fork, ranked: Sequence[Rank
             fresh = dataclasses.replace(fresh, tokens=path.tokens.first(at), finished=False, first=first)
         opened.append(fresh)
     return opened
+
+
+def first_token_call(path: Path, fork: Fork, seed: int) -> ContinuationCall:
+    """The engine call that draws the first token of one branch from p."""
+    before = path.tokens.ids[: fork.position]
+    return ContinuationCall(before, fork.position + 1, ProposalLaw(1.0), seed)
+
+
+def distinct(firsts: Iterable[RankedToken]) -> list[RankedToken]:
+    """Equal draws once, most likely first."""
+    return sorted({first.token: first for first in firsts}.values(), key=lambda first: -first.log_p)
 
 
 def growth_call(

@@ -36,7 +36,8 @@ class BranchRequest(SelectionRequest):
         trigger: what forks, or a list, any of which does; see `algorithms.triggers`.
         threshold: of the trigger (a number; two, of entropy and varentropy, for a quadrant), or one entry per
             trigger; the trigger's own default where absent.
-        branch_k: branches of a fork, the most likely tokens.
+        branch_k: branches of a fork.  branch_tokens: they begin with the "top" ones, the most likely tokens,
+            or with as many that are "drawn" from p, equal ones once.
         policy: "tree" keeps all, "lookahead" rolls each out and keeps the best, "beam" keeps the best `beam`.
         lookahead_tokens: of a rollout, from the fork on.  beam: paths that are kept.
         max_branches: that all forks may open together.  max_depth: forks on one path.
@@ -54,6 +55,7 @@ class BranchRequest(SelectionRequest):
     trigger: str | Annotated[list[str], Field(min_length=1)] = "entropy"
     threshold: Threshold | list[Threshold | None] | None = None
     branch_k: Annotated[int, Field(ge=2, le=1024)] = 2
+    branch_tokens: Literal["top", "drawn"] = "top"
     policy: BranchPolicy = "lookahead"
     lookahead_tokens: Positive = 16
     beam: Positive = 4
@@ -137,6 +139,7 @@ class BranchRequest(SelectionRequest):
             triggers=self.triggers,
             horizon=horizon,
             k=self.branch_k,
+            drawn=self.branch_tokens == "drawn",
             policy=self.policy,
             lookahead=self.lookahead_tokens,
             beam=self.beam,

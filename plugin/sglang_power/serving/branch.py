@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sglang_power.algorithms import branching
 from sglang_power.algorithms.branching import BranchConfig, Fork, Path
-from sglang_power.algorithms.engine import RankingEngine
+from sglang_power.algorithms.engine import RankedToken, RankingEngine
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
@@ -24,6 +24,8 @@ from sglang_power.serving.tree import Tree
 from sglang_power.types import Tokens, Usage, in_parallel
 
 T = TypeVar("T")
+
+MAX_BRANCHES_OF_A_FORK = 1024
 
 Observer = Callable[[Tokens], None]
 """Told of the tokens that every answer which is still possible begins with."""
@@ -132,13 +134,13 @@ class BranchSearch:
         return self._budget.spent_by(steps=0, tokens=needed, next_tokens=0)
 
     def _extra_tokens(self, path: Path, fork: Fork) -> int:
-        """Of a fork, the token that ranks its branches included."""
-        return 1 + branching.tokens_at_most(self._config, path, fork)
+        """Of a fork, those that find its first tokens included."""
+        finding = self._config.k if self._config.drawn else 1
+        return finding + branching.tokens_at_most(self._config, path, fork)
 
     async def _open(self, path: Path, fork: Fork) -> tuple[list[Path], Usage]:
         """The branches of a fork."""
-        before = path.tokens.ids[: fork.position]
-        ranked, usage = await self._engine.most_likely(before, self._config.k)
+        ranked, usage = await self._first_tokens(path, fork)
         opened = branching.branches(self._config, path, fork, ranked)
         if not any(branch.first is None for branch in opened):
             usage += Usage(wasted=len(path.tokens) - fork.position)
@@ -151,6 +153,20 @@ class BranchSearch:
         return [
             dataclasses.replace(branch, node=number) for branch, number in zip(opened, numbers, strict=True)
         ], usage
+
+    async def _first_tokens(self, path: Path, fork: Fork) -> tuple[list[RankedToken], Usage]:
+        """What the branches of a fork may begin with."""
+        if not self._config.drawn:
+            return await self._engine.most_likely(path.tokens.ids[: fork.position], self._config.k)
+        first = path.node * MAX_BRANCHES_OF_A_FORK
+        seeds = [self._key.child_seed(first + i, Purpose.FORK) for i in range(self._config.k)]
+        drawn = await gather_or_cancel(
+            [self._engine.generate(branching.first_token_call(path, fork, seed)) for seed in seeds]
+        )
+        firsts = [RankedToken(one.tokens.ids[0], float(one.tokens.log_p[0])) for one in drawn]
+        return branching.distinct(firsts), in_parallel(
+            one.usage + Usage(wasted=len(one.tokens)) for one in drawn
+        )
 
     async def _keep(self, forks: Sequence[tuple[Path, Fork]], groups: Sequence[list[Path]]) -> list[Path]:
         """What lives on, by the policy."""
