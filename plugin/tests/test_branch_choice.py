@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from naive_tree import SEEDS, config, model, naive_tree
 from sglang_power.answers import equivalence
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.rng import Key
@@ -20,7 +21,6 @@ from sglang_power.serving.budgets import Budget
 from sglang_power.serving.scoring import AnswerReward, Scores
 from sglang_power.serving.selection import Selection
 from sglang_power.types import ProposalLaw, Usage
-from test_branching import SEEDS, config, model, naive_tree
 from test_selection import LastDigit
 
 EXACT = equivalence("exact")

@@ -14,6 +14,7 @@ import pytest
 from exact import chain_law, g_test, make_config, random_model, target, total_variation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_tree import SEEDS, Aborted, L, Ledger, model
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
@@ -21,7 +22,6 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.serving.budgets import Budget
 from sglang_power.types import Continuation, ProposalLaw
 from test_branch_choice import chosen, ids
-from test_branching import SEEDS, Aborted, L, Ledger, model
 
 SMALL = random_model(8, vocab=3, horizon=4)
 

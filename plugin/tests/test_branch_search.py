@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_tree import SEEDS, H, L, config, leaves, model, search
+from naive_tree import (
+    SEEDS,
+    Aborted,
+    Deaf,
+    H,
+    Impatient,
+    L,
+    Ledger,
+    Overshooting,
+    config,
+    leaves,
+    model,
+    search,
+)
 from scipy import stats
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
