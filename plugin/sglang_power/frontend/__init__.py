@@ -10,8 +10,22 @@ what that changes. Importing this package installs hooks on SGLang's interpreter
 """
 
 from sglang_power.frontend._lang import install
+from sglang_power.frontend.branching import branch
+from sglang_power.frontend.choices import PowerChoices, power_choices
 from sglang_power.frontend.generating import gen, refine, vote
+from sglang_power.frontend.group import Group
+from sglang_power.frontend.selecting import Selected, select
 
 install()
 
-__all__ = ["gen", "refine", "vote"]
+__all__ = [
+    "Group",
+    "PowerChoices",
+    "Selected",
+    "branch",
+    "gen",
+    "power_choices",
+    "refine",
+    "select",
+    "vote",
+]

@@ -150,7 +150,7 @@ def merge(winner: Any, into: Any) -> None:
         into.stream_text_event.set()
 
 
-def _announce(executor: Any, name: str) -> None:
+def _announce(executor: Any, name: Any) -> None:
     """Wake whoever waits for a variable; a reader of its stream expects the value to be complete first."""
     executor.variable_event.setdefault(name, threading.Event()).set()
     if executor.stream:
@@ -221,9 +221,8 @@ def _refinement(executor: Any, session: Session, expr: Refine) -> Asked:
 def _release(executor: Any, expr: Any) -> None:
     """Nobody waits for the variables of what will not run."""
     for one in _flat(expr):
-        name = getattr(one, "name", None)
-        if name in executor.variable_event:
-            _announce(executor, name)
+        if getattr(one, "name", one) in executor.variable_event:
+            _announce(executor, one.name)
 
 
 def _fork(original: Callable[..., list[Any]], self: Any, size: int = 1, offset: Any = None) -> list[Any]:

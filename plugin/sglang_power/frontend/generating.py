@@ -68,5 +68,7 @@ def _checked(sampler: str, values: dict[str, Any]) -> dict[str, Any]:
         parse_request(named)
     elif values:
         field, value = next(iter(values.items()))
-        raise RequestError(field, value, "sampler='none' has no parameters", "Leave it out, or name a sampler")
+        raise RequestError(
+            field, value, "sampler='none' has no parameters", "Leave it out, or name a sampler"
+        )
     return named

@@ -1,9 +1,9 @@
 """Which law generated segments were drawn from, and what that makes of weights; pure.
 
-A segment's law is p^exponent, or unknown. log w = alpha * log p(y) - log q(y) needs log q of everything that a
-branch drew. That of plain draws is log p. That of power sampling is alpha * log p - log Z, whose Z nobody knows;
-but Z depends on what stands in front only, so it cancels where every branch begins with such a draw behind
-the same tokens.
+A segment's law is p^exponent, or unknown. log w = alpha * log p(y) - log q(y) needs log q of everything that
+a branch drew. That of plain draws is log p. That of power sampling is alpha * log p - log Z, whose Z nobody
+knows; but Z depends only on what stands in front, so it cancels where every branch begins with such a draw
+behind the same tokens.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def log_density(branch: Sequence[Drawn], alpha: float, first_prefix: tuple[int, 
     Args:
         branch: its segments, in order.
         alpha: exponent of the target.
-        first_prefix: the tokens in front of the first segment of every branch; a power draw counts there only.
+        first_prefix: the tokens in front of every branch's first segment; a power draw counts there only.
     """
     total = 0.0
     for number, one in enumerate(branch):

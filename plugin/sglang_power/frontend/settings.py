@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_power.answers import EXTRACTORS, Extractor, Regex
-from sglang_power.errors import RequestError
 from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.selection import EQUIVALENCE_OF
@@ -68,8 +67,8 @@ class SelectSettings(BaseModel):
 
     Args:
         by: "logp" takes the largest mean log p, "confidence" the largest Delta of its answer tokens, "power"
-            draws with weights p^alpha / q, "vote" takes the commonest answer, "llm" the branch that the served
-            model most probably calls right.
+            draws with weights p^alpha / q, "vote" takes the commonest answer, "llm" the branch that the
+            served model most probably calls right.
         answer, answer_regex: which part of the text is the answer, as in requests.
         of: the variable that holds it; the branch's last generated segment where absent.
         equivalence: when two answers are the same; by the kind of answer where absent.
@@ -118,7 +117,15 @@ class SelectSettings(BaseModel):
         return self.equivalence or EQUIVALENCE_OF.get(self.answer, "normalised")
 
 
-def only_text(values: dict[str, Any], taken: frozenset[str]) -> None:
-    """Raises RequestError for SGLang arguments that programs with token ids do not support."""
-    for name in sorted(taken & {key for key, value in values.items() if value is not None}):
-        raise RequestError(name, values[name], "not supported here", "Use sp.branch for several answers")
+class ChoiceSettings(BaseModel):
+    """How `power_choices` draws.
+
+    Args:
+        alpha: exponent.
+        seed: of the draws; a fresh one where absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    alpha: Annotated[FiniteFloat, Field(ge=0.0)] = 4.0
+    seed: Seed | None = None

@@ -1,0 +1,168 @@
+"""`sp.branch`: one program becomes a group of branches, which share what it holds so far.
+
+Branches by number or by name start empty. Those by first tokens or by a trigger start with tokens that the
+model proposes, and the next generation of each begins with them (its `lead`). Owns how leads are found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_power.errors import HostError, RequestError, UnsupportedError
+from sglang_power.frontend._lang import ProgramState, attach, is_tracer
+from sglang_power.frontend.client import PLAIN
+from sglang_power.frontend.group import Group
+from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.session import Session, check_sampler
+from sglang_power.frontend.settings import BranchSettings, parsed
+from sglang_power.request import parse_request
+
+FORCED = 1.0e6
+"""A logit bias that leaves no other token a probability."""
+
+TRUNK: dict[str, Any] = {
+    "sampler": "branch",
+    "policy": "lookahead",
+    "lookahead_tokens": 1,
+    "max_depth": 1,
+    "return_tree": True,
+    "answer": "text",
+}
+"""The server's `branch` up to its first fork: one token per branch, and the best of them to its end."""
+
+
+def branch(
+    s: ProgramState,
+    n: int | None = None,
+    *,
+    names: list[str] | None = None,
+    first_tokens: int | None = None,
+    trigger: str | list[str] | None = None,
+    max_tokens: int | None = None,
+    **parameters: Any,
+) -> Group:
+    """Branch a program: `group = sp.branch(s, 4)`.
+
+    Args:
+        s: the program, which has to wait until `select` merges a branch back.
+        n, names, first_tokens, trigger: exactly one; see `BranchSettings`. A trigger that never fires gives
+            one branch, which holds all that was generated.
+        max_tokens: with a trigger, how far to generate for it; the program's default where absent.
+        parameters: with a trigger, further ones of the sampler "branch": threshold, branch_k,
+            continuation_policy, seed.
+
+    Returns:
+        The branches. The first generation of one with a lead begins with its lead: the variable holds it, and
+        max_tokens counts it.
+
+    Raises:
+        RequestError: an argument is wrong. PowerError: the program has failed before.
+    """
+    asked = {"n": n, "names": names, "first_tokens": first_tokens, "trigger": trigger}
+    settings = parsed(BranchSettings, asked)
+    if trigger is None and (max_tokens is not None or parameters):
+        given = parameters or {"max_tokens": max_tokens}
+        raise RequestError(next(iter(given)), next(iter(given.values())), "needs a trigger", "Leave it out")
+    values = {**TRUNK, **parameters, "trigger": trigger}
+    if trigger is not None:
+        parse_request(values)
+    if is_tracer(s):
+        s.fork(1)  # tells the tracer that the common prefix ends here
+        raise UnsupportedError("branch", s, "cannot be traced as a whole", "Run the program instead")
+    session = _settled(s)
+    if settings.first_tokens is not None:
+        leads = _first_tokens(session, settings.first_tokens)
+    elif trigger is not None:
+        horizon = max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
+        leads = _at_trigger(session, values, horizon)
+    else:
+        chosen = settings.names or [str(number) for number in range(settings.n or 0)]
+        return _group(s, dict.fromkeys(chosen))
+    return _group(s, {str(number): lead for number, lead in enumerate(leads)})
+
+
+def _settled(s: ProgramState) -> Session:
+    """The program's session, once everything that was asked of it is done."""
+    executor = s.stream_executor
+    executor.sync()
+    if executor.error_ is not None:
+        raise executor.error_
+    session = attach(executor)
+    session.settle(executor)
+    return session
+
+
+def _group(s: ProgramState, leads: dict[str, Draw | None]) -> Group:
+    forks = s.fork(len(leads))
+    if (error := s.error()) is not None:  # forking caches the shared prefix, which may fail
+        raise error
+    group = Group(s, dict(zip(leads, forks.states, strict=True)))
+    for state, lead in zip(group, leads.values(), strict=True):
+        if lead is not None:
+            state.stream_executor.backend.begin_with(state.stream_executor, lead)
+    return group
+
+
+def _first_tokens(session: Session, count: int) -> list[Draw]:
+    """The most likely next tokens, in order; a vocabulary may hold fewer."""
+    answer = session.client.generate(
+        {
+            "input_ids": list(session.ledger.ids),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 1.0, "custom_params": PLAIN},
+            "return_logprob": True,
+            "top_logprobs_num": count,
+        }
+    )
+    ranked = answer["meta_info"]["output_top_logprobs"][0]
+    return _leads(session, (), [token for _, token, _ in ranked], answer["meta_info"])
+
+
+def _at_trigger(session: Session, values: dict[str, Any], horizon: int) -> list[Draw]:
+    """What is generated up to the first firing, with each token that forks there; all of it where none does."""
+    answer = session.client.generate(
+        {
+            "input_ids": list(session.ledger.ids),
+            "sampling_params": {"max_new_tokens": horizon, "custom_params": values},
+        }
+    )
+    meta, ids = answer["meta_info"], tuple(answer["output_ids"])
+    report = meta.get("power")
+    check_sampler(values, report)
+    nodes = report["tree"]["nodes"]
+    forked = [node for node in nodes if node["parent"] == 0]
+    if forked:
+        start = forked[0]["span"][0]
+        return _leads(session, ids[:start], [node["ids"][0] for node in forked], meta)
+    reason = meta["finish_reason"]
+    finished = reason["type"] == "stop"
+    shown = ids[:-1] if finished and isinstance(reason.get("matched"), int) else ids
+    return [_lead(shown, answer["text"], finished, meta)]
+
+
+def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Draw]:
+    """A lead per token; the server itself is asked which of them end the answer."""
+    ended = _endings(session, [*session.ledger.ids, *trunk], tokens)
+    texts = session.client.decode(
+        [[*trunk, *([] if end else [token])] for token, end in zip(tokens, ended, strict=True)]
+    )
+    return [
+        _lead(trunk if end else (*trunk, token), text, end, meta)
+        for token, end, text in zip(tokens, ended, texts, strict=True)
+    ]
+
+
+def _lead(ids: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]) -> Draw:
+    return Draw(None, ids, text, lead=True, finished=finished, meta_info=meta)
+
+
+def _endings(session: Session, prefix: list[int], tokens: list[int]) -> list[bool]:
+    """Which of some next tokens are stops: each is generated once, and the server says how that ended."""
+    forced = [
+        {"max_new_tokens": 1, "temperature": 0.0, "logit_bias": {str(token): FORCED}, "custom_params": PLAIN}
+        for token in tokens
+    ]
+    answers = session.client.generate({"input_ids": [prefix] * len(tokens), "sampling_params": forced})
+    for token, answer in zip(tokens, answers, strict=True):
+        if answer["output_ids"] != [token]:
+            raise HostError(f"the server ignored a logit bias for token {token}")
+    return [answer["meta_info"]["finish_reason"]["type"] == "stop" for answer in answers]
