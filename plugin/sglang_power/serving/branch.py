@@ -188,8 +188,6 @@ class BranchSearch:
         """The best of the branches, rolled out."""
         horizon = branching.rollout_horizon(self._config, fork)
         rolled = await self._together([self._roll_out(path, horizon) for path in group])
-        for path in rolled:
-            self.tree.grown(path.node, path.tokens)
         behind = [path.tokens.after(fork.position) for path in rolled]
         pieces = [
             Piece(path.tokens.ids, float(tail.log_p.sum()), len(tail))
@@ -218,6 +216,7 @@ class BranchSearch:
         scores = await self._together([self._scores.piece(piece) for piece in pieces])
         kept = branching.best(scores, self._config.beam if count is None else count)
         for i, (path, score) in enumerate(zip(paths, scores, strict=True)):
+            self.tree.grown(path.node, path.tokens)
             node = self.tree[path.node]
             node.score = score
             if i not in kept:

@@ -22,7 +22,6 @@ from sglang_power.rng import Key
 from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.evaluation import judge_notes
 from sglang_power.serving.samples import shares
 from sglang_power.serving.scoring import Scores, highest
 from sglang_power.serving.selection import (
@@ -30,6 +29,7 @@ from sglang_power.serving.selection import (
     Reader,
     Selection,
     candidate,
+    class_notes,
     reported_classes,
     stopped_by,
 )
@@ -135,7 +135,7 @@ class LeafChoice:
             usage=classes.usage,
             classes=tuple(reported_classes(classes, shares(choice.totals))),
             comparisons=classes.comparisons,
-            notes=judge_notes(classes.usage),
+            notes=class_notes(classes),
         )
 
     def _notes(self, search: BranchSearch, refined: Refined) -> dict[str, object]:

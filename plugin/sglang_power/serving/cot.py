@@ -9,12 +9,12 @@ from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confi
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
 from sglang_power.answers import Relation, build_classes, choose_by_delta
 from sglang_power.rng import Key, Purpose
-from sglang_power.serving.evaluation import judge_notes
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
     Selection,
     candidate,
+    class_notes,
     reported_classes,
     stopped_by,
 )
@@ -157,5 +157,5 @@ class Cot:
             classes=tuple(reported_classes(classes, choice.totals)),
             comparisons=classes.comparisons,
             stopped_by=stopped_by(self._aborted, self._late),
-            notes=judge_notes(classes.usage),
+            notes=class_notes(classes),
         )

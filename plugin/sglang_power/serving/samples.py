@@ -16,7 +16,6 @@ from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.evaluation import judge_notes
 from sglang_power.serving.scoring import Scores, highest
 from sglang_power.serving.selection import (
     Candidate,
@@ -24,6 +23,7 @@ from sglang_power.serving.selection import (
     Selection,
     StoppedBy,
     candidate,
+    class_notes,
     reported_classes,
     stopped_by,
 )
@@ -148,7 +148,7 @@ class Vote(SampledSelection):
             classes=tuple(reported_classes(classes, shares(choice.totals))),
             comparisons=classes.comparisons,
             stopped_by=self.stopped_by,
-            notes={"ess": choice.ess, **judge_notes(classes.usage)},
+            notes={"ess": choice.ess, **class_notes(classes)},
         )
 
     def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:

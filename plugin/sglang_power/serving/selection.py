@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from sglang_power.algorithms.cot import confidence
 from sglang_power.answers import Classes
+from sglang_power.serving.evaluation import judge_notes
 from sglang_power.types import Tokens, Usage
 
 StoppedBy = Literal["completed", "deadline_ms", "abort"]
@@ -172,6 +173,20 @@ def reported_classes(classes: Classes, weights: Sequence[float]) -> list[dict[st
         weight = total if one.value is not None else None
         reported.append({"representative": one.value, "members": list(one.members), "weight": weight})
     return reported
+
+
+MAX_REPORTED_UNDECIDED = 20
+
+
+def class_notes(classes: Classes) -> dict[str, Any]:
+    """What the report says of how classes were built: the judge's cost, comparisons without a result."""
+    if not classes.undecided:
+        return judge_notes(classes.usage)
+    undecided = [
+        {"representative": one.representative, "sample": one.sample, "reason": one.reason}
+        for one in classes.undecided[:MAX_REPORTED_UNDECIDED]
+    ]
+    return {**judge_notes(classes.usage), "undecided": undecided}
 
 
 def reported_path(one: Candidate, score: float | None) -> dict[str, Any]:
