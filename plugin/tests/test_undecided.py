@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sglang_power.answers.equivalence import Called, Verdict, undecided
-from sglang_power.engines.tabular import TabularEngine
+from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.samples import Samples, Vote
 from sglang_power.serving.selection import Selection
@@ -17,13 +17,13 @@ from test_selection import MODEL, L, LastDigit, cot
 class Slow:
     """Never comes to a result."""
 
-    async def same(self, a: str, b: str) -> Verdict:
+    async def same(self, a: str, b: str) -> Verdict:  # noqa: ARG002
         return undecided("timed out after 2 s")
 
 
 async def run(sampler: str, relation: Any) -> Selection:
     if sampler == "cot":
-        driver = cot(seed=3)
+        driver = cot(model=TabularModel.random(2, vocab=5, horizon=5), k=5)
         driver._relation = relation
         return await driver.run()
     vote = Vote(TabularEngine(MODEL), LastDigit(), Samples(16, L, ProposalLaw(1.0), 10**6), Key(3))
