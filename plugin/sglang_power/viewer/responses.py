@@ -6,12 +6,12 @@ are a tree of one level. What is missing is named, nothing is guessed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from sglang_power.errors import RecordError
 from sglang_power.viewer.record import FORMAT, TraceRecord, validated
@@ -42,8 +42,8 @@ def read_record(data: str | bytes, *, index: int = 0, prompt: str | None = None)
         RecordError: neither a record nor a response with a trace.
     """
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
         raise RecordError("file", f"not JSON: {error}", SAVED) from None
     if isinstance(content, dict) and content.get("format") == FORMAT:
         record = validated(content)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from sglang_power.viewer.record import AnswerClass, Chain, Firing, TraceRecord, Tree
+from sglang_power.viewer.record import AnswerClass, Chain, Firing, Step, TraceRecord, Tree
 
 FIRINGS = {
     "entropy": "the entropy of the next token was above {0} nats",
@@ -64,15 +64,15 @@ def _chain(chain: Chain) -> list[str]:
         f"probability to the power of {chain.alpha:g}.",
     ]
     if early:
-        were = "was" if len(early) == 1 else "were"
-        stopped = (
-            f"{counted(len(early), 'new ending')} could not win any more half-way and {were} stopped there"
-        )
-        saved = [step.saved_tokens_max for step in early if step.saved_tokens_max is not None]
-        told.append(
-            f"{stopped}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{stopped}."
-        )
+        told.append(_early(early))
     return told
+
+
+def _early(stopped: list[Step]) -> str:
+    endings = counted(len(stopped), "new ending")
+    told = f"{endings} could not win any more half-way and {'was' if len(stopped) == 1 else 'were'} stopped"
+    saved = [step.saved_tokens_max for step in stopped if step.saved_tokens_max is not None]
+    return f"{told}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{told}."
 
 
 def _tree(tree: Tree, record: TraceRecord) -> list[str]:

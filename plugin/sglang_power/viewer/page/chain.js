@@ -51,10 +51,10 @@ function stepDetails(step) {
   const kept = `${tokens(step.cut)} were kept and the ${tokens(old)} behind them written anew`;
   const cost = step.early_rejected ? ` After ${tokens(step.proposal_length)} it was certain to be rejected.` : "";
   const pairs = [
-    ["likelihood of the new ending, log", number(step.log_w_proposal)],
-    ["likelihood of the old ending, log", number(step.log_w_current)],
-    ["chance of this cut, new", number(step.log_cut_proposal)],
-    ["chance of this cut, old", number(step.log_cut_current)],
+    ["weight of the new ending, log", number(step.log_w_proposal)],
+    ["weight of the old ending, log", number(step.log_w_current)],
+    ["chance of this cut in the new answer, log", number(step.log_cut_proposal)],
+    ["chance of this cut in the old answer, log", number(step.log_cut_current)],
   ];
   if (step.log_tilt_proposal || step.log_tilt_current) {
     pairs.push(["reward of the new answer, weighted", number(step.log_tilt_proposal)]);

@@ -1,0 +1,249 @@
+"""Records of runs: what they may hold, what is made of responses, what is said of them. Error rate 0."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang_power.engines.tabular import TabularEngine, TabularModel
+from sglang_power.errors import RecordError
+from sglang_power.request import PowerRequest
+from sglang_power.rng import Key
+from sglang_power.serving.budgets import Budget
+from sglang_power.serving.chain import Chain as ChainDriver
+from sglang_power.serving.report import power_report
+from sglang_power.types import Usage
+from sglang_power.viewer import TraceRecord, read_record, record_of, validated
+from sglang_power.viewer.record import Chain, Tree
+from sglang_power.viewer.story import sentences
+
+DATA = Path(__file__).parent / "data"
+RECORDS = ("chain_record", "tree_record")
+
+Json = dict[str, Any]
+Edit = Callable[[Json], object]
+
+
+def saved(name: str) -> Json:
+    content: Json = json.loads((DATA / f"{name}.json").read_text())
+    return content
+
+
+def edited(name: str, edit: Edit) -> Json:
+    content = saved(name)
+    edit(content)
+    return content
+
+
+def tree_of(record: TraceRecord) -> Tree:
+    assert isinstance(record.run, Tree)
+    return record.run
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_survives_being_written(name: str) -> None:
+    record = validated(saved(name))
+    assert read_record(record.model_dump_json()) == record
+
+
+MISTAKES: dict[str, tuple[str, Edit, str]] = {
+    "an unknown key": ("tree_record", lambda r: r.update(extra=1), "extra: Extra inputs"),
+    "another version": ("tree_record", lambda r: r.update(version=2), "use a newer one"),
+    "a kind to come": ("tree_record", lambda r: r["run"].update(kind="particles"), "use a newer one"),
+    "not a number": ("tree_record", lambda r: r["totals"].update(log_p=float("nan")), "totals.log_p: "),
+    "a number as text": ("tree_record", lambda r: r["totals"].update(decoded="7"), "totals.decoded: "),
+    "half a character": ("tree_record", lambda r: r.update(answer="\ud800"), "answer: "),
+    "a second root": ("tree_record", lambda r: r["run"]["nodes"][3].update(parent=None), "node 3: the root"),
+    "a circle": ("tree_record", lambda r: r["run"]["nodes"][3].update(parent=3), "parent 3 does not stand"),
+    "no nodes": ("tree_record", lambda r: r["run"].update(nodes=[]), "run.tree.nodes: "),
+    "a backward span": ("tree_record", lambda r: r["run"]["nodes"][3].update(start=99), "before it starts"),
+    "a missing winner": ("tree_record", lambda r: r["run"].update(chosen=13), "node 13 is named"),
+    "a missing member": ("tree_record", lambda r: r["run"]["classes"][0]["members"].append(50), "node 50"),
+    "a cut behind the end": (
+        "chain_record",
+        lambda r: r["run"]["steps"][4].update(cut=99),
+        "steps.4: cut=99",
+    ),
+    "two decisions": (
+        "chain_record",
+        lambda r: r["run"]["steps"][4].update(accepted=True, early_rejected=True),
+        "both accepted and rejected early",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_record_that_does_not_hold_together_is_refused(case: str) -> None:
+    name, edit, message = MISTAKES[case]
+    with pytest.raises(RecordError) as raised:
+        validated(edited(name, edit))
+    assert message in str(raised.value)
+
+
+def test_paths_become_a_tree_of_one_level() -> None:
+    tree = tree_of(record_of(saved("cot_response")))
+    assert [node.parent for node in tree.nodes] == [None] + [0] * 10
+    assert (tree.chosen, tree.reason) == (7, "largest")
+    assert [one.members for one in tree.classes] == [[1, 3, 6], [2], [4], [5, 7, 8, 9, 10]]
+    assert tree.nodes[7].fate == "chosen"
+    assert tree.nodes[7].answer == "2"
+    assert tree.nodes[7].first_log_p is not None
+
+
+def test_a_reported_tree_gets_the_answers_of_its_leaves() -> None:
+    response = saved("branch_response")
+    tree = tree_of(record_of(response))
+    assert len(tree.nodes) == 11
+    assert [one.name for one in tree.triggers] == ["entropy"]
+    (winner,) = (i for i, node in enumerate(tree.nodes) if node.fate == "chosen")
+    assert tree.chosen == winner == response["meta_info"]["power"]["tree"]["leaves"][0]
+    assert tree.nodes[winner].answer == "2"
+
+
+def test_a_winner_that_the_tree_omits_is_not_named() -> None:
+    def cut_off(response: Json) -> None:
+        tree = response["meta_info"]["power"]["tree"]
+        tree.update(nodes=tree["nodes"][:3], omitted=8)
+
+    tree = tree_of(record_of(edited("branch_response", cut_off)))
+    assert (tree.chosen, tree.omitted, len(tree.nodes)) == (None, 8, 3)
+
+
+def test_openai_responses_and_lists_hold_one_answer_per_choice() -> None:
+    one = saved("cot_response")
+    power = one["meta_info"]["power"]
+    wanted = record_of(one)
+    chat = {
+        "choices": [{"message": {"content": "another"}}, {"message": {"content": one["text"]}}],
+        "metadata": {"power": [power, power]},
+    }
+    completion = {"choices": [{"text": one["text"]}], "metadata": {"power": [power]}}
+    assert record_of([{"text": "another", "meta_info": {}}, one], index=1) == wanted
+    for response, index in ((chat, 1), (completion, 0)):
+        record = record_of(response, index=index)
+        assert (record.answer, record.run) == (wanted.answer, wanted.run)
+
+
+def _power(edit: Edit) -> Edit:
+    return lambda response: edit(response["meta_info"]["power"])
+
+
+LACKS: dict[str, tuple[Edit, str]] = {
+    "no report": (lambda r: r["meta_info"].pop("power"), "meta_info.power: there is none"),
+    "no tree": (_power(lambda p: p.pop("tree")), "Ask with return_tree=true"),
+    "a chain without its steps": (
+        _power(lambda p: [p.pop("tree"), p.update(proposals=3)]),
+        "no trace in this response. Ask with return_trace=true",
+    ),
+    "a policy": (_power(lambda p: [p.clear(), p.update(sampler="typical")]), "'typical' leaves no trace"),
+    "a number missing": (_power(lambda p: p.pop("depth")), "meta_info.power.depth: Field required"),
+    "leaves missing": (_power(lambda p: p["tree"].pop("leaves")), "tree.leaves: Field required"),
+    "a leaf too many": (_power(lambda p: p["tree"]["leaves"].append(2)), "not one leaf per path"),
+    "a winner missing": (_power(lambda p: p["chosen"].update(index=1)), "a path is named that there is not"),
+    "nobody chosen": (_power(lambda p: p.pop("chosen")), "none of them is chosen"),
+    "no text": (lambda r: r.pop("text"), "answer: "),
+    "thresholds missing": (_power(lambda p: p["params"].pop("threshold")), "triggers.0.thresholds: "),
+}
+
+
+@pytest.mark.parametrize("case", LACKS)
+def test_what_a_response_lacks_is_named(case: str) -> None:
+    edit, message = LACKS[case]
+    with pytest.raises(RecordError) as raised:
+        record_of(edited("branch_response", edit))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "file: not JSON"),
+        ("[" * 100_000, "file: not JSON"),
+        ("[]", "response: has no entry 0"),
+        ("3", "response: has no entry 0"),
+        ('{"choices": 3}', "choices: has no entry 0"),
+        ('{"choices": [{"text": "a"}]}', "metadata.power: has no entry 0"),
+        ('{"text": "a", "meta_info": 7}', "meta_info.power: there is none"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(content: str, message: str) -> None:
+    with pytest.raises(RecordError) as raised:
+        read_record(content)
+    assert message in str(raised.value)
+
+
+def bytes_as_text(ids: Sequence[int]) -> str:
+    """Tokens 1 and 2 are the two bytes of one character, which pieces tear apart."""
+    return bytes({0: 33, 1: 0xC3, 2: 0xA9, 3: 97}[i] for i in ids).decode(errors="replace")
+
+
+def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
+    request = PowerRequest(alpha=2.0, proposal_temperature=1.0, block_size=4, steps=8, return_trace=True)
+    model = TabularModel.random(3, vocab=4, horizon=12, concentration=5.0)
+    config = request.mh_config(12)
+    driver = ChainDriver(TabularEngine(model), config, Key(5), Budget(100_000))
+    result = asyncio.run(driver.run())
+    report = power_report(
+        request,
+        config,
+        result,
+        seed=5,
+        neutralised=[],
+        prompt_usage=Usage(),
+        weight_version=None,
+        decode=bytes_as_text,
+    )
+    text = bytes_as_text(result.state.tokens.ids)
+    chain = record_of({"text": text, "meta_info": {"power": report}}).run
+    assert isinstance(chain, Chain)
+    assert any(step.early_rejected for step in chain.steps)
+    torn = 0
+    for info, step in zip(result.infos, chain.steps, strict=True):
+        torn += bytes_as_text(info.current_ids[: info.cut]).endswith("\N{REPLACEMENT CHARACTER}")
+        proposed = (*info.current_ids[: info.cut], *info.proposal.ids)
+        assert f"{step.kept_text}{step.current_text}" == bytes_as_text(info.current_ids)
+        assert f"{step.kept_text}{step.proposal_text}" == bytes_as_text(proposed)
+    assert torn > 0
+    assert sum(step.saved_tokens_max or 0 for step in chain.steps) == report["saved_tokens_max"]
+
+
+def test_the_story_of_a_chain() -> None:
+    told = " ".join(sentences(validated(saved("chain_record"))))
+    assert "36 times, everything behind a random place was thrown away" in told
+    assert "16 of these new endings replaced the old one, 20 did not" in told
+    assert "20 new endings could not win any more half-way and were stopped" in told
+    assert "The answer has 39 tokens; the whole run generated 291 tokens, 7.5 times as many." in told
+
+
+def test_the_story_of_a_tree() -> None:
+    told = " ".join(sentences(record_of(saved("branch_response"))))
+    assert "At 5 places the model was unsure" in told
+    assert "(the entropy of the next token was above 0.6 nats)" in told
+    assert "into 10 branches in all, of which 5 were given up" in told
+    assert "Only one finished answer was left" in told
+
+
+WINNERS: dict[str, tuple[Edit, str]] = {
+    "largest": (
+        lambda _: None,
+        "The answer “2” weighed 4 (5 paths), the next one, “6”, weighed 3; so it won",
+    ),
+    "tie": (_power(lambda p: p["chosen"].update(reason="tie")), "a random draw decided"),
+    "no answer": (_power(lambda p: p["chosen"].update(reason="no_answer")), "the first one was returned"),
+    "max": (_power(lambda p: p["params"].update(select="max")), "the model was most decided"),
+    "a score": (
+        _power(lambda p: [p["chosen"].update(reason="reward"), p.update(classes=[])]),
+        "because it was given the highest reward",
+    ),
+    "a score to come": (_power(lambda p: p["chosen"].update(reason="luck")), "the highest (luck)"),
+}
+
+
+@pytest.mark.parametrize("case", WINNERS)
+def test_the_story_tells_why_the_winner_won(case: str) -> None:
+    edit, wanted = WINNERS[case]
+    assert wanted in " ".join(sentences(record_of(edited("cot_response", edit))))
