@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from naive_tree import SEEDS, config, model, naive_tree
+from naive_tree import SEEDS, Ledger, config, model, naive_tree
 from sglang_power.answers import equivalence
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.rng import Key
@@ -191,6 +191,16 @@ async def test_the_reported_tree_spells_the_answer(policy: str) -> None:
         at = node["parent"]
     assert tuple(spelled) == selection.best.tokens.ids
     assert "tree" not in (await chosen(model(1), search=search)).notes
+
+
+@pytest.mark.parametrize("policy", ["tree", "lookahead", "beam"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_every_decoded_token_is_in_the_tree_or_wasted(seed: int, policy: str) -> None:
+    engine = Ledger(model(seed))
+    search = {"policy": policy, "max_depth": 4, **({"beam": 2} if policy == "beam" else {})}
+    selection = await chosen(model(seed), engine=engine, search=search, return_tree=True)
+    shown = sum(len(node["ids"]) for node in selection.notes["tree"]["nodes"])
+    assert engine.total.decoded == shown + selection.usage.wasted
 
 
 async def test_a_large_tree_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

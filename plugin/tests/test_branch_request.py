@@ -26,6 +26,7 @@ DOCUMENTED = {
     "trigger": "entropy",
     "threshold": None,
     "branch_k": 2,
+    "branch_tokens": "top",
     "policy": "lookahead",
     "lookahead_tokens": 16,
     "beam": 4,

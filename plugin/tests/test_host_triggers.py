@@ -31,7 +31,12 @@ ENTROPY = Trigger("entropy", (1.0,))
 
 def request(**fields: Any) -> SimpleNamespace:
     """What `consume` sees of a request in the scheduler."""
-    values: dict[str, Any] = {"to_finish": None, "customized_info": None, "output_ids": [], "finished": lambda: False}
+    values: dict[str, Any] = {
+        "to_finish": None,
+        "customized_info": None,
+        "output_ids": [],
+        "finished": lambda: False,
+    }
     return SimpleNamespace(**{**values, **fields})
 
 
