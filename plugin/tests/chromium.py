@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 EXECUTABLE = shutil.which("chromium")
+"""None where there is none."""
 
 ARGUMENTS = (
     "--headless",
@@ -133,7 +134,7 @@ def tab(profile: Path) -> Iterator[Tab]:
     ours_in, theirs_out = os.pipe()
     wired = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'  # The pipe's two ends are descriptors 3 and 4.
     process = subprocess.Popen(
-        ["sh", "-c", wired, EXECUTABLE, *ARGUMENTS, f"--user-data-dir={profile}"],
+        ["bash", "-c", wired, EXECUTABLE, *ARGUMENTS, f"--user-data-dir={profile}"],
         pass_fds=(theirs_in, theirs_out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -56,7 +56,6 @@ MISTAKES: dict[str, tuple[str, Edit, str]] = {
     "a kind to come": ("tree_record", lambda r: r["run"].update(kind="particles"), "use a newer one"),
     "not a number": ("tree_record", lambda r: r["totals"].update(log_p=float("nan")), "totals.log_p: "),
     "a number as text": ("tree_record", lambda r: r["totals"].update(decoded="7"), "totals.decoded: "),
-    "half a character": ("tree_record", lambda r: r.update(answer="\ud800"), "answer: "),
     "a second root": ("tree_record", lambda r: r["run"]["nodes"][3].update(parent=None), "node 3: the root"),
     "a circle": ("tree_record", lambda r: r["run"]["nodes"][3].update(parent=3), "parent 3 does not stand"),
     "no nodes": ("tree_record", lambda r: r["run"].update(nodes=[]), "run.tree.nodes: "),
@@ -66,7 +65,7 @@ MISTAKES: dict[str, tuple[str, Edit, str]] = {
     "a cut behind the end": (
         "chain_record",
         lambda r: r["run"]["steps"][4].update(cut=99),
-        "steps.4: cut=99",
+        "4: cut=99",
     ),
     "two decisions": (
         "chain_record",
@@ -139,7 +138,10 @@ LACKS: dict[str, tuple[Edit, str]] = {
         _power(lambda p: [p.pop("tree"), p.update(proposals=3)]),
         "no trace in this response. Ask with return_trace=true",
     ),
-    "a policy": (_power(lambda p: [p.clear(), p.update(sampler="typical")]), "'typical' leaves no trace"),
+    "a sampler without one": (
+        _power(lambda p: [p.pop(key) for key in list(p) if key != "sampler"]),
+        "'branch' leaves no trace",
+    ),
     "a number missing": (_power(lambda p: p.pop("depth")), "meta_info.power.depth: Field required"),
     "leaves missing": (_power(lambda p: p["tree"].pop("leaves")), "tree.leaves: Field required"),
     "a leaf too many": (_power(lambda p: p["tree"]["leaves"].append(2)), "not one leaf per path"),
@@ -163,6 +165,7 @@ def test_what_a_response_lacks_is_named(case: str) -> None:
     [
         ("{", "file: not JSON"),
         ("[" * 100_000, "file: not JSON"),
+        (r'{"text": "\ud800"}', "file: not JSON"),
         ("[]", "response: has no entry 0"),
         ("3", "response: has no entry 0"),
         ('{"choices": 3}', "choices: has no entry 0"),
@@ -230,7 +233,7 @@ def test_the_story_of_a_tree() -> None:
 WINNERS: dict[str, tuple[Edit, str]] = {
     "largest": (
         lambda _: None,
-        "The answer “2” weighed 4 (5 paths), the next one, “6”, weighed 3; so it won",
+        "“2” weighed 4 (5 paths), the next one, “6”, weighed 3; so it won",
     ),
     "tie": (_power(lambda p: p["chosen"].update(reason="tie")), "a random draw decided"),
     "no answer": (_power(lambda p: p["chosen"].update(reason="no_answer")), "the first one was returned"),

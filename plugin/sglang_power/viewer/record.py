@@ -19,7 +19,8 @@ from sglang_power.errors import RecordError
 FORMAT: Final = "sglang-power-trace"
 VERSION: Final = 1
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """A logarithm that is infinite is absent."""
 
@@ -209,7 +210,7 @@ class TraceRecord(_Model):
     producer: str
     sampler: str
     params: dict[str, JsonValue]
-    seed: Count | None = None
+    seed: Seed | None = None
     prompt: str | None = None
     answer: str
     law: str

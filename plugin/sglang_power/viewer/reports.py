@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from pydantic_core import PydanticCustomError
 
 from sglang_power.errors import RecordError
-from sglang_power.viewer.record import Count, Number, Step
+from sglang_power.viewer.record import Count, Number, Seed, Step
 
 SAVED = "Save the whole response of a request that names a sampler, as the server sent it"
 
@@ -78,7 +78,7 @@ class Report(_Part):
     version: str
     sampler: str
     params: dict[str, JsonValue]
-    seed: Count
+    seed: Seed
     law: str
     stopped_by: str
     decoded_tokens: Count
