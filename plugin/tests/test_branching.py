@@ -68,3 +68,10 @@ def test_the_best_are_kept_in_their_order_and_the_first_of_equal_ones() -> None:
     assert best([1.0, None, 3.0, 3.0, 2.0], 2) == [2, 3]
     assert best([2.0, 3.0, 3.0], 1) == [1]
     assert best([None, None], 1) == [0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_beam_stays_narrow_under_every_cap(seed: int) -> None:
+    for max_branches in (2, 4, 8, 16):
+        conf = config(policy="beam", beam=2, max_branches=max_branches)
+        assert 1 <= len(await leaves(seed, conf)) <= 2

@@ -79,6 +79,12 @@ BAD: list[tuple[str, int, str, str]] = [
     ("parameters:\n  m:\n    edt:\n      theta: -1\n", 4, "parameters.m.edt.theta", "got -1"),
     ("parameters:\n  m:\n    edt:\n      thteta: 1\n", 4, "parameters.m.edt.thteta", "Extra"),
     ("presets:\n  a: {sampler: entropix}\n", 2, "presets.a.entropy_threshold", "required"),
+    (
+        "presets:\n  a:\n    sampler: branch\n    refine:\n      sampler: cot\n",
+        5,
+        "presets.a.refine.sampler",
+        "not power",
+    ),
     ("- presets\n", 1, "", "presets"),
     ("just words\n", 1, "", "just words"),
 ]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from sglang_power.algorithms.cot import CotConfig
+from sglang_power.algorithms.cuts import UniformCut
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.answers import equivalence
@@ -279,6 +280,16 @@ def test_mistakes_name_field_and_value(values: dict[str, Any], message: str) -> 
 def test_answers_are_compared_by_their_kind(kind: Any, relation: str) -> None:
     assert CotRequest(answer=kind).relation == relation
     assert CotRequest(answer=kind, equivalence="exact").relation == "exact"
+
+
+async def test_chains_of_samples_keep_to_their_steps() -> None:
+    chain = MHConfig(4.0, ProposalLaw(1.0), L, L, 8, UniformCut())
+    children = []
+    for limit in (None, 8, 1):
+        drawn = Samples(3, L, chain, tokens_each=10_000, max_steps=limit)
+        vote = Vote(TabularEngine(MODEL), LastDigit(), drawn, Key(2))
+        children.append((await vote.run(EXACT, "count", 1.0)).usage.children)
+    assert children == [3 * (1 + 8), 3 * (1 + 8), 3 * (1 + 1)]
 
 
 def test_models_cannot_be_changed() -> None:

@@ -103,7 +103,7 @@ class BranchSearch:
                 self.tree[path.node].cap = cap
                 closed.append(dataclasses.replace(path, open=False))
         groups = await self._together([self._open(path, fork) for path, fork in forks])
-        return closed + await self._keep(forks, groups)
+        return await self._keep(closed, forks, groups)
 
     async def _grow(self, path: Path) -> tuple[tuple[Path, Fork | None], Usage]:
         """A path up to its next fork, or to its end."""
@@ -168,21 +168,21 @@ class BranchSearch:
             one.usage + Usage(wasted=len(one.tokens)) for one in drawn
         )
 
-    async def _keep(self, forks: Sequence[tuple[Path, Fork]], groups: Sequence[list[Path]]) -> list[Path]:
-        """What lives on, by the policy."""
-        branches = [branch for group in groups for branch in group]
+    async def _keep(
+        self, closed: list[Path], forks: Sequence[tuple[Path, Fork]], groups: Sequence[list[Path]]
+    ) -> list[Path]:
+        """What lives on, by the policy; paths that a cap closed compete like any other."""
         if self._config.policy == "lookahead":
-            return [
-                await self._look_ahead(fork, group) for (_, fork), group in zip(forks, groups, strict=True)
-            ]
-        if self._config.policy == "tree" or not branches:
-            return branches
-        pool = self.leaves + branches
+            pairs = zip(forks, groups, strict=True)
+            return closed + [await self._look_ahead(fork, group) for (_, fork), group in pairs]
+        live = closed + [branch for group in groups for branch in group]
+        if self._config.policy == "tree" or not live:
+            return live
         wholes = [_piece(leaf, len(leaf)) for leaf in self.leaves]
-        firsts = [_piece(path, path.state.position) for path in branches]
-        kept = await self._best(pool, wholes + firsts)
+        firsts = [_piece(path, path.state.position) for path in live]
+        kept = await self._best(self.leaves + live, wholes + firsts)
         self.leaves = [path for path in self.leaves if path in kept]
-        return [path for path in branches if path in kept]
+        return [path for path in live if path in kept]
 
     async def _look_ahead(self, fork: Fork, group: list[Path]) -> Path:
         """The best of the branches, rolled out."""

@@ -65,7 +65,7 @@ class LeafChoice:
         reader: reads them.
         scores: compares them.
         vote: the relation of a vote over their answers, which replaces the comparison; None: no vote.
-        refine: the chain that refines each leaf; None: none.
+        refine: the chain that refines each leaf; None: none.  refine_steps: cap on its steps.
         budget: of the whole run.
         return_tree: report the tree.
     """
@@ -76,6 +76,7 @@ class LeafChoice:
     budget: Budget
     vote: Relation | None = None
     refine: MHConfig | None = None
+    refine_steps: int | None = None
     return_tree: bool = False
 
     async def run(self, search: BranchSearch, key: Key) -> Selection:
@@ -101,7 +102,7 @@ class LeafChoice:
         each = (self.budget.max_total_tokens - spent) // len(leaves)
         if each < max(len(leaf.tokens) for leaf in leaves):
             return Refined(leaves)  # no room even for scoring the drafts
-        budget = Budget(each, None, self.budget.deadline)
+        budget = Budget(each, self.refine_steps, self.budget.deadline)
         chains = [
             Chain(self.engine, config, Key(key.seed, _chain_of(key, i)), budget) for i in range(len(leaves))
         ]

@@ -177,7 +177,7 @@ def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) 
             if values.get("reward") is not None:
                 reward(values["reward"], config.rewards)
         except RequestError as error:
-            raise _at(path, root, ("presets", name, error.field), str(error)) from error
+            raise _at(path, root, ("presets", name, *error.field.split(".")), str(error)) from error
     for model, preset in config.defaults.items():
         if preset not in config.presets:
             raise _at(path, root, ("defaults", model), f"preset {preset!r} is not defined in this file")

@@ -42,6 +42,7 @@ class Samples:
         horizon: L, tokens of an answer.
         base: the law of single draws, or the chain that every answer is the end of.
         tokens_each: cap on the decoded tokens of one answer.
+        max_steps: cap on the steps of one chain.
         deadline: unix time in seconds.
     """
 
@@ -49,6 +50,7 @@ class Samples:
     horizon: int
     base: ProposalLaw | MHConfig
     tokens_each: int
+    max_steps: int | None = None
     deadline: float | None = None
 
 
@@ -65,7 +67,7 @@ class Draw:
 async def draw(engine: Engine, samples: Samples, key: Key) -> Draw:
     """One sample of the base; `key` is its own."""
     if isinstance(samples.base, MHConfig):
-        budget = Budget(samples.tokens_each, None, samples.deadline)
+        budget = Budget(samples.tokens_each, samples.max_steps, samples.deadline)
         result = await Chain(engine, samples.base, key, budget).run()
         late = result.stopped_by == "deadline_ms"
         return Draw(result.state.tokens, result.state.finished, late, result.usage)

@@ -168,6 +168,11 @@ class Outlet:
         self._emit, self._index, self._incremental = emit, index, incremental
         self._sent: Answer | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether somebody listens."""
+        return self._emit is not None
+
     def send(self, answer: Answer) -> None:
         """Hand on a chunk or the answer."""
         if self._emit is None:

@@ -14,7 +14,7 @@ from sglang_power.rng import Key
 from sglang_power.serving import report
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain, ChainResult
-from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, as_delta
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Outlet
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.plan import PowerPlan
 from sglang_power.sglang_host.scoring import AnswerScorer
@@ -36,12 +36,11 @@ class ChainRun:
     writer: AnswerWriter
     prompt: Prompt
     scorer: AnswerScorer | None
-    emit: Emit | None
+    outlet: Outlet
     shadow: bool
     _accepted: int = field(default=0, init=False)
     _last_progress: float = field(default=0.0, init=False)
     _streamed: int = field(default=0, init=False)
-    _sent: Answer | None = field(default=None, init=False)
 
     async def answer(self) -> Answer:
         """Run the chain to its end, or to its abort, and write what it found."""
@@ -50,7 +49,7 @@ class ChainRun:
             self.config,
             self.key,
             self.budget,
-            self._observe if self.emit is not None else None,
+            self._observe if self.outlet.open else None,
             reward=self.scorer,
             shadow=self.shadow,
         )
@@ -61,15 +60,8 @@ class ChainRun:
             result = chain.result("abort", in_last_stage=False)
             answer = self.writer.aborted(result.state.tokens, str(error), self._report(result))
         self.writer.count(answer)
-        self._send(answer)
+        self.outlet.send(answer)
         return answer
-
-    def _send(self, answer: Answer) -> None:
-        """Hand a chunk or the answer to the stream, if there is one, in the form that the server streams."""
-        if self.emit is None:
-            return
-        self.emit(0, as_delta(self._sent, answer) if self.writer.incremental else answer)
-        self._sent = answer
 
     def _report(self, result: ChainResult) -> dict[str, Any]:
         return report.power_report(
@@ -94,4 +86,4 @@ class ChainRun:
         self._last_progress, self._streamed = now, committed
         progress = report.progress(self.config, state.step, state.stage, self._accepted, len(state.tokens))
         power = {"sampler": self.plan.request.sampler, "progress": progress}
-        self._send(self.writer.partial(state.tokens.first(committed), power))
+        self.outlet.send(self.writer.partial(state.tokens.first(committed), power))

@@ -22,7 +22,8 @@ from tenacity import (
     AsyncRetrying,
     retry_if_exception,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
@@ -179,9 +180,10 @@ class Parent:
         return await self._run(_batch_of(children))
 
     async def _run(self, child: Any) -> list[dict[str, Any]]:
+        backoff = self._limits.busy_backoff_s
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_queue_full),
-            wait=wait_exponential_jitter(initial=self._limits.busy_backoff_s, max=5.0),
+            wait=wait_exponential(multiplier=backoff, max=5.0) + wait_random(0.0, backoff),
             stop=stop_after_attempt(self._limits.busy_retries + 1),
             reraise=True,
         )

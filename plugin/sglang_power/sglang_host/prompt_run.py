@@ -15,7 +15,7 @@ from sglang_power.serving.budgets import Budget
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
-from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
+from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.chain_run import ChainRun
 from sglang_power.sglang_host.children import ChildEngine, Prompt, prepare_prompt
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
@@ -124,6 +124,7 @@ class PromptRun:
         reward = self._plan.reward
         bound = None if reward is None else reward.upper_bound
         ranks = [rank_of(self._manager, parent.obj, prompt, chain) for chain in range(count)]
+        writers = [AnswerWriter(parent, prompt, stop, text, rank) for rank in ranks]
         return [
             ChainRun(
                 plan=self._plan,
@@ -131,15 +132,11 @@ class PromptRun:
                 engine=ChildEngine(parent, prompt, stop, rank),
                 key=Key(self._seed, chain),
                 budget=Budget(cap // count, asked.max_steps, deadline),
-                writer=AnswerWriter(parent, prompt, stop, text, rank),
+                writer=writers[chain],
                 prompt=prompt,
                 scorer=None if reward is None else AnswerScorer(parent, prompt, stop, text, reward),
-                emit=None if emit is None else _numbered(emit, first_index + chain),
+                outlet=Outlet(emit, first_index + chain, writers[chain].incremental),
                 shadow=self._config.diagnostics.shadow_early_rejection,
             )
             for chain, rank in enumerate(ranks)
         ]
-
-
-def _numbered(emit: Emit, index: int) -> Emit:
-    return lambda _, answer: emit(index, answer)

@@ -106,6 +106,7 @@ class Selector:
             budget=budget,
             vote=self._relation if asked.score == "vote" else None,
             refine=None if asked.refine is None else asked.refine.mh_config(self.horizon),
+            refine_steps=None if asked.refine is None else asked.refine.max_steps,
             return_tree=asked.return_tree,
         )
         return await choice.run(search, self.key)
@@ -114,9 +115,10 @@ class Selector:
         each = self._tokens_of_one(asked.max_total_tokens, asked.samples)
         base = asked.base
         if isinstance(base, PowerRequest):
-            return Samples(asked.samples, self.horizon, base.mh_config(self.horizon), each, self.deadline)
+            chain = base.mh_config(self.horizon)
+            return Samples(asked.samples, self.horizon, chain, each, base.max_steps, self.deadline)
         law = law_of(SamplingParams(**self.parent.params), base)
-        return Samples(asked.samples, self.horizon, law, each, self.deadline)
+        return Samples(asked.samples, self.horizon, law, each, deadline=self.deadline)
 
     def _tokens_of_one(self, max_total_tokens: int | None, answers: int) -> int:
         """Decoded tokens that one of a choice's answers may take."""
