@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ ARGUMENTS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+
+ANSWER_WITHIN_S = 60.0
+"""Only a browser that hangs takes so long."""
 
 Json = dict[str, Any]
 
@@ -71,6 +75,8 @@ class Tab:
 
     def _message(self) -> Json:
         while b"\0" not in self._rest:
+            if not select.select([self._receive_from], [], [], ANSWER_WITHIN_S)[0]:
+                raise RuntimeError("Chromium does not answer")
             part = os.read(self._receive_from, 1 << 16)
             if not part:
                 raise RuntimeError("Chromium is gone")

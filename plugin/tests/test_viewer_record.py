@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import RecordError
-from sglang_power.request import PowerRequest
-from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain as ChainDriver
-from sglang_power.serving.report import power_report
-from sglang_power.types import Usage
 from sglang_power.viewer import TraceRecord, read_record, record_of, validated
-from sglang_power.viewer.record import Chain, Tree
+from sglang_power.viewer.record import Tree
 from sglang_power.viewer.story import sentences
 
 DATA = Path(__file__).parent / "data"
@@ -177,41 +169,6 @@ def test_a_file_that_holds_something_else_is_refused(content: str, message: str)
     with pytest.raises(RecordError) as raised:
         read_record(content)
     assert message in str(raised.value)
-
-
-def bytes_as_text(ids: Sequence[int]) -> str:
-    """Tokens 1 and 2 are the two bytes of one character, which pieces tear apart."""
-    return bytes({0: 33, 1: 0xC3, 2: 0xA9, 3: 97}[i] for i in ids).decode(errors="replace")
-
-
-def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
-    request = PowerRequest(alpha=2.0, proposal_temperature=1.0, block_size=4, steps=8, return_trace=True)
-    model = TabularModel.random(3, vocab=4, horizon=12, concentration=5.0)
-    config = request.mh_config(12)
-    driver = ChainDriver(TabularEngine(model), config, Key(5), Budget(100_000))
-    result = asyncio.run(driver.run())
-    report = power_report(
-        request,
-        config,
-        result,
-        seed=5,
-        neutralised=[],
-        prompt_usage=Usage(),
-        weight_version=None,
-        decode=bytes_as_text,
-    )
-    text = bytes_as_text(result.state.tokens.ids)
-    chain = record_of({"text": text, "meta_info": {"power": report}}).run
-    assert isinstance(chain, Chain)
-    assert any(step.early_rejected for step in chain.steps)
-    torn = 0
-    for info, step in zip(result.infos, chain.steps, strict=True):
-        torn += bytes_as_text(info.current_ids[: info.cut]).endswith("\N{REPLACEMENT CHARACTER}")
-        proposed = (*info.current_ids[: info.cut], *info.proposal.ids)
-        assert f"{step.kept_text}{step.current_text}" == bytes_as_text(info.current_ids)
-        assert f"{step.kept_text}{step.proposal_text}" == bytes_as_text(proposed)
-    assert torn > 0
-    assert sum(step.saved_tokens_max or 0 for step in chain.steps) == report["saved_tokens_max"]
 
 
 def test_the_story_of_a_chain() -> None:

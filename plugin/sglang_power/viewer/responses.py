@@ -6,6 +6,7 @@ are a tree of one level. What is missing is named, nothing is guessed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,10 +175,11 @@ def _choice(report: Report, leaves: Sequence[int], nodes: list[Json]) -> Json:
 
 
 def _triggers(params: dict[str, JsonValue]) -> list[Json]:
-    """What forks; a sampler without triggers has none."""
+    """What forks; a sampler without triggers has none. A lone trigger stands without a list around it."""
     named, thresholds = params.get("trigger"), params.get("threshold")
-    names = named if isinstance(named, list) else [] if named is None else [named]
-    return [
-        {"name": name, "thresholds": thresholds[i] if isinstance(thresholds, list) else None}
-        for i, name in enumerate(names)
-    ]
+    if named is None:
+        return []
+    if not isinstance(named, list):
+        named, thresholds = [named], [thresholds]
+    pairs = itertools.zip_longest(named, thresholds if isinstance(thresholds, list) else [])
+    return [{"name": name, "thresholds": values} for name, values in pairs]
