@@ -16,8 +16,12 @@ $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
 	$(BIN)/python -m integration_tests.demo
 
-test: $(STAMP)  ## the whole test suite; in file order, which keeps fewest servers in memory at once
-	$(BIN)/python -m pytest -p no:randomly --durations=15
+PYTEST := $(BIN)/python -m pytest -p no:randomly --durations=15
+
+test: $(STAMP)  ## the whole test suite: unit tests beside those with servers, which run in file order (fewest in memory)
+	@( $(PYTEST) plugin/tests kernels/tests > $(VENV)/unit.log 2>&1; status=$$?; cat $(VENV)/unit.log; exit $$status ) & \
+	unit=$$!; $(PYTEST) integration_tests/tests; servers=$$?; wait $$unit; units=$$?; \
+	echo "exit status of unit tests: $$units, of tests with servers: $$servers"; [ $$units = 0 ] && [ $$servers = 0 ]
 
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
