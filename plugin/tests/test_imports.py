@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"types"},
     "algorithms": {"types", "errors", "rng", "algorithms"},
-    "engines": {"types", "errors", "rng", "algorithms", "engines"},
+    "engines": {"types", "errors", "rng", "algorithms", "fields", "engines"},
     "fields": set(),
     "extensions": {"errors"},
     "policies": {"types", "errors", "fields", "extensions", "policies"},
@@ -49,7 +49,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"numpy"},
     "algorithms": {"numpy"},
-    "engines": {"numpy"},
+    "engines": {"numpy", "httpx", "pydantic", "tenacity"},
     "answers": {"numpy", "regex", "math_verify", "pebble"},
     "viewer": {"pydantic", "pydantic_core", "jinja2"},
 }

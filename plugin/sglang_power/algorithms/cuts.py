@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from sglang_power.algorithms.triggers import entropy_jump
+from sglang_power.errors import UnsupportedError
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import FloatArray
 
@@ -59,7 +60,13 @@ class EntropyCut:
 
 
 def gains(law: CutLaw, entropy: FloatArray) -> FloatArray:
-    """g_m for every m, from the entropies [T] of the whole sequence (nats)."""
+    """g_m for every m, from the entropies [T] of the whole sequence (nats).
+
+    Raises:
+        UnsupportedError: the law reads entropies, and the engine reports none.
+    """
+    if law.epsilon != 1.0 and np.isnan(entropy).any():
+        raise UnsupportedError("cut", law, "the engine reports no entropies", "Use the uniform cut")
     previous = np.concatenate([[0.0], entropy[:-1]])
     return np.array([law.gain(h, b) for h, b in zip(entropy, previous, strict=True)])
 
