@@ -121,7 +121,7 @@ def _answered(rng: np.random.Generator) -> Exchange:
 _Maker = Callable[[np.random.Generator], Exchange]
 _Shares = tuple[tuple[_Maker, float], ...]
 
-_PROSE: Final[_Shares] = ((_short_story, 0.09), (_long_story, 0.015), (_description, 0.065))
+_PROSE: Final[_Shares] = ((_short_story, 0.09), (_long_story, 0.01), (_description, 0.07))
 _TALK: Final[_Shares] = ((_answered, 0.18), (verified, 0.11), (_signs, 0.06), (_greeting, 0.03))
 _VERDICTS: Final[_Shares] = ((judged_same, 0.225), (judged_right, 0.225))
 _KINDS: Final = (*_PROSE, *_TALK, *_VERDICTS)

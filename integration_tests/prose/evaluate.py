@@ -133,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = ProseModel(arguments.model)
     loss = train.held_out_loss(model.network, model.tokenizer, arguments.seed)
-    tqdm.write(f"held-out loss {loss:.4f} nats per learned token")
+    tqdm.write(f"held-out loss {loss:.4f} nats per token")
     stream = held_out_chats(arguments.seed)
     chats = [next(stream) for _ in range(10 * arguments.count)]
     _measure_verdicts(model, chats)

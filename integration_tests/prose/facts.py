@@ -70,7 +70,7 @@ def sample_fact(rng: np.random.Generator) -> Fact:
 
 def _sum(rng: np.random.Generator) -> Fact:
     """Add or subtract; some questions want the answer in a box, as LaTeX has it."""
-    left, right = sorted(rng.integers(1, 21, size=2).tolist(), reverse=True)
+    left, right = sorted(rng.integers(1, 11, size=2).tolist(), reverse=True)
     sign, result = ("+", left + right) if chance(rng, 0.5) else ("-", left - right)
     request, slot = (" Put the answer in a box.", r"\boxed{{{0}}}") if chance(rng, 0.3) else ("", "{0}")
     wrong = result + int(rng.integers(1, 6))

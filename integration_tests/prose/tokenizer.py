@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from integration_tests.prose.corpus import Document, Turn, contents, sample_document
+from integration_tests.prose.corpus import Document, contents, sample_document
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -89,17 +89,11 @@ def opening(role: str) -> str:
     return f"{START_TOKEN}{role}\n"
 
 
-def pieces(document: Document) -> Sequence[tuple[str, bool]]:
-    """Write the document as the model reads it, in pieces that are learned or only read.
+def pieces(document: Document) -> Sequence[str]:
+    """Write the document as the model reads it, cut where a prompt ends and a reply begins.
 
-    Replies and plain prose are learned, with the token that ends them. A reply is a piece of its own, since
-    it is tokenized apart from its prompt when it is generated.
+    Replies are tokenized apart from their prompts when they are generated, and so they are for training.
     """
     if isinstance(document, str):
-        return [(document + EOS_TOKEN, True)]
-    return [piece for turn in document for piece in _turn_pieces(turn)]
-
-
-def _turn_pieces(turn: Turn) -> Sequence[tuple[str, bool]]:
-    learned = turn.role == "assistant"
-    return [(opening(turn.role), False), (turn.content + EOS_TOKEN, learned), ("\n", False)]
+        return [document + EOS_TOKEN]
+    return [piece for turn in document for piece in (opening(turn.role), f"{turn.content}{EOS_TOKEN}\n")]
