@@ -35,6 +35,8 @@ ARGUMENTS = (
 ANSWER_WITHIN_S = 60.0
 """Only a browser that hangs takes so long."""
 
+TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+
 Json = dict[str, Any]
 
 
@@ -102,8 +104,8 @@ class Tab:
             self.events.append(self._message())
 
     def value(self, expression: str) -> Any:
-        """Of a JavaScript expression."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Of a JavaScript expression; a promise is awaited."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["exception"]["description"])
         return result["result"].get("value")
@@ -112,6 +114,7 @@ class Tab:
         """Press the middle of an element, as a mouse or a finger does."""
         element = f"document.querySelectorAll({json.dumps(selector)})[{number}]"
         self.value(f"{element}.scrollIntoView({{block: 'center'}})")
+        self.value(TWO_FRAMES)  # Rows take their height when they are drawn for the first time.
         box = self.value(f"(({element}).getBoundingClientRect()).toJSON()")
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):

@@ -137,6 +137,7 @@ LACKS: dict[str, tuple[Edit, str]] = {
     "a number missing": (_power(lambda p: p.pop("depth")), "meta_info.power.depth: Field required"),
     "leaves missing": (_power(lambda p: p["tree"].pop("leaves")), "tree.leaves: Field required"),
     "a leaf too many": (_power(lambda p: p["tree"]["leaves"].append(2)), "not one leaf per path"),
+    "a tree without paths": (_power(lambda p: [p.pop("paths"), p["tree"]["leaves"].clear()]), "not one leaf"),
     "a winner missing": (_power(lambda p: p["chosen"].update(index=1)), "a path is named that there is not"),
     "nobody chosen": (_power(lambda p: p.pop("chosen")), "none of them is chosen"),
     "no text": (lambda r: r.pop("text"), "answer: "),
@@ -173,7 +174,7 @@ def test_a_file_that_holds_something_else_is_refused(content: str, message: str)
 
 def test_the_story_of_a_chain() -> None:
     told = " ".join(sentences(validated(saved("chain_record"))))
-    assert "36 times, everything behind a random place was thrown away" in told
+    assert "36 times, everything behind a random place was written anew" in told
     assert "16 of these new endings replaced the old one, 20 did not" in told
     assert "20 new endings could not win any more half-way and were stopped" in told
     assert "The answer has 39 tokens; the whole run generated 291 tokens, 7.5 times as many." in told
@@ -185,6 +186,28 @@ def test_the_story_of_a_tree() -> None:
     assert "(the entropy of the next token was above 0.6 nats)" in told
     assert "into 10 branches in all, of which 5 were given up" in told
     assert "Only one finished answer was left" in told
+
+
+FORKS: dict[str, tuple[Edit, str]] = {
+    "several": (
+        _power(lambda p: p["params"].update(trigger=["entropy", "jump"], threshold=[[0.6], [0.5]])),
+        "above 0.6 nats, or the entropy rose by more than 0.5 nats",
+    ),
+    "by name": (
+        _power(lambda p: p["params"].update(trigger="entropix_low_low", threshold=[1.0, 2.0])),
+        "At 5 places a trigger fired (entropix_low_low 1 2)",
+    ),
+    "none": (
+        _power(lambda p: p["tree"].update(nodes=p["tree"]["nodes"][:1], leaves=[0])),
+        "which happened nowhere",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORKS)
+def test_the_story_tells_why_a_text_forked(case: str) -> None:
+    edit, wanted = FORKS[case]
+    assert wanted in sentences(record_of(edited("branch_response", edit)))[0]
 
 
 WINNERS: dict[str, tuple[Edit, str]] = {

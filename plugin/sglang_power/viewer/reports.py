@@ -106,7 +106,7 @@ class Report(_Part):
 
     @model_validator(mode="after")
     def _of_tree(self) -> Self:
-        if self.tree is not None and len(self.tree.leaves) != len(self.paths or ()):
+        if self.tree is not None and (self.paths is None or len(self.tree.leaves) != len(self.paths)):
             raise PydanticCustomError("report", "the tree has not one leaf per path")
         return self
 

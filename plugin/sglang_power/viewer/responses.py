@@ -166,12 +166,14 @@ def _choice(report: Report, leaves: Sequence[int], nodes: list[Json]) -> Json:
         {**one.model_dump(), "members": [leaves[path] for path in one.members if leaves[path] < count]}
         for one in report.classes
     ]
-    winner: int | None = leaves[report.chosen.index]
-    if winner is not None and winner < count:
+    winner = leaves[report.chosen.index]
+    if winner < count:
         nodes[winner]["fate"] = "chosen"
-    else:
-        winner = None
-    return {"classes": classes, "chosen": winner, "reason": report.chosen.reason}
+    return {
+        "classes": classes,
+        "chosen": winner if winner < count else None,
+        "reason": report.chosen.reason,
+    }
 
 
 def _triggers(params: dict[str, JsonValue]) -> list[Json]:

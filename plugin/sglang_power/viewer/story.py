@@ -33,7 +33,7 @@ SCORES = {
 def sentences(record: TraceRecord) -> list[str]:
     """The story of a run: what was done, what came of it, what it cost."""
     run = record.run
-    told = _chain(run) if isinstance(run, Chain) else _tree(run, record)
+    told = _chain(run) if isinstance(run, Chain) else [_opening(run), why(run, record)]
     return [*told, _cost(record)]
 
 
@@ -55,10 +55,9 @@ def _chain(chain: Chain) -> list[str]:
     steps = chain.steps
     accepted = sum(step.accepted for step in steps)
     early = [step for step in steps if step.early_rejected]
-    blocks = len({step.stage for step in steps})
     told = [
-        f"The model wrote an answer in {counted(blocks, 'block')} and then kept revising it: "
-        f"{counted(len(steps), 'time')}, everything behind a random place was thrown away and written anew.",
+        "The model wrote an answer block by block and kept revising it: "
+        f"{counted(len(steps), 'time')}, everything behind a random place was written anew.",
         f"{accepted} of these new endings replaced the old one, {len(steps) - accepted} did not. Endings "
         "that make the whole answer more likely win more often, since the rule weighs answers by their "
         f"probability to the power of {chain.alpha:g}.",
@@ -75,26 +74,29 @@ def _early(stopped: list[Step]) -> str:
     return f"{told}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{told}."
 
 
-def _tree(tree: Tree, record: TraceRecord) -> list[str]:
-    return [_opening(tree), why(tree, record)]
-
-
 def _opening(tree: Tree) -> str:
     """How there came to be several texts."""
     ends = sum(node.fate in ("leaf", "chosen") for node in tree.nodes)
     if tree.triggers:
-        places = counted(len({node.parent for node in tree.nodes[1:]}), "place")
-        branches = counted(len(tree.nodes) - 1, "branch", "branches")
-        pruned = sum(node.fate == "pruned" for node in tree.nodes)
-        given_up = f", of which {pruned} were given up" if pruned else ""
-        return (
-            f"At {places} the model was unsure how to go on ({_firings(tree.triggers)}). "
-            f"There the text forked, into {branches} in all{given_up}."
-        )
+        return _forks(tree)
     if any(node.first_log_p is not None for node in tree.nodes):
         firsts = counted(ends, "most likely first token")
-        return f"The model's {firsts} were each tried once, and each was continued in the most likely way."
+        return f"The model's {firsts} were each tried once, and each was continued to its end."
     return f"The model answered {counted(ends, 'time')}, independently."
+
+
+def _forks(tree: Tree) -> str:
+    known = all(one.name in FIRINGS for one in tree.triggers)
+    cause = (
+        f"{'the model was unsure how to go on' if known else 'a trigger fired'} ({_firings(tree.triggers)})"
+    )
+    if len(tree.nodes) == 1:
+        return f"The text would have forked where {cause}, which happened nowhere."
+    places = counted(len({node.parent for node in tree.nodes[1:]}), "place")
+    branches = counted(len(tree.nodes) - 1, "branch", "branches")
+    pruned = sum(node.fate == "pruned" for node in tree.nodes)
+    given_up = f", of which {counted(pruned, 'was', 'were')} given up" if pruned else ""
+    return f"At {places} {cause}. There the text forked, into {branches} in all{given_up}."
 
 
 def _firings(triggers: list[Firing]) -> str:

@@ -8,7 +8,7 @@ function verdict(step) {
 
 function ratio(step) {
   if (step.log_ratio !== null) return number(step.log_ratio);
-  return step.accepted ? "+∞" : "−∞";
+  return step.accepted ? "+∞" : "not finite";
 }
 
 function ending(words, ids) {
@@ -48,8 +48,8 @@ function competing(title, step, words) {
 
 function stepDetails(step) {
   const old = step.current_length - step.cut;
-  const kept = `${tokens(step.cut)} were kept and the ${tokens(old)} behind them written anew`;
-  const cost = step.early_rejected ? ` After ${tokens(step.proposal_length)} it was certain to be rejected.` : "";
+  const tried = `Kept: ${tokens(step.cut)}. Tried: another ending in place of the ${tokens(old)} behind them.`;
+  const early = ` After ${tokens(step.proposal_length)} of it, it was certain to be rejected.`;
   const pairs = [
     ["weight of the new ending, log", number(step.log_w_proposal)],
     ["weight of the old ending, log", number(step.log_w_current)],
@@ -63,7 +63,7 @@ function stepDetails(step) {
   const bound = step.early_rejected ? "log ratio, at most" : "log ratio (new − old)";
   pairs.push([bound, ratio(step)], ["log u (random)", number(step.log_u)]);
   return [
-    element("p", "", `${kept}.${cost}`),
+    element("p", "", step.early_rejected ? tried + early : tried),
     ...competing("Old ending", step, step.current_text ?? "(not in this record)"),
     ...competing("New ending", step, ending(step.proposal_text, step.proposal_ids)),
     facts(element("dl", "facts"), pairs),
@@ -78,11 +78,13 @@ function stepRow(step, longest) {
 function showChain() {
   const lengths = run.steps.map((step) => Math.max(step.current_length, step.cut + step.proposal_length));
   const longest = lengths.reduce((most, length) => Math.max(most, length), 1);
-  let stage = null;
+  let stage = 0;
   for (const step of run.steps) {
     if (step.stage !== stage) {
+      // An answer that ends early, like a draft, goes to the last block at once.
+      const title = step.stage === stage + 1 ? `Block ${step.stage}` : "The finished answer";
+      rows.append(element("li", "stage", element("h3", "", title)));
       stage = step.stage;
-      rows.append(element("li", "stage", element("h3", "", `Block ${stage}`)));
     }
     rows.append(stepRow(step, longest));
   }
