@@ -91,8 +91,8 @@ class Refine(SglGen):  # type: ignore[misc]
 
 
 def gen_arguments() -> frozenset[str]:
-    """The arguments of `sgl.gen` that go with a sampler."""
-    return frozenset(inspect.signature(api.gen).parameters) - {"name", "choices", "choices_method"}
+    """The arguments of `sgl.gen` that go with a sampler; `n` is one of "top_n_sigma"."""
+    return frozenset(inspect.signature(api.gen).parameters) - {"name", "choices", "choices_method", "n"}
 
 
 def is_tracer(state: Any) -> bool:
@@ -181,6 +181,8 @@ def _execute(original: Callable[..., None], self: Any, other: Any) -> None:
         return _release(self, other)
     ours = isinstance(self.backend, Session)
     if not ours and not isinstance(other, PowerGen | Refine):
+        if isinstance(other, SglGen):
+            self.last_gen = other
         return original(self, other)
     try:
         _run(original, self, other)
@@ -199,7 +201,7 @@ def _run(original: Callable[..., None], executor: Any, expr: Any) -> None:
     if not isinstance(expr, SglGen):
         original(executor, expr)
         return
-    session = attach(executor)
+    session = _adopted(executor, expr.name) if isinstance(expr, Refine) else attach(executor)
     session.asked = _refinement(executor, session, expr) if isinstance(expr, Refine) else _asked(expr)
     try:
         original(executor, expr)
@@ -209,6 +211,19 @@ def _run(original: Callable[..., None], executor: Any, expr: Any) -> None:
 
 def _asked(expr: Any) -> Asked:
     return Asked(expr.name, expr.values if isinstance(expr, PowerGen) else None)
+
+
+def _adopted(executor: Any, name: str) -> Session:
+    """`attach` where a draft may stand that the program generated while it still worked with text."""
+    last, text = getattr(executor, "last_gen", None), executor.variables.get(name)
+    known = isinstance(executor.backend, Session) or last is None or last.name != name
+    if known or not executor.text_.endswith(text):
+        return attach(executor)
+    settings = executor._resolve_sampling_params(last.sampling_params)
+    executor.text_ = executor.text_[: len(executor.text_) - len(text)]
+    session = attach(executor)
+    session.adopt(executor, name, text, executor.meta_info[name]["finish_reason"], settings)
+    return session
 
 
 def _refinement(executor: Any, session: Session, expr: Refine) -> Asked:

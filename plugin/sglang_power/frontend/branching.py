@@ -13,7 +13,7 @@ from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.client import PLAIN
 from sglang_power.frontend.group import Group
 from sglang_power.frontend.ledger import Draw
-from sglang_power.frontend.session import Session, check_sampler
+from sglang_power.frontend.session import Session, Tail, check_sampler
 from sglang_power.frontend.settings import BranchSettings, parsed
 from sglang_power.request import parse_request
 
@@ -74,7 +74,8 @@ def branch(
         leads = _first_tokens(session, settings.first_tokens)
     elif trigger is not None:
         horizon = max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
-        leads = _at_trigger(session, values, horizon)
+        stops = list(s.stream_executor.chat_template.stop_str)
+        leads = _at_trigger(session, values, horizon, stops)
     else:
         chosen = settings.names or [str(number) for number in range(settings.n or 0)]
         return _group(s, dict.fromkeys(chosen))
@@ -117,12 +118,12 @@ def _first_tokens(session: Session, count: int) -> list[Draw]:
     return _leads(session, (), [token for _, token, _ in ranked], answer["meta_info"])
 
 
-def _at_trigger(session: Session, values: dict[str, Any], horizon: int) -> list[Draw]:
-    """What is generated up to the first firing, with each token that forks there; all of it where none does."""
+def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Draw]:
+    """What is generated up to the first firing, with each token that forks there; or all of it."""
     answer = session.client.generate(
         {
             "input_ids": list(session.ledger.ids),
-            "sampling_params": {"max_new_tokens": horizon, "custom_params": values},
+            "sampling_params": {"max_new_tokens": horizon, "stop": stops, "custom_params": values},
         }
     )
     meta, ids = answer["meta_info"], tuple(answer["output_ids"])
@@ -133,10 +134,8 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int) -> list[
     if forked:
         start = forked[0]["span"][0]
         return _leads(session, ids[:start], [node["ids"][0] for node in forked], meta)
-    reason = meta["finish_reason"]
-    finished = reason["type"] == "stop"
-    shown = ids[:-1] if finished and isinstance(reason.get("matched"), int) else ids
-    return [_lead(shown, answer["text"], finished, meta)]
+    shown, text = session.shown(Tail(), ids, answer["text"], meta["finish_reason"])
+    return [_lead(shown, text, meta["finish_reason"]["type"] == "stop", meta)]
 
 
 def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Draw]:

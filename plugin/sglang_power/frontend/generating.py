@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.errors import RequestError
 from sglang_power.frontend._lang import PowerGen, Refine, SglExpr, gen_arguments
 from sglang_power.request import NO_SAMPLER, parse_request
 
@@ -22,7 +22,8 @@ def gen(name: str | None = None, sampler: str = "power", **arguments: Any) -> Sg
         name: the variable.
         sampler: any of the server's: "power", "cot", "vote", "best_of", "branch", a per-step policy, or
             "none" for SGLang's own sampling, whatever the server's default.
-        arguments: those of `sgl.gen` keep their meaning; all others are the sampler's parameters.
+        arguments: those of `sgl.gen` keep their meaning, but for its `n`; all others are the sampler's
+            parameters.
 
     Raises:
         RequestError: an argument is unknown or wrong.
@@ -30,9 +31,6 @@ def gen(name: str | None = None, sampler: str = "power", **arguments: Any) -> Sg
     known = gen_arguments()
     settings = {key: value for key, value in arguments.items() if key in known}
     values = {key: value for key, value in arguments.items() if key not in known}
-    if settings.get("n") not in (None, 1):
-        hint = "Use sp.branch(s, n), or a sampler that draws several"
-        raise UnsupportedError("n", settings["n"], "one generation is one answer", hint)
     return PowerGen(name, _checked(sampler, values), settings)
 
 

@@ -48,6 +48,10 @@ class Group:
         """A branch, by its name or its number."""
         return self._states[self.names[which] if isinstance(which, int) else which]
 
+    def __setitem__(self, which: str | int, state: ProgramState) -> None:
+        """What `group[name] += expression` ends with: the branch is the same."""
+        assert self[which] is state, "a group keeps its branches"
+
     def __iadd__(self, other: Any) -> Self:
         """Add to every branch: the same expression, one per name, one per branch, or what a function of the
         name says.

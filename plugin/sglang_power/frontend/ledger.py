@@ -7,6 +7,7 @@ neither the interpreter nor a server; `session` fills it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -104,17 +105,21 @@ class Ledger:
         draw = self.last_draw()
         return self.pieces.pop() if draw is not None and draw.lead else None
 
-    def split_character(self) -> Piece | None:
-        """The last segment, if it ends inside a character: the next one shows the character instead.
+    def split_character(self) -> tuple[tuple[int, ...], str, int]:
+        """Where the text ends inside a character of a generated segment, take its replacement back.
 
-        Its piece keeps its ids and loses the replacement characters.
+        Returns:
+            ids and text of all segments at the end, and how many characters of the text stay; the others the
+            next segment shows, complete. Nothing where no character is split.
         """
         draw = self.last_draw()
         if draw is None or not self.pieces[-1].text.endswith(REPLACEMENT):
-            return None
-        piece = self.pieces[-1]
-        self.pieces[-1] = replace(piece, text=piece.text.rstrip(REPLACEMENT))
-        return piece
+            return (), "", 0
+        run = list(itertools.takewhile(lambda piece: piece.draw is not None, reversed(self.pieces)))[::-1]
+        text, last = "".join(piece.text for piece in run), run[-1]
+        self.pieces[-1] = replace(last, text=last.text.rstrip(REPLACEMENT))
+        kept = len(text) - len(last.text) + len(self.pieces[-1].text)
+        return tuple(token for piece in run for token in piece.ids), text, kept
 
     def draws_from(self, index: int) -> list[tuple[tuple[int, ...], Draw]]:
         """Every generated segment from a piece on, with the tokens in front of it."""

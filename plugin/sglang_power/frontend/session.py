@@ -52,18 +52,20 @@ class Tail:
     Args:
         ids, text: of those tokens.
         kept: characters of the text that stand there already.
-        lead: they begin the segment; otherwise they end inside a character that it completes.
+        lead: the last of them, if they begin the segment.
+        split: the text ends inside a character.
     """
 
     ids: tuple[int, ...] = ()
     text: str = ""
     kept: int = 0
     lead: Draw | None = None
+    split: bool = False
 
     @property
     def lead_ids(self) -> tuple[int, ...]:
         """Tokens that belong to the segment."""
-        return () if self.lead is None else self.ids
+        return () if self.lead is None else self.lead.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,16 @@ class Session:
         """Set the tokens that the next generation begins with."""
         self.ledger.append(Piece(draw.text, draw.ids, draw))
         s.text_ += draw.text
+
+    def adopt(self, s: Executor, name: str, text: str, reason: dict[str, Any], settings: Any) -> None:
+        """Take in a segment that was generated as text: its tokens are what the server reads in the text."""
+        matched = reason.get("matched") if reason["type"] == "stop" else None
+        drawn = text + matched if isinstance(matched, str) else text
+        shown_ids, drawn_ids = (tuple(ids) for ids in self.client.encode([text, drawn]))
+        if isinstance(matched, int):
+            drawn_ids += (matched,)
+        self.ledger.append(Piece(text, shown_ids, Draw(name, drawn_ids, text, settings=settings)))
+        s.text_ += text
 
     def withdraw(self, s: Executor, name: str) -> Draw:
         """Take the last generated segment back, as a draft.
@@ -206,28 +218,28 @@ class Session:
         return Call(asked, tail, settings, body)
 
     def _take_tail(self, s: Executor) -> Tail:
-        if (piece := self.ledger.take_lead()) is not None:
-            s.text_ = s.text_[: len(s.text_) - len(piece.text)]
-            return Tail(piece.ids, piece.text, 0, piece.draw)
-        if (piece := self.ledger.split_character()) is not None:
-            kept = len(piece.text.rstrip(REPLACEMENT))
-            s.text_ = s.text_[: len(s.text_) - (len(piece.text) - kept)]
-            return Tail(piece.ids, piece.text, kept)
-        return Tail()
+        piece = self.ledger.take_lead()
+        lead, lead_text = (None, "") if piece is None else (piece.draw, piece.text)
+        ids, text, kept = self.ledger.split_character()
+        s.text_ = s.text_[: len(s.text_) - len(lead_text) - len(text) + kept]
+        lead_ids = () if lead is None else lead.ids
+        split = bool(ids) or lead_text.endswith(REPLACEMENT)
+        return Tail(ids + lead_ids, text + lead_text, kept, lead, split)
 
     def _lead_alone(self, call: Call) -> tuple[str, dict[str, Any]]:
         tail, lead = call.tail, call.tail.lead
         assert lead is not None
         draw = dataclasses.replace(lead, name=call.asked.name, settings=call.settings, lead=False)
-        self.ledger.append(Piece(tail.text, tail.ids, draw))
-        return tail.text, dict(lead.meta_info)
+        text = self._rendered(tail, {"text": "", "output_ids": [], "meta_info": lead.meta_info})
+        self.ledger.append(Piece(text, lead.ids, draw))
+        return text, dict(lead.meta_info)
 
     def _record(self, call: Call, answer: Answer) -> str:
         """Keep what was drawn; the text of the variable."""
         report = answer["meta_info"].get("power")
         check_sampler(call.asked.values, report)
         text, drawn = self._rendered(call.tail, answer), tuple(answer["output_ids"])
-        shown, shown_text = self._shown(call.tail, drawn, text, answer)
+        shown, shown_text = self.shown(call.tail, drawn, text, answer["meta_info"]["finish_reason"])
         exponent = None if call.tail.lead is not None else exponent_of(report, call.settings.to_srt_kwargs())
         lead = call.tail.lead_ids
         draw = Draw(call.asked.name, lead + drawn, text, exponent, call.settings)
@@ -237,7 +249,7 @@ class Session:
     def _rendered(self, tail: Tail, answer: Answer) -> str:
         """The text of an answer, with what its tail contributes."""
         text: str = answer["text"]
-        if not tail.text.endswith(REPLACEMENT):
+        if not tail.split:
             return tail.text[tail.kept :] + text
         reason = answer["meta_info"].get("finish_reason")
         whole = self.client.decode([[*tail.ids, *answer["output_ids"]]])[0][tail.kept :]
@@ -247,14 +259,13 @@ class Session:
             return whole[: whole.find(reason["matched"])]
         return whole
 
-    def _shown(
-        self, tail: Tail, drawn: tuple[int, ...], text: str, answer: Answer
+    def shown(
+        self, tail: Tail, drawn: tuple[int, ...], text: str, reason: dict[str, Any]
     ) -> tuple[tuple[int, ...], str]:
         """Of what was drawn, the tokens that the text holds whole, and their text.
 
         A stop string may end inside a token; the characters in front of it are then constant text.
         """
-        reason = answer["meta_info"]["finish_reason"]
         matched = reason.get("matched") if reason["type"] == "stop" else None
         if isinstance(matched, int):
             return drawn[:-1], text
