@@ -201,7 +201,7 @@ class HttpEngine:
 
     async def _ask(self, body: Json, deadline: float | None = None) -> Json:
         answer = await self._remote.connection.generate(body, dp_rank=self._dp_rank, deadline=deadline)
-        version = answer["meta_info"].get("weight_version")
+        version = answer["meta_info"].get("weight_version", self._weight_version)
         if version != self._weight_version:
             raise WeightsChangedError(
                 f"the weights changed from {self._weight_version} to {version}; cache the prompt again"

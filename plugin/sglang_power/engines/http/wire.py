@@ -174,9 +174,9 @@ def read_stops(tokens: Sequence[int], answers: Sequence[Json]) -> dict[int, bool
 
 
 def usage_of(meta: Json) -> Usage:
-    """What one request cost."""
+    """What one request cost; one that was aborted in the queue names no prompt tokens."""
     decoded = int(meta["completion_tokens"])
-    prefilled = int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
+    prefilled = int(meta.get("prompt_tokens") or 0) - int(meta.get("cached_tokens") or 0)
     return Usage(decoded=decoded, prefilled=prefilled, depth=decoded, children=1)
 
 
