@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from naive_tree import SEEDS, Ledger, config, model, naive_tree
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.answers import equivalence
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.rng import Key
@@ -20,7 +22,7 @@ from sglang_power.serving.branch_choice import LeafChoice
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.scoring import AnswerReward, Scores
 from sglang_power.serving.selection import Selection
-from sglang_power.types import ProposalLaw, Usage
+from sglang_power.types import Continuation, ProposalLaw, Usage
 from test_selection import LastDigit
 
 EXACT = equivalence("exact")
@@ -201,6 +203,40 @@ async def test_every_decoded_token_is_in_the_tree_or_wasted(seed: int, policy: s
     selection = await chosen(model(seed), engine=engine, search=search, return_tree=True)
     shown = sum(len(node["ids"]) for node in selection.notes["tree"]["nodes"])
     assert engine.total.decoded == shown + selection.usage.wasted
+
+
+class Unpunctual(TabularEngine):
+    """Answers in another order than it was asked."""
+
+    def __init__(self, table: TabularModel, seed: int) -> None:
+        super().__init__(table)
+        self._delays = np.random.default_rng(seed)
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        await self._wait()
+        return await super().generate(call)
+
+    async def most_likely(self, prefix: Prefix, count: int) -> tuple[list[RankedToken], Usage]:
+        await self._wait()
+        return await super().most_likely(prefix, count)
+
+    async def _wait(self) -> None:
+        for _ in range(int(self._delays.integers(20))):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("policy", ["tree", "lookahead", "beam"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_the_order_of_the_engines_answers_changes_nothing(seed: int, policy: str) -> None:
+    """Continuations are drawn, from seeds that hang on the numbers of branches."""
+    search = {"policy": policy, "max_depth": 4, "law": ProposalLaw(1.0)}
+    runs = [
+        await chosen(model(seed), engine=engine, search=search, return_tree=True)
+        for engine in (TabularEngine(model(seed)), *(Unpunctual(model(seed), i) for i in range(3)))
+    ]
+    for run in runs[1:]:
+        assert run.notes == runs[0].notes
+        assert ids(run) == ids(runs[0])
 
 
 async def test_a_large_tree_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

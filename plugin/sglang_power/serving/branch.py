@@ -102,7 +102,8 @@ class BranchSearch:
             else:
                 self.tree[path.node].cap = cap
                 closed.append(dataclasses.replace(path, open=False))
-        groups = await self._together([self._open(path, fork) for path, fork in forks])
+        opened = await self._together([self._open(path, fork) for path, fork in forks])
+        groups = [self._recorded(*at, branches) for at, branches in zip(forks, opened, strict=True)]
         return await self._keep(closed, forks, groups)
 
     async def _grow(self, path: Path) -> tuple[tuple[Path, Fork | None], Usage]:
@@ -144,6 +145,10 @@ class BranchSearch:
         opened = branching.branches(self._config, path, fork, ranked)
         if not any(branch.first is None for branch in opened):
             usage += Usage(wasted=len(path.tokens) - fork.position)
+        return opened, usage
+
+    def _recorded(self, path: Path, fork: Fork, opened: Sequence[Path]) -> list[Path]:
+        """Number the branches of a fork: not before all of a round are known, since seeds hang on numbers."""
         node = self.tree[path.node]
         node.fate, node.tokens = "forked", path.tokens.first(fork.position).after(node.start)
         numbers = [
@@ -152,7 +157,7 @@ class BranchSearch:
         ]
         return [
             dataclasses.replace(branch, node=number) for branch, number in zip(opened, numbers, strict=True)
-        ], usage
+        ]
 
     async def _first_tokens(self, path: Path, fork: Fork) -> tuple[list[RankedToken], Usage]:
         """What the branches of a fork may begin with."""
