@@ -136,13 +136,15 @@ def test_chat_clients_may_use_the_judge_and_its_prompt_is_that_of_the_chat_route
     )
     assert chat.usage is not None
     assert chat.usage.prompt_tokens == len(PlainAsker(prose_server).ids(question))
-    custom = {"sampler": "vote", "samples": 3, "seed": 1, "answer": "text", "equivalence": "llm"}
+    custom = {"sampler": "vote", "samples": 6, "seed": 1, "answer": "text", "equivalence": "llm"}
     voted = client(prose_server).chat.completions.create(
         model=prose_server.name,
         messages=[{"role": "user", "content": QUESTION}],
         max_tokens=12,
+        temperature=2.0,  # samples that differ
         extra_body={"custom_params": custom},
     )
+    assert reports(voted)[0]["comparisons"] > 0
     assert reports(voted)[0]["judge"]["calls"] == reports(voted)[0]["comparisons"]
 
 
