@@ -170,6 +170,9 @@ def test_nothing_sticks_out_on_a_phone(name: str, dark: bool, tab: chromium.Tab,
     tab.click("summary")
     tab.click(".line", 4)
     assert tab.value("document.documentElement.scrollWidth") == PHONE
+    assert tab.value(
+        "[...document.querySelectorAll('pre, .texts')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
     light = tab.value("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)[0]")
     assert (light < 128) == dark
 
@@ -189,6 +192,8 @@ def test_hostile_strings_are_shown_as_they_are(tab: chromium.Tab, tmp_path: Path
         tab.click(".line", number)
     assert texts(tab, "#prompt") == [attack]
     assert texts(tab, ".node .text")[3] == attack
+    assert texts(tab, "#params dt") == [attack, "__proto__"]
+    assert texts(tab, "#params dd") == [json.dumps(value) for value in content["params"].values()]
     assert count(tab, "img") == 0
     assert tab.value("[window.hacked, {}.polluted].every(value => value === undefined)")
 
