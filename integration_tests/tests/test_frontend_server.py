@@ -293,7 +293,8 @@ def test_streams_hold_every_event_of_a_chain(pivot_server: Server) -> None:
 
     async def read() -> tuple[str, list[dict[str, Any]], Any]:
         state = program.run(backend=backend(pivot_server), stream=True)
-        text, metas = "", []
+        text = ""
+        metas: list[dict[str, Any]] = []
         async for piece, meta in state.text_async_iter("answer", return_meta_data=True):
             text, metas = text + piece, [*metas, meta]
         return text, metas, state

@@ -1,6 +1,7 @@
-"""Imports go one way, and SGLang is imported in one place: read from the source, nothing is executed.
+"""Imports go one way, and SGLang is imported in two places: read from the source, nothing is executed.
 
-types <- algorithms, policies, answers, rewards <- engines <- serving; only `sglang_host` may import SGLang.
+types <- algorithms, policies, answers, rewards <- engines <- serving, frontend; only `sglang_host` may import
+SGLang's server, and only `frontend/_lang.py` its language.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "rewards",
         "serving",
     },
+    "frontend": {"types", "errors", "rng", "algorithms", "answers", "fields", "request", "frontend"},
     "viewer": {"errors", "viewer"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
@@ -56,6 +58,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 """What the inner layers may import from outside of the standard library."""
 
 HOST_LAYER = "sglang_host"
+LANGUAGE_MODULE = Path("frontend", "_lang.py")
 
 
 def modules() -> list[Path]:
@@ -107,7 +110,14 @@ def test_inner_layers_need_numpy_at_most(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) != HOST_LAYER], ids=named)
 def test_only_the_host_layer_imports_sglang(path: Path) -> None:
-    assert "sglang" not in outer_packages(path)
+    if path != ROOT / LANGUAGE_MODULE:
+        assert "sglang" not in outer_packages(path)
+
+
+def test_one_module_imports_sglangs_language_and_nothing_else_of_it() -> None:
+    names = set(imported(ROOT / LANGUAGE_MODULE))
+    assert {name.split(".")[1] for name in names if name.startswith("sglang.")} == {"lang"}
+    assert not any(name.split(".")[0] == "torch" for name in names)
 
 
 def test_every_layer_of_the_rule_exists() -> None:

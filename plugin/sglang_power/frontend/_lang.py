@@ -215,7 +215,8 @@ def _asked(expr: Any) -> Asked:
 
 def _adopted(executor: Any, name: str) -> Session:
     """`attach` where a draft may stand that the program generated while it still worked with text."""
-    last, text = getattr(executor, "last_gen", None), executor.variables.get(name)
+    last: Any = getattr(executor, "last_gen", None)
+    text = executor.variables.get(name)
     known = isinstance(executor.backend, Session) or last is None or last.name != name
     if known or not executor.text_.endswith(text):
         return attach(executor)

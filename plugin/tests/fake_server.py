@@ -1,0 +1,86 @@
+"""A server for tests of the frontend: bytes are tokens, and answers come from a script. No network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from sglang_power.frontend.client import STATUS_ROUTE, Client
+
+EOS = 256
+
+Script = Callable[[dict[str, Any]], Any]
+"""A /generate body -> the response, or an HTTP status and a message."""
+
+
+def text_of(ids: list[int] | tuple[int, ...]) -> str:
+    """As byte-level tokenizers decode: special tokens have no text, pieces of characters become U+FFFD."""
+    return bytes(token for token in ids if token < EOS).decode(errors="replace")
+
+
+def answer(ids: list[int], finish: dict[str, Any] | None = None, **meta: Any) -> dict[str, Any]:
+    """A response of /generate."""
+    reason = {"type": "length", "length": len(ids)} if finish is None else finish
+    return {"text": text_of(ids), "output_ids": ids, "meta_info": {"finish_reason": reason, **meta}}
+
+
+class FakeServer:
+    """What a Client talks to.
+
+    Args:
+        script: of /generate; prompts that are only cached do not reach it.
+        plugin: whether the status route is there.
+
+    Attributes:
+        requests: path and body of everything that was asked, in order.
+    """
+
+    def __init__(self, script: Script | None = None, plugin: bool = True) -> None:
+        self._script, self._plugin = script, plugin
+        self.requests: list[tuple[str, Any]] = []
+        self.headers: list[httpx.Headers] = []
+
+    def client(self, **arguments: Any) -> Client:
+        """A client of this server."""
+        return Client("http://fake", transport=httpx.MockTransport(self._handle), **arguments)
+
+    def generated(self) -> list[dict[str, Any]]:
+        """Bodies of the generations."""
+        return [body for path, body in self.requests if path == "/generate" and not _warms(body)]
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        body: Any = json.loads(request.content) if request.content else None
+        path = request.url.path
+        self.requests.append((path, body))
+        self.headers.append(request.headers)
+        if path == STATUS_ROUTE:
+            return httpx.Response(200 if self._plugin else 404, json={"served_model": "fake"})
+        if path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [list(text.encode()) for text in body["prompt"]]})
+        if path == "/detokenize":
+            return httpx.Response(200, json={"text": [text_of(ids) for ids in body["tokens"]]})
+        return self._generate(body)
+
+    def _generate(self, body: dict[str, Any]) -> httpx.Response:
+        if _warms(body):
+            return httpx.Response(200, json={**answer([]), "prompt_token_ids": _prompt(body)})
+        assert self._script is not None, "nothing should be generated"
+        made = self._script(body)
+        if isinstance(made, tuple):
+            return httpx.Response(made[0], json={"error": {"message": made[1]}})
+        if body.get("stream"):
+            events = [*(f"data: {json.dumps(event)}\n\n" for event in made), "data: [DONE]\n\n"]
+            return httpx.Response(200, text="".join(events))
+        return httpx.Response(200, json=made)
+
+
+def _warms(body: dict[str, Any]) -> bool:
+    params = body["sampling_params"]
+    return isinstance(params, dict) and params["max_new_tokens"] == 0 and "return_logprob" not in body
+
+
+def _prompt(body: dict[str, Any]) -> list[int]:
+    """Ids of a prompt; a text gets a first token of its own, as with models that have a BOS token."""
+    return [EOS + 1, *body["text"].encode()] if "text" in body else list(body["input_ids"])

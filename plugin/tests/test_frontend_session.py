@@ -1,0 +1,215 @@
+"""A program's session: which ids it sends, which text it shows, and what it refuses. A scripted server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_server import EOS, FakeServer, answer, text_of
+from sglang.lang.ir import SglSamplingParams
+from sglang_power.errors import HostError, RequestError, UnsupportedError
+from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.session import Asked, Session
+
+BOS = EOS + 1
+STOP = {"type": "stop", "matched": EOS}
+
+
+@dataclass
+class Program:
+    """What a session touches of an executor."""
+
+    text_: str = ""
+    images_: list[Any] = field(default_factory=list)
+
+
+def session_with(*answers: Any) -> tuple[Session, FakeServer]:
+    """A session whose generations are answered in order."""
+    left = list(answers)
+    fake = FakeServer(lambda body: left.pop(0))  # noqa: ARG005
+    endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None)  # noqa: ARG005
+    return Session(endpoint, fake.client(), {}), fake
+
+
+def generate(session: Session, s: Program, name: str = "x", **params: Any) -> str:
+    """As the interpreter does."""
+    session.asked = Asked(name, params.pop("values", None))
+    text, _ = session.generate(s, SglSamplingParams(**params))
+    s.text_ += text
+    return text
+
+
+def sent(fake: FakeServer) -> list[list[int]]:
+    return [body["input_ids"] for body in fake.generated()]
+
+
+def test_ids_of_segments_are_kept_and_text_is_encoded_once() -> None:
+    session, fake = session_with(answer([*b"two", EOS], STOP), answer([*b"four"]))
+    s = Program("one ")
+    assert generate(session, s) == "two"
+    s.text_ += " three "
+    assert generate(session, s) == "four"
+    assert sent(fake) == [[BOS, *b"one "], [BOS, *b"one two three "]]
+    session.settle(s)
+    session.settle(s)
+    assert [body["prompt"] for path, body in fake.requests if path == "/tokenize"] == [[" three "]]
+    assert session.ledger.text == s.text_ == "one two three four"
+
+
+def test_a_forked_session_goes_its_own_way() -> None:
+    session, _ = session_with(answer([*b"a"]), answer([*b"b"]))
+    s = Program("one ")
+    generate(session, s)
+    fork, own = session.forked(), Program(s.text_)
+    generate(fork, own)
+    assert (session.ledger.text, fork.ledger.text) == ("one a", "one ab")
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (1, 2), (1, 3), (1, 2, 3), (5,), (2, 5)])
+def test_segments_that_split_characters_show_the_text_of_all_their_tokens(cuts: tuple[int, ...]) -> None:
+    whole = "😀é".encode()
+    bounds = [0, *cuts, len(whole)]
+    parts = [list(whole[a:b]) for a, b in itertools.pairwise(bounds)]
+    session, _ = session_with(*(answer(part) for part in parts))
+    s = Program("x")
+    texts = [generate(session, s) for _ in parts]
+    assert s.text_ == "x😀é" == text_of(session.ledger.ids[1:])
+    assert texts[0] == text_of(parts[0])
+
+
+def test_bytes_that_are_no_character_stay_what_the_server_shows() -> None:
+    parts = [[0xF0], [0x9F, 0x41], [0x80], [0x42]]
+    session, _ = session_with(*map(answer, parts))
+    s = Program("x")
+    for _ in parts:
+        generate(session, s)
+    assert s.text_ == "x" + text_of([0xF0, 0x9F, 0x41, 0x80, 0x42])
+
+
+@pytest.mark.parametrize(("lead", "drawn"), [([*b"ab"], [*b"cd"]), ([0xC3], [0xA9, *b"d"])])
+def test_a_lead_begins_the_next_segment_and_counts(lead: list[int], drawn: list[int]) -> None:
+    session, fake = session_with(answer(drawn))
+    s = Program("x")
+    session.settle(s)
+    session.begin_with(s, Draw(None, tuple(lead), text_of(lead), lead=True))
+    assert s.text_ == "x" + text_of(lead)
+    assert generate(session, s, max_new_tokens=10) == text_of(lead + drawn)
+    assert s.text_ == "x" + text_of(lead + drawn)
+    body = fake.generated()[0]
+    assert body["input_ids"] == [BOS, *b"x", *lead]
+    assert body["sampling_params"]["max_new_tokens"] == 10 - len(lead)
+    assert session.ledger.last_draw() is not None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_lead_that_is_the_whole_answer_asks_for_nothing(finished: bool) -> None:
+    session, fake = session_with()
+    s = Program("x")
+    session.settle(s)
+    session.begin_with(s, Draw(None, (*b"ab",), "ab", lead=True, finished=finished, meta_info={"a": 1}))
+    assert generate(session, s, max_new_tokens=9 if finished else 2) == "ab"
+    assert fake.generated() == []
+    assert session.ledger.pieces[-1].draw == Draw(
+        "x", (*b"ab",), "ab", None, _settings(session), **_closed(finished)
+    )
+
+
+def _settings(session: Session) -> Any:
+    draw = session.ledger.last_draw()
+    assert draw is not None
+    return draw.settings
+
+
+def _closed(finished: bool) -> dict[str, Any]:
+    return {"lead": False, "finished": finished, "meta_info": {"a": 1}}
+
+
+def test_a_stop_string_leaves_tokens_in_front_of_it() -> None:
+    ids = [*b"one;two"]
+    made = {**answer(ids, {"type": "stop", "matched": ";two"}), "text": "one"}
+    session, _ = session_with(made)
+    s = Program("x")
+    generate(session, s)
+    piece = session.ledger.pieces[-1]
+    assert (piece.text, piece.ids) == ("one", (*b"one",))
+    assert piece.draw is not None
+    assert piece.draw.ids == (*ids,)
+
+
+@pytest.mark.parametrize("ran", [{"sampler": "cot"}, {"sampler": "none", "fallback_reason": "busy"}, None])
+def test_an_answer_of_another_sampler_is_an_error(ran: Any) -> None:
+    session, _ = session_with(answer([*b"a"], **({} if ran is None else {"power": ran})))
+    with pytest.raises(HostError, match="'power' was asked for"):
+        generate(session, Program("x"), values={"sampler": "power"})
+
+
+def test_the_right_sampler_is_none() -> None:
+    power = {"sampler": "power", "law": "power", "params": {"alpha": 3.0}}
+    session, _ = session_with(answer([*b"a"], power=power))
+    assert generate(session, Program("x"), values={"sampler": "power", "alpha": 3.0}) == "a"
+    draw = session.ledger.last_draw()
+    assert draw is not None
+    assert draw.exponent == 3.0
+
+
+def stream(session: Session, s: Program) -> list[str]:
+    """Pieces of a stream, added as the interpreter does."""
+    session.asked = Asked("x", None)
+    pieces = []
+    for piece, _ in session.generate_stream(s, SglSamplingParams()):
+        s.text_ += piece
+        pieces.append(piece)
+    return pieces
+
+
+def events(*ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Cumulative ones, the last of which says how it ended."""
+    made = [answer(list(one)) for one in ids]
+    for one in made[:-1]:
+        one["meta_info"]["finish_reason"] = None
+    return made
+
+
+def test_a_stream_yields_every_event_and_completes_characters() -> None:
+    session, _ = session_with(answer([0xC3]), events([], [0xA9], [0xA9, *b"b"]))
+    s = Program("x")
+    generate(session, s)
+    assert stream(session, s) == ["", "é", "b"]
+    assert s.text_ == "xéb" == text_of(session.ledger.ids[1:])
+
+
+def test_streams_that_break_or_take_text_back_are_errors() -> None:
+    deltas = events([*b"a"], [*b"b"])
+    unfinished = events([*b"a"], [*b"ab"])[:1]
+    aborted = [answer([], {"type": "abort", "message": "gone"})]
+    for made, message in ((deltas, "took text back"), (unfinished, "before its answer"), (aborted, "gone")):
+        session, _ = session_with(made)
+        with pytest.raises(HostError, match=message):
+            stream(session, Program("x"))
+
+
+def test_images_and_several_answers_are_refused() -> None:
+    session, fake = session_with()
+    with pytest.raises(UnsupportedError, match="image"):
+        session.settle(Program("x", ["picture"]))
+    with pytest.raises(UnsupportedError, match="n=2"):
+        generate(session, Program("x"), n=2)
+    assert fake.generated() == []
+
+
+def test_only_the_last_segment_is_taken_back() -> None:
+    session, _ = session_with(answer([*b"ab", EOS], STOP))
+    s = Program("x")
+    generate(session, s, name="a")
+    with pytest.raises(RequestError, match="generated last"):
+        session.withdraw(s, "b")
+    s.text_ += "!"
+    with pytest.raises(RequestError, match="generated last"):
+        session.withdraw(s, "a")
+    s.text_ = s.text_[:-1]
+    assert session.withdraw(s, "a").ids == (*b"ab", EOS)
+    assert (s.text_, session.ledger.text) == ("x", "x")
