@@ -220,12 +220,14 @@ def test_a_first_token_that_ends_the_answer_is_an_empty_answer(pivot_server: Ser
         group += sgl.gen("answer", max_tokens=4, temperature=0.0)
         s["answers"] = [branch["answer"] for branch in group]
         s["text"] = group[0].text()
+        s["selected"] = sp.select(group, by="logp")
 
     finished = PROMPT_Q + "A5."
     state = run(pivot_server, program, finished)
     assert state["answers"][0] == "", "the answer is over, so its most likely next token ends it"
     assert state["text"] == finished
     assert all(state["answers"][1:])
+    assert state["selected"].name == "0", "its stop is the likeliest of all tokens"
 
 
 @pytest.mark.parametrize(("threshold", "fires"), [(0.3, True), (50.0, False)])

@@ -12,7 +12,7 @@ import pytest
 from fake_server import EOS, FakeServer, answer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.errors import HostError, RequestError, UnsupportedError
-from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.session import Asked, Session
 
 BOS = EOS + 1
@@ -90,12 +90,18 @@ def test_bytes_that_are_no_character_stay_what_the_server_shows() -> None:
     assert s.text_ == "x" + text_of([0xF0, 0x9F, 0x41, 0x80, 0x42])
 
 
+def begun(ids: list[int], finished: bool = False) -> Piece:
+    """A lead; one that has finished drew a stop as well."""
+    drawn = (*ids, EOS) if finished else tuple(ids)
+    return Piece(text_of(ids), tuple(ids), Draw(None, drawn, text_of(ids), lead=True, finished=finished))
+
+
 @pytest.mark.parametrize(("lead", "drawn"), [([*b"ab"], [*b"cd"]), ([0xC3], [0xA9, *b"d"])])
 def test_a_lead_begins_the_next_segment_and_counts(lead: list[int], drawn: list[int]) -> None:
     session, fake = session_with(answer(drawn))
     s = Program("x")
     session.settle(s)
-    session.begin_with(s, Draw(None, tuple(lead), text_of(lead), lead=True))
+    session.begin_with(s, begun(lead))
     assert s.text_ == "x" + text_of(lead)
     assert generate(session, s, max_new_tokens=10) == text_of(lead + drawn)
     assert s.text_ == "x" + text_of(lead + drawn)
@@ -110,22 +116,13 @@ def test_a_lead_that_is_the_whole_answer_asks_for_nothing(finished: bool) -> Non
     session, fake = session_with()
     s = Program("x")
     session.settle(s)
-    session.begin_with(s, Draw(None, (*b"ab",), "ab", lead=True, finished=finished, meta_info={"a": 1}))
+    session.begin_with(s, begun([*b"ab"], finished))
     assert generate(session, s, max_new_tokens=9 if finished else 2) == "ab"
     assert fake.generated() == []
-    assert session.ledger.pieces[-1].draw == Draw(
-        "x", (*b"ab",), "ab", None, _settings(session), **_closed(finished)
-    )
-
-
-def _settings(session: Session) -> Any:
     draw = session.ledger.last_draw()
     assert draw is not None
-    return draw.settings
-
-
-def _closed(finished: bool) -> dict[str, Any]:
-    return {"lead": False, "finished": finished, "meta_info": {"a": 1}}
+    assert (draw.name, draw.text, draw.lead, session.ledger.ids) == ("x", "ab", False, (BOS, *b"xab"))
+    assert draw.ids == ((*b"ab", EOS) if finished else (*b"ab",)), "what ended the answer was drawn, too"
 
 
 def test_a_stop_string_leaves_tokens_in_front_of_it() -> None:

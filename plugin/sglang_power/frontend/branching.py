@@ -12,7 +12,7 @@ from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.client import PLAIN
 from sglang_power.frontend.group import Group
-from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.session import Session, Tail, check_sampler
 from sglang_power.frontend.settings import BranchSettings, parsed
 from sglang_power.request import parse_request
@@ -93,7 +93,7 @@ def _settled(s: ProgramState) -> Session:
     return session
 
 
-def _group(s: ProgramState, leads: dict[str, Draw | None]) -> Group:
+def _group(s: ProgramState, leads: dict[str, Piece | None]) -> Group:
     forks = s.fork(len(leads))
     if (error := s.error()) is not None:  # forking caches the shared prefix, which may fail
         raise error
@@ -104,7 +104,7 @@ def _group(s: ProgramState, leads: dict[str, Draw | None]) -> Group:
     return group
 
 
-def _first_tokens(session: Session, count: int) -> list[Draw]:
+def _first_tokens(session: Session, count: int) -> list[Piece]:
     """The most likely next tokens, in order; a vocabulary may hold fewer."""
     answer = session.client.generate(
         {
@@ -118,7 +118,7 @@ def _first_tokens(session: Session, count: int) -> list[Draw]:
     return _leads(session, (), [token for _, token, _ in ranked], answer["meta_info"])
 
 
-def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Draw]:
+def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Piece]:
     """What is generated up to the first firing, with each token that forks there; or all of it."""
     answer = session.client.generate(
         {
@@ -135,23 +135,24 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: l
         start = forked[0]["span"][0]
         return _leads(session, ids[:start], [node["ids"][0] for node in forked], meta)
     shown, text = session.shown(Tail(), ids, answer["text"], meta["finish_reason"])
-    return [_lead(shown, text, meta["finish_reason"]["type"] == "stop", meta)]
+    return [_lead(ids, shown, text, meta["finish_reason"]["type"] == "stop", meta)]
 
 
-def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Draw]:
-    """A lead per token; the server itself is asked which of them end the answer."""
+def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Piece]:
+    """A lead per token; the server itself is asked which of them end the answer, and have no text."""
     ended = _endings(session, [*session.ledger.ids, *trunk], tokens)
-    texts = session.client.decode(
-        [[*trunk, *([] if end else [token])] for token, end in zip(tokens, ended, strict=True)]
-    )
+    shown = [trunk if end else (*trunk, token) for token, end in zip(tokens, ended, strict=True)]
+    texts = session.client.decode(shown)
     return [
-        _lead(trunk if end else (*trunk, token), text, end, meta)
-        for token, end, text in zip(tokens, ended, texts, strict=True)
+        _lead((*trunk, token), ids, text, end, meta)
+        for token, ids, text, end in zip(tokens, shown, texts, ended, strict=True)
     ]
 
 
-def _lead(ids: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]) -> Draw:
-    return Draw(None, ids, text, lead=True, finished=finished, meta_info=meta)
+def _lead(
+    drawn: tuple[int, ...], shown: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]
+) -> Piece:
+    return Piece(text, shown, Draw(None, drawn, text, lead=True, finished=finished, meta_info=meta))
 
 
 def _endings(session: Session, prefix: list[int], tokens: list[int]) -> list[bool]:

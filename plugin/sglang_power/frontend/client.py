@@ -7,6 +7,7 @@ program. Requests have no side effects, so a lost connection is tried again.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -58,7 +59,7 @@ class Client:
         self._http = httpx.Client(
             base_url=url,
             headers=headers,
-            verify=True if verify is None else verify,
+            verify=True if verify is None else ssl.create_default_context(cafile=verify),
             timeout=httpx.Timeout(None, connect=30.0),
             limits=httpx.Limits(keepalive_expiry=IDLE_S, max_connections=None),
             transport=transport,

@@ -52,7 +52,8 @@ class Tail:
     Args:
         ids, text: of those tokens.
         kept: characters of the text that stand there already.
-        lead: the last of them, if they begin the segment.
+        lead: the segment's beginning, if it has one.
+        lead_ids: its tokens, the last of `ids`.
         split: the text ends inside a character.
     """
 
@@ -60,12 +61,8 @@ class Tail:
     text: str = ""
     kept: int = 0
     lead: Draw | None = None
+    lead_ids: tuple[int, ...] = ()
     split: bool = False
-
-    @property
-    def lead_ids(self) -> tuple[int, ...]:
-        """Tokens that belong to the segment."""
-        return () if self.lead is None else self.lead.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +78,16 @@ class Call:
 class Session:
     """One program's way to the server, in token ids.
 
+    Its `support_concate_and_append` is off: joined forks are joined as text.
+
     Args:
         endpoint: SGLang's backend.
         client: of the same server.
         output: SGLang's settings of how ids become text, part of every request.
         ledger: what the program holds so far.
     """
+
+    support_concate_and_append = False
 
     def __init__(
         self, endpoint: Any, client: Client, output: dict[str, Any], ledger: Ledger | None = None
@@ -116,10 +117,10 @@ class Session:
         self.settle(s)
         self.client.warm(self.ledger.ids)
 
-    def begin_with(self, s: Executor, draw: Draw) -> None:
+    def begin_with(self, s: Executor, lead: Piece) -> None:
         """Set the tokens that the next generation begins with."""
-        self.ledger.append(Piece(draw.text, draw.ids, draw))
-        s.text_ += draw.text
+        self.ledger.append(lead)
+        s.text_ += lead.text
 
     def adopt(self, s: Executor, name: str, text: str, reason: dict[str, Any], settings: Any) -> None:
         """Take in a segment that was generated as text: its tokens are what the server reads in the text."""
@@ -219,19 +220,18 @@ class Session:
 
     def _take_tail(self, s: Executor) -> Tail:
         piece = self.ledger.take_lead()
-        lead, lead_text = (None, "") if piece is None else (piece.draw, piece.text)
+        lead = Piece("", ()) if piece is None else piece
         ids, text, kept = self.ledger.split_character()
-        s.text_ = s.text_[: len(s.text_) - len(lead_text) - len(text) + kept]
-        lead_ids = () if lead is None else lead.ids
-        split = bool(ids) or lead_text.endswith(REPLACEMENT)
-        return Tail(ids + lead_ids, text + lead_text, kept, lead, split)
+        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(text) + kept]
+        split = bool(ids) or lead.text.endswith(REPLACEMENT)
+        return Tail(ids + lead.ids, text + lead.text, kept, lead.draw, lead.ids, split)
 
     def _lead_alone(self, call: Call) -> tuple[str, dict[str, Any]]:
         tail, lead = call.tail, call.tail.lead
         assert lead is not None
         draw = dataclasses.replace(lead, name=call.asked.name, settings=call.settings, lead=False)
         text = self._rendered(tail, {"text": "", "output_ids": [], "meta_info": lead.meta_info})
-        self.ledger.append(Piece(text, lead.ids, draw))
+        self.ledger.append(Piece(text, tail.lead_ids, draw))
         return text, dict(lead.meta_info)
 
     def _record(self, call: Call, answer: Answer) -> str:
