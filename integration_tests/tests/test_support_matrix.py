@@ -25,6 +25,7 @@ from integration_tests.tests.clients import (
     sse_lines,
     together,
 )
+from integration_tests.tests.test_branch_server import shape
 
 pytestmark = pytest.mark.server
 
@@ -163,6 +164,25 @@ def test_policies_with_a_memory_survive_retraction(
         assert sum("\n" in text for text in texts) > 4
     else:
         assert sum("g5;" in text for text in texts) > 4
+
+
+SEARCH = {"sampler": "branch", "policy": "beam", "beam": 3, "max_branches": 24, "return_tree": True}
+
+
+def test_branches_fork_at_the_same_tokens_on_every_server(
+    matrix_server: Server, pivot_server: Server
+) -> None:
+    """Triggers count committed tokens: chunks of prompts, retraction and the ranks change no tree."""
+    answers = together(policy_calls(matrix_server, SEARCH, range(10)))
+    expected = together(policy_calls(pivot_server, SEARCH, range(10)))
+    assert [shape(answer) for answer in answers] == [shape(answer) for answer in expected]
+    assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
+    assert min(power_of(answer)["forks"] for answer in answers) > 1
+    for answer in answers:
+        tokens = sum(len(node["ids"]) for node in power_of(answer)["tree"]["nodes"])
+        assert power_of(answer)["decoded_tokens"] == tokens + power_of(answer)["wasted_tokens"]
+    assert {answer["meta_info"]["dp_rank"] for answer in answers} == RANKS
+    assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"
 
 
 def test_a_named_rank_is_kept(matrix_server: Server) -> None:
