@@ -110,12 +110,12 @@ def test_greedy_draws_are_certain() -> None:
 
 @pytest.mark.parametrize("token", [7, 8])
 def test_exact_ties_are_both_most_likely(token: int) -> None:
-    row = row_of([-0.7, token, None], [[-0.7, 7, None], [-0.7, 8, None]], GREEDY)
+    row = row_of(token, -0.7, [[-0.7, 7, None], [-0.7, 8, None]], GREEDY)
     assert (row[LOG_Q], row[GAP], row[MARGIN]) == (0.0, 0.0, 0.0)
 
 
 def test_a_probability_that_underflows_is_null() -> None:
-    row = row_of([0.0, 7, None], [[0.0, 7, None], [None, 8, None]], BASE)
+    row = row_of(7, 0.0, [[0.0, 7, None], [None, 8, None]], BASE)
     assert (row[GAP], row[MARGIN]) == (1.0, 1.0)
 
 
@@ -123,8 +123,27 @@ def test_a_probability_that_underflows_is_null() -> None:
 def test_log_probabilities_of_other_tokens_are_an_error(name: str) -> None:
     answer = copy.deepcopy(RECORDED["forced"]["answer"])
     answer["meta_info"][name][-1][1] += 1
-    with pytest.raises(HostError, match="do not belong"):
+    with pytest.raises(HostError, match="not of"):
         asked(FORCED, 2, GREEDY).read(answer)
+    del answer["meta_info"][name][1:]
+    with pytest.raises(HostError, match=r"of [23] tokens"):
+        asked(FORCED, 2, GREEDY).read(answer)
+
+
+def test_the_last_id_of_the_vocabulary_is_shown_as_another() -> None:
+    answer = copy.deepcopy(RECORDED["forced_only"]["answer"])
+    answer["meta_info"]["input_token_logprobs"][-1][1] = wire.SHOWN_FOR_LAST_ID
+    whole = asked(FORCED, 0, BASE).read(RECORDED["forced_only"]["answer"])
+    shown = asked(FORCED, 0, BASE).read(answer)
+    assert shown.ids == FORCED
+    assert shown.log_p.tolist() == whole.log_p.tolist()
+
+
+def test_a_row_of_the_next_token_is_left_out() -> None:
+    """SGLang lists one for a request of no new tokens, in some batches."""
+    answer = copy.deepcopy(RECORDED["forced_only"]["answer"])
+    answer["meta_info"]["output_token_logprobs"] = [[-1.25, 3, None]]
+    assert asked(FORCED, 0, BASE).read(answer).ids == FORCED
 
 
 def test_an_abort_gives_what_there_is() -> None:

@@ -44,6 +44,10 @@ NEUTRAL: Json = {
 FORCING_BIAS = 1e5
 """Added to one logit, it makes that token the greedy one."""
 
+SHOWN_FOR_LAST_ID = 0
+"""The id that SGLang shows beside the log probability of the vocabulary's last id in a prompt; the value is
+right (logprob_result_processor.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -87,36 +91,42 @@ class Generation:
         meta, ids = answer["meta_info"], [int(token) for token in answer["output_ids"]]
         if not ids and meta["finish_reason"]["type"] == "abort":
             return Tokens.EMPTY
-        drawn = self._rows(meta["output_token_logprobs"], meta["output_top_logprobs"], ids)
+        drawn = self._rows(ids, meta["output_token_logprobs"], meta["output_top_logprobs"])
         if not self.forced:
             return Tokens.of(ids, drawn)
         count = len(self.forced)
         entries, tops = meta["input_token_logprobs"][-count:], meta["input_top_logprobs"][-count:]
-        forced = self._rows(entries, tops, self.forced)
-        return Tokens.of([*self.forced, *ids], [*forced, *drawn])
+        return Tokens.of([*self.forced, *ids], [*self._rows(self.forced, entries, tops), *drawn])
 
     def _rows(
-        self, entries: Sequence[Any], tops: Sequence[Any], ids: Sequence[int]
+        self, ids: Sequence[int], entries: Sequence[Any], tops: Sequence[Any]
     ) -> list[tuple[float, ...]]:
-        if [entry[1] for entry in entries] != list(ids) or len(tops) < len(ids):
-            raise HostError("the server's log probabilities do not belong to its tokens")
-        return [row_of(entry, top, self.law) for entry, top in zip(entries, tops, strict=False)]
+        """A row per id; SGLang may list the row of the next token too, which was not asked for."""
+        if len(entries) < len(ids) or len(tops) < len(ids):
+            raise HostError(f"the server sent {len(entries)} log probabilities of {len(ids)} tokens")
+        rows = []
+        for token, (log_p, shown, _), top in zip(ids, entries, tops, strict=False):
+            if shown not in (token, SHOWN_FOR_LAST_ID):
+                raise HostError(f"the server sent the log probability of token {shown}, not of {token}")
+            rows.append(row_of(token, log_p, top, self.law))
+        return rows
 
 
-def row_of(entry: Sequence[Any], top: Sequence[Any], law: ProposalLaw) -> tuple[float, ...]:
+def row_of(token: int, sent: float | None, top: Sequence[Any], law: ProposalLaw) -> tuple[float, ...]:
     """ROW_FIELDS of one token; the entropies, which one pass does not state, are NaN.
 
     A greedy draw has log_q = 0 where no token is more likely; among exact ties that is so for each, since
     which one the server takes cannot be told from outside.
 
     Args:
-        entry: [log_p, id, text] of the token.
-        top: the same of the two most likely tokens, best first.
+        token: its id.
+        sent: as the server sent it.
+        top: [log_p, id, text] of the two most likely tokens, best first.
         law: of the draw.
     """
-    log_p, largest = _number(entry[0]), _number(top[0][0])
+    log_p, largest = _number(sent), _number(top[0][0])
     second = math.exp(_number(top[1][0])) if len(top) > 1 else 0.0
-    is_largest = entry[1] == top[0][1] or log_p >= largest
+    is_largest = token == top[0][1] or log_p >= largest
     gap = math.exp(largest) - second
     margin = gap if is_largest else math.exp(log_p) - math.exp(largest)
     log_q = log_p if law != GREEDY else (0.0 if is_largest else -math.inf)
