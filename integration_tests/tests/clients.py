@@ -242,6 +242,7 @@ def engine_session(model: str, out: Path) -> None:
             "plain": engine.generate(PROMPT, {"max_new_tokens": 24}),
             "list": engine.generate([PROMPT, PROMPT_Q], [quick, {"max_new_tokens": 24}]),
             "n": engine.generate(PROMPT, {**quick, "n": 2}),
+            "branch": engine.generate(PROMPT, {"sampler": "branch", "max_new_tokens": 48}),
             "stream": list(engine.generate(PROMPT, quick, stream=True)),
         }
         results["errors"] = [

@@ -404,6 +404,14 @@ def test_engine_lists_and_n(engine: dict[str, Any]) -> None:
     assert len(engine["n"]) == 2
 
 
+def test_engine_branches(engine: dict[str, Any], pivot_server: Server) -> None:
+    power = power_of(engine["branch"])
+    assert (power["sampler"], power["law"]) == ("branch", "selection")
+    assert power["forks"] > 0
+    params = {"max_new_tokens": 48, "custom_params": {"sampler": "branch"}}
+    assert engine["branch"]["output_ids"] == raw_generate(pivot_server, sampling_params=params)["output_ids"]
+
+
 def test_engine_streams(engine: dict[str, Any]) -> None:
     last = engine["stream"][-1]
     assert last["text"] == engine["custom_params"]["text"]
