@@ -8,7 +8,7 @@ from typing import Any
 import sglang as sgl
 
 from integration_tests.server import Server
-from integration_tests.tests.clients import post
+from integration_tests.tests.clients import PROMPT, post
 
 
 @functools.cache
@@ -38,3 +38,16 @@ def power_of(state: Any, name: str) -> dict[str, Any]:
     """`meta_info.power` of a variable."""
     report: dict[str, Any] = state.get_meta_info(name)["power"]
     return report
+
+
+def run(server: Server, program: Any, prompt: str = PROMPT) -> Any:
+    """A program behind a prompt, to its end."""
+
+    @sgl.function
+    def whole(s: Any) -> None:
+        s += prompt
+        program.func(s)
+
+    state = whole.run(backend=backend(server))
+    state.sync()
+    return state

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from integration_tests.programs.draft_and_refine import draft_and_refine
 from integration_tests.programs.judge_by_model import judge_by_model
+from integration_tests.programs.running import main
 from integration_tests.programs.self_consistency import self_consistency
 from integration_tests.programs.tree_of_thought import DEPTH, tree_of_thought
 from integration_tests.server import Server
@@ -45,9 +43,9 @@ def test_the_model_judges(prose_server: Server) -> None:
     assert state.messages()[-1] == {"role": "assistant", "content": state["answer"].lstrip()}
 
 
-def test_a_program_is_a_command(pivot_server: Server) -> None:
-    module = "integration_tests.programs.self_consistency"
-    command = [sys.executable, "-m", module, "--url", pivot_server.url, "--prompt", PROMPT_Q]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_a_program_is_a_command(
+    pivot_server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "--url", pivot_server.url])
+    main(self_consistency, PROMPT_Q, "answer")
+    assert capsys.readouterr().out.strip()

@@ -58,7 +58,9 @@ class FakeServer:
         if path == STATUS_ROUTE:
             return httpx.Response(200 if self._plugin else 404, json={"served_model": "fake"})
         if path == "/tokenize":
-            return httpx.Response(200, json={"tokens": [list(text.encode()) for text in body["prompt"]]})
+            special = [EOS + 1] if body.get("add_special_tokens", True) else []
+            tokens = [[*special, *text.encode()] for text in body["prompt"]]
+            return httpx.Response(200, json={"tokens": tokens})
         if path == "/detokenize":
             return httpx.Response(200, json={"text": [text_of(ids) for ids in body["tokens"]]})
         return self._generate(body)

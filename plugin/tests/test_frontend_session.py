@@ -210,3 +210,22 @@ def test_only_the_last_segment_is_taken_back() -> None:
     s.text_ = s.text_[:-1]
     assert session.withdraw(s, "a").ids == (*b"ab", EOS)
     assert (s.text_, session.ledger.text) == ("x", "x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "drawn"),
+    [
+        (STOP, (*b"ab", EOS)),
+        ({"type": "stop", "matched": ";"}, (*b"ab;",)),
+        ({"type": "length", "length": 2}, (*b"ab",)),
+    ],
+)
+def test_a_segment_from_before_the_first_expression_is_taken_in(
+    reason: dict[str, Any], drawn: tuple[int, ...]
+) -> None:
+    session, _ = session_with()
+    s = Program("x")
+    session.settle(s)
+    session.adopt(s, "a", "ab", reason, None)
+    assert (s.text_, session.ledger.ids) == ("xab", (BOS, *b"xab"))
+    assert session.withdraw(s, "a").ids == drawn, "the draft ends as the segment did"

@@ -130,7 +130,9 @@ def _client(endpoint: Any) -> Client:
     """One per backend, so that a server is probed once."""
     with _clients_lock:
         if endpoint not in _clients:
-            _clients[endpoint] = Client(endpoint.base_url, endpoint.api_key, endpoint.verify)
+            client = Client(endpoint.base_url, endpoint.api_key, endpoint.verify)
+            weakref.finalize(endpoint, client.close)
+            _clients[endpoint] = client
         return _clients[endpoint]
 
 

@@ -15,7 +15,13 @@ from typing import Any
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from sglang_power.errors import HostError, OverloadedError, RequestError, UnsupportedError
+from sglang_power.errors import (
+    HostError,
+    OverloadedError,
+    PowerError,
+    RequestError,
+    UnsupportedError,
+)
 
 Answer = dict[str, Any]
 """SGLang's response dictionary: text, output_ids, meta_info."""
@@ -65,7 +71,15 @@ class Client:
             transport=transport,
         )
         self._joins = False
-        self.status = self._probe()
+        try:
+            self.status = self._probe()
+        except PowerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
 
     def _probe(self) -> dict[str, Any]:
         response = self._send("GET", STATUS_ROUTE, None)

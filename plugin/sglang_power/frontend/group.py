@@ -13,7 +13,7 @@ from sglang_power.errors import RequestError
 from sglang_power.frontend._lang import ProgramState, SglExpr
 from sglang_power.frontend.ledger import Draw
 
-Drawn = tuple[tuple[int, ...], Draw]
+Generated = tuple[tuple[int, ...], Draw]
 """A generated segment with the tokens in front of it."""
 
 
@@ -105,10 +105,10 @@ class Group:
             hint = "Select before the program goes on"
             raise RequestError("group", list(self.names), "the program has gone on without it", hint)
 
-    def draws(self, name: str) -> list[Drawn]:
+    def draws(self, name: str) -> list[Generated]:
         """What a branch has generated, in order."""
         ledger = self._states[name].stream_executor.backend.ledger
-        found: list[Drawn] = ledger.draws_from(self._start)
+        found: list[Generated] = ledger.draws_from(self._start)
         return found
 
     def added_text(self, name: str) -> str:

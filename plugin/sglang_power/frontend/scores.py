@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sglang_power.algorithms.cot import confidence
-from sglang_power.answers import Extracted, Extraction, Extractor, TimedOut, spelled
+from sglang_power.answers import Extracted, Extractor, TimedOut, spelled
 from sglang_power.errors import HostError, RequestError
 from sglang_power.frontend.client import Client
-from sglang_power.frontend.group import Drawn, Group
+from sglang_power.frontend.group import Generated, Group
 from sglang_power.frontend.ledger import Draw
 from sglang_power.types import ROW_FIELDS, Tokens, Usage
 
@@ -29,7 +29,7 @@ ALTERNATIVES = 20
 """Of the chat API's log probabilities; more is not allowed."""
 
 
-def token_log_probs(client: Client, draws: Sequence[Drawn]) -> list[list[float]]:
+def token_log_probs(client: Client, draws: Sequence[Generated]) -> list[list[float]]:
     """log p of every token of some segments, stops included."""
     metas = client.input_log_probs([(prefix, draw.ids) for prefix, draw in draws]) if draws else []
     return [
@@ -51,7 +51,7 @@ def scored_tokens(client: Client, prefix: Sequence[int], draw: Draw) -> Tokens:
     return Tokens.of(draw.ids, rows)
 
 
-def segment_of(group: Group, name: str, variable: str | None) -> Drawn:
+def segment_of(group: Group, name: str, variable: str | None) -> Generated:
     """The generated segment that holds a branch's answer.
 
     Raises:
@@ -66,20 +66,26 @@ def segment_of(group: Group, name: str, variable: str | None) -> Drawn:
     return draws[-1]
 
 
-def delta(client: Client, drawn: Drawn, extractor: Extractor) -> float | None:
+def delta(client: Client, drawn: Generated, extractor: Extractor) -> float | None:
     """Delta of a branch: the mean margin of its answer tokens (CoT-decoding); None where it has no answer."""
     prefix, draw = drawn
-    found = extractor.extract(draw.text)
-    if not isinstance(found, Extracted):
-        _check_time(found)
+    found = answer_of(draw.text, extractor)
+    if found is None:
         return None
     tokens = spelled(lambda ids: client.decode([ids])[0], draw.ids).tokens_of(found.span)
     return confidence(scored_tokens(client, prefix, draw), tokens)
 
 
-def _check_time(found: Extraction) -> None:
+def answer_of(text: str, extractor: Extractor) -> Extracted | None:
+    """The answer in a text.
+
+    Raises:
+        RequestError: the client's pattern took too long, so nobody knows.
+    """
+    found = extractor.extract(text)
     if isinstance(found, TimedOut):
-        raise RequestError("answer_regex", "...", f"no result in {found.seconds} s", "Use a simpler pattern")
+        raise RequestError("answer_regex", text, f"no result in {found.seconds} s", "Use a simpler pattern")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,16 @@ from sglang_power.answers import (
 )
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, merge
-from sglang_power.frontend.group import Group
+from sglang_power.frontend.group import Generated, Group
 from sglang_power.frontend.laws import Drawn, begins_with_power, draw, log_density
-from sglang_power.frontend.scores import ChatJudge, delta, run_coroutine, segment_of, token_log_probs
+from sglang_power.frontend.scores import (
+    ChatJudge,
+    answer_of,
+    delta,
+    run_coroutine,
+    segment_of,
+    token_log_probs,
+)
 from sglang_power.frontend.settings import SelectSettings, parsed
 from sglang_power.rng import Key, Purpose, fresh_seed
 
@@ -93,12 +100,16 @@ class _Chooser:
         return criteria[self._settings.by]()
 
     def _by_log_p(self) -> _Choice:
-        return largest([math.fsum(one) / len(one) for one in map(self._log_probs, self._names)])
+        branches = [[log_p for _, part in one for log_p in part] for one in self._scored()]
+        return largest([math.fsum(one) / len(one) for one in branches])
 
-    def _log_probs(self, name: str) -> list[float]:
-        segment_of(self._group, name, None)
-        parts = token_log_probs(self._client, self._group.draws(name))
-        return [log_p for part in parts for log_p in part]
+    def _scored(self) -> list[list[tuple[Generated, list[float]]]]:
+        """What each branch has generated, with log p of every token; one request for all of them."""
+        for name in self._names:
+            segment_of(self._group, name, None)
+        draws = [self._group.draws(name) for name in self._names]
+        parts = iter(token_log_probs(self._client, [one for branch in draws for one in branch]))
+        return [[(one, next(parts)) for one in branch] for branch in draws]
 
     def _by_confidence(self) -> _Choice:
         segments = [segment_of(self._group, name, self._settings.of) for name in self._names]
@@ -111,7 +122,10 @@ class _Chooser:
 
     def _by_power(self) -> _Choice:
         alpha = self._settings.alpha
-        branches = [self._drawn(name) for name in self._names]
+        branches = [
+            [Drawn(prefix, math.fsum(log_p), one.exponent) for (prefix, one), log_p in branch]
+            for branch in self._scored()
+        ]
         front = branches[0][0].prefix
         powered = [begins_with_power(one, alpha) for one in branches]
         densities = [log_density(one, alpha, front) for one in branches]
@@ -126,16 +140,10 @@ class _Chooser:
         index = draw(weights, self._seed, Purpose.CHOICE)
         return _Choice(index, (shares / shares.sum()).tolist(), "drawn", effective_sample_size(weights))
 
-    def _drawn(self, name: str) -> list[Drawn]:
-        segment_of(self._group, name, None)
-        draws = self._group.draws(name)
-        sums = [math.fsum(one) for one in token_log_probs(self._client, draws)]
-        return [Drawn(prefix, log_p, one.exponent) for (prefix, one), log_p in zip(draws, sums, strict=True)]
-
     def _by_vote(self) -> _Choice:
         segments = [segment_of(self._group, name, self._settings.of) for name in self._names]
         extractor = self._settings.extractor
-        answers = [value_of(extractor.extract(one.text)) for _, one in segments]
+        answers = [value_of(answer_of(one.text, extractor)) for _, one in segments]
         classes = run_coroutine(build_classes(answers, self._relation()))
         made = choose(classes, uniform_weights(len(answers)), Key(self._seed))
         votes = {sample: len(one.members) for one in classes.classes for sample in one.members}
