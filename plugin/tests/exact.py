@@ -25,7 +25,7 @@ from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, Table, TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import AnswerReward, Chain, ChainResult
+from sglang_power.serving.chain import Chain, ChainResult, StateReward
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 AMPLE = Budget(max_total_tokens=1_000_000)
@@ -343,7 +343,7 @@ def run_chains(
     *,
     draft: Prefix | None = None,
     budget: Budget = AMPLE,
-    reward: AnswerReward | None = None,
+    reward: StateReward | None = None,
     shadow: bool = False,
 ) -> list[ChainResult]:
     """One chain of the running code for each key."""

@@ -11,7 +11,6 @@ from sglang_power.algorithms.branching import BranchConfig
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.triggers import Trigger
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
-from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
 from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
@@ -202,17 +201,3 @@ class Ledger(Overshooting):
         ranking, usage = await super().most_likely(prefix, count)
         self.total += usage
         return ranking, usage
-
-
-class Aborted(TabularEngine):
-    """Aborts after some calls."""
-
-    def __init__(self, table: TabularModel, calls: int) -> None:
-        super().__init__(table)
-        self._left = calls
-
-    async def generate(self, call: ContinuationCall) -> Continuation:
-        self._left -= 1
-        if self._left < 0:
-            raise ChainAbortedError("aborted")
-        return await super().generate(call)

@@ -14,7 +14,7 @@ import pytest
 from exact import chain_law, g_test, make_config, random_model, target, total_variation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_tree import SEEDS, Aborted, L, Ledger, model
+from naive_tree import SEEDS, L, Ledger, model
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
@@ -22,6 +22,7 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.serving.budgets import Budget
 from sglang_power.types import Continuation, ProposalLaw
 from test_branch_choice import chosen, ids
+from test_selection import AbortedAfter
 
 SMALL = random_model(8, vocab=3, horizon=4)
 
@@ -132,7 +133,7 @@ async def test_an_abort_leaves_the_choice_among_the_leaves_there_are() -> None:
     everything = ids(await chosen(model(2)))
     counts = set()
     for calls in range(1, 30):
-        engine = Aborted(model(2), calls)
+        engine = AbortedAfter(model(2), calls)
         try:
             selection = await chosen(model(2), engine=engine, refine=chain(model(2), 3))
         except ChainAbortedError:
@@ -143,7 +144,7 @@ async def test_an_abort_leaves_the_choice_among_the_leaves_there_are() -> None:
         assert selection.scores[selection.chosen] == max(value for value in selection.scores if value)
     assert len(counts) > 1
     with pytest.raises(ChainAbortedError):
-        await chosen(model(2), engine=Aborted(model(2), 0))
+        await chosen(model(2), engine=AbortedAfter(model(2), 0))
 
 
 async def test_a_deadline_is_told_and_stops_refinement() -> None:

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_tree import (
     SEEDS,
-    Aborted,
     Deaf,
     H,
     Impatient,
@@ -35,7 +34,7 @@ from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.scoring import Scores
 from sglang_power.types import Tokens
-from test_selection import LastDigit
+from test_selection import AbortedAfter, LastDigit
 
 
 async def test_drawn_branches_begin_with_draws_from_p() -> None:
@@ -137,7 +136,7 @@ async def test_an_abort_leaves_the_leaves_there_are() -> None:
     everything = await leaves(2, conf)
     kept = set()
     for calls in range(1, 12):
-        run = search(2, conf, Aborted(model(2), calls))
+        run = search(2, conf, AbortedAfter(model(2), calls))
         try:
             found = [leaf.tokens.ids for leaf in await run.run()]
         except ChainAbortedError:

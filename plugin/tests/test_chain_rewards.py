@@ -24,7 +24,7 @@ from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
 from sglang_power.serving import report
 from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import AnswerReward, ChainResult
+from sglang_power.serving.chain import ChainResult, StateReward
 from sglang_power.serving.config import Limits
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.parent import Parent
@@ -57,7 +57,7 @@ class Asked:
 
 
 def run(
-    reward: AnswerReward | None, seed: int, config: MHConfig = CONFIG, budget: Budget = exact.AMPLE
+    reward: StateReward | None, seed: int, config: MHConfig = CONFIG, budget: Budget = exact.AMPLE
 ) -> ChainResult:
     return exact.run_chains(LONG, config, [Key(seed)], reward=reward, budget=budget)[0]
 

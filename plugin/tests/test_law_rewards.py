@@ -25,7 +25,7 @@ from sglang_power.errors import RewardError
 from sglang_power.rewards import NamedReward, Scorer
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.serving.chain import AnswerReward, ChainResult
+from sglang_power.serving.chain import ChainResult, StateReward
 from sglang_power.types import ProposalLaw, Tokens
 
 INVARIANT = 1e-12
@@ -179,7 +179,7 @@ def long_config(law: ProposalLaw, cut: CutLaw, *, early: bool, bound: float = 2.
 
 
 def run_long(
-    config: MHConfig, seed: int, *, reward: AnswerReward = exact_tilt.scored, shadow: bool = False
+    config: MHConfig, seed: int, *, reward: StateReward = exact_tilt.scored, shadow: bool = False
 ) -> ChainResult:
     return exact.run_chains(LONG, config, [Key(seed)], reward=reward, shadow=shadow)[0]
 

@@ -25,7 +25,7 @@ from sglang_power.types import Continuation, Tokens, Usage
 Observer = Callable[[ChainState, Info | None], None]
 """Called after every extension (Info is None) and every step."""
 
-AnswerReward = Callable[[Tokens, bool], Awaitable[float | None]]
+StateReward = Callable[[Tokens, bool], Awaitable[float | None]]
 """R of a whole answer, from its tokens and whether they end with a stop; None: go on without the reward."""
 
 
@@ -74,7 +74,7 @@ class Chain:
         budget: Budget,
         observer: Observer | None = None,
         *,
-        reward: AnswerReward | None = None,
+        reward: StateReward | None = None,
         shadow: bool = False,
     ) -> None:
         assert (reward is None) == (config.tilt is None)
