@@ -160,12 +160,12 @@ def flat(tops: Sequence[Any]) -> list[float]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("aggregate", [False, True], ids=["max", "aggregate"])
+@pytest.mark.parametrize("select", ["max", "aggregate"])
 async def test_cot_is_that_of_the_server_side_sampler(
-    plain_server: Server, pivot_server: Server, aggregate: bool
+    plain_server: Server, pivot_server: Server, select: str
 ) -> None:
     custom = {"sampler": "cot", "k": 10, "answer": "regex", "answer_regex": r"A(\d)", "seed": 1}
-    params = {"max_new_tokens": LONGEST, "custom_params": {**custom, "aggregate": aggregate}}
+    params = {"max_new_tokens": LONGEST, "custom_params": {**custom, "select": select}}
     told = raw_generate(pivot_server, PROMPT_Q, sampling_params=params)
     async with Remote(plain_server.url) as remote:
         engine = await remote.engine(PROMPT_Q)
@@ -175,7 +175,7 @@ async def test_cot_is_that_of_the_server_side_sampler(
             equivalence("exact"),
             CotConfig(k=10, horizon=LONGEST),
             Key(1),
-            aggregate=aggregate,
+            aggregate=select == "aggregate",
         )
         selection = await cot.run()
     paths = power_of(told)["paths"]
