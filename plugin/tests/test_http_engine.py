@@ -84,8 +84,9 @@ async def test_retries_end(failure: httpx.Response | Exception, error: type[Exce
         (httpx.Response(500, json={"message": "too long"}), HostError),
         (httpx.Response(404, text="too long"), RequestError),
         (httpx.ReadTimeout("too long"), HostError),
+        (httpx.Response(200, text="too long"), HostError),
     ],
-    ids=["400", "500", "404", "timeout"],
+    ids=["400", "500", "404", "timeout", "not JSON"],
 )
 async def test_what_stays_is_not_tried_again(
     failure: httpx.Response | Exception, error: type[Exception]

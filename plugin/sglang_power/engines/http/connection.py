@@ -170,13 +170,20 @@ class Connection:
     ) -> Any:
         response = await self._http.request(method, path, json=body, headers=headers)
         if response.status_code == httpx.codes.OK:
-            return response.json()
+            return _document(response)
         told = f"HTTP {response.status_code} of {path}: {_message(response)}"
         if response.status_code in BUSY:
             raise OverloadedError(told)
         if response.is_client_error:
             raise RequestError("request", path, told, "The server refused it")
         raise HostError(told)
+
+
+def _document(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except json.JSONDecodeError as error:
+        raise HostError(f"{response.url} answers {response.text!r:.80}, which is not JSON") from error
 
 
 def _message(response: httpx.Response) -> str:

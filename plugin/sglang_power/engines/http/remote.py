@@ -22,6 +22,7 @@ from sglang_power.engines.http.wire import Generation, Json
 from sglang_power.errors import (
     ChainAbortedError,
     HostError,
+    PowerError,
     RequestError,
     UnsupportedError,
     WeightsChangedError,
@@ -49,8 +50,12 @@ class Remote:
         self._stops: dict[int, bool] = {}
 
     async def __aenter__(self) -> Self:
-        if self._options.check_server:
-            await self._check_server()
+        try:
+            if self._options.check_server:
+                await self._check_server()
+        except PowerError:
+            await self.connection.aclose()
+            raise
         return self
 
     async def __aexit__(
