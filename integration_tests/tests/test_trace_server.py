@@ -16,6 +16,7 @@ from integration_tests.server import Server
 PROMPT = "R7+3*2-8:"
 CHAIN = {"sampler": "power", "block_size": 8, "steps": 2, "seed": 5, "return_trace": True}
 TREE = {"sampler": "branch", "seed": 5, "return_tree": True}
+STAR = {"sampler": "cot", "k": 4, "seed": 5, "return_tree": True}
 
 
 def generate(server: Server, custom: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def chat(server: Server, custom: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ask", [generate, chat], ids=["generate", "chat"])
-@pytest.mark.parametrize(("custom", "kind"), [(CHAIN, "chain"), (TREE, "tree")], ids=["chain", "tree"])
+@pytest.mark.parametrize(
+    ("custom", "kind"), [(CHAIN, "chain"), (TREE, "tree"), (STAR, "tree")], ids=["chain", "tree", "star"]
+)
 def test_a_saved_answer_becomes_a_page(
     pivot_server: Server, tmp_path: Path, ask: Any, custom: dict[str, Any], kind: str
 ) -> None:

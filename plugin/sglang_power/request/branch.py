@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
+from pydantic import Field, InstanceOf, field_validator, model_validator
 
 from sglang_power.algorithms.branching import BranchConfig, BranchPolicy
 from sglang_power.algorithms.cot import GREEDY
@@ -48,7 +48,6 @@ class BranchRequest(SelectionRequest):
         continuation_policy: a per-step policy for what follows a fork, at the request's temperature; greedy
             where absent.
         refine: power steps on every leaf, as a request would write them: {"sampler": "power", "steps": 4}.
-        return_tree: add the whole tree to the response.
     """
 
     sampler: Literal["branch"] = "branch"
@@ -67,7 +66,6 @@ class BranchRequest(SelectionRequest):
     reward: RewardName | None = None
     continuation_policy: InstanceOf[Policy] | None = None
     refine: InstanceOf[PowerRequest] | None = None
-    return_tree: StrictBool = False
 
     @field_validator("trigger", mode="before")
     @classmethod

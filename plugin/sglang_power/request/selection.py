@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    StrictBool,
     field_validator,
     model_validator,
 )
@@ -48,6 +49,7 @@ class SelectionRequest(BaseModel):
             served model is asked, both ways.
         seed: of draws and ties; below 2^64.
         max_total_tokens, deadline_ms: budgets of the request; what there is by then is chosen from.
+        return_tree: add the whole tree of answers to the response.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -58,6 +60,7 @@ class SelectionRequest(BaseModel):
     seed: Seed | None = None
     max_total_tokens: Positive | None = None
     deadline_ms: Positive | None = None
+    return_tree: StrictBool = False
 
     @model_validator(mode="after")
     def _regex_where_it_is_used(self) -> Self:

@@ -8,7 +8,6 @@ which the engine answers. Knows neither SGLang nor HTTP.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.scoring import Piece, Scores
 from sglang_power.serving.tasks import gather_or_cancel
-from sglang_power.serving.tree import Tree
+from sglang_power.serving.tree import Tree, common_length
 from sglang_power.types import Tokens, Usage, in_parallel
 
 T = TypeVar("T")
@@ -125,6 +124,9 @@ class BranchSearch:
         needed = sum(self._config.horizon - len(path.tokens) + 1 for path in live)
         if self.usage.decoded + needed <= self._budget.max_total_tokens:
             return list(live)
+        for path in live:
+            if path.open:
+                self.tree[path.node].cap = "max_total_tokens"
         return [dataclasses.replace(path, open=False) for path in live]
 
     def _cap(self, path: Path, fork: Fork, reserved: int) -> str | None:
@@ -237,8 +239,7 @@ class BranchSearch:
         if self._observer is None:
             return
         possible = [path.certain() for path in (*live, *self.leaves)]
-        columns = zip(*(tokens.ids for tokens in possible), strict=False)
-        common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        common = common_length(tokens.ids for tokens in possible)
         if common > self._certain:
             self._certain = common
             self._observer(possible[0].first(common))

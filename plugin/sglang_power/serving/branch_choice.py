@@ -147,7 +147,7 @@ class LeafChoice:
             notes["refinement"] = {"steps": len(refined.infos), "accepted": accepted}
         if self.return_tree:
             leaves = [leaf.node for leaf in search.leaves]
-            notes["tree"] = {**reported_tree(search.tree, self.reader), "leaves": leaves}
+            notes["tree"] = reported_tree(search.tree, leaves, self.reader)
         return notes
 
 

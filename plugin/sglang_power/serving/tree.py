@@ -6,7 +6,9 @@ tokens that are theirs alone; those of their ancestors stand before them. Knows 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -75,16 +77,44 @@ class Tree:
         node.tokens = path.after(node.start)
 
 
-def reported_tree(tree: Tree, decoder: Decoder) -> dict[str, Any]:
+def star(paths: Sequence[Tokens], scores: Sequence[float | None], chosen: int) -> tuple[Tree, list[int]]:
+    """The tree of answers that part where their common prefix ends, and the nodes of its leaves.
+
+    Args:
+        paths: whole answers, at least one.
+        scores: of each.
+        chosen: index of the one that is returned.
+    """
+    at = common_length(path.ids for path in paths)
+    tree = Tree()
+    tree[0].tokens, tree[0].fate = paths[0].first(at), "forked"
+    for index, (path, score) in enumerate(zip(paths, scores, strict=True)):
+        parts = len(path) > at
+        entropy = float(path.entropy[at]) if parts else None
+        number = tree.open(0, at, None, entropy, float(path.log_p[at]) if parts else 0.0)
+        tree.grown(number, path)
+        tree[number].score, tree[number].fate = score, "chosen" if index == chosen else "leaf"
+    return tree, list(range(1, len(paths) + 1))
+
+
+def common_length(sequences: Iterable[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    columns = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def reported_tree(tree: Tree, leaves: Sequence[int], decoder: Decoder) -> dict[str, Any]:
     """The tree as JSON; size-capped.
 
     Args:
         tree: of a run that has ended.
+        leaves: the nodes at which its answers end, in the order of `paths`.
         decoder: of the nodes' ids; pieces of a character show as U+FFFD.
     """
     shown = tree.nodes[:MAX_NODES]
     return {
         "nodes": [_reported(number, node, decoder) for number, node in enumerate(shown)],
+        "leaves": list(leaves),
         "omitted": len(tree.nodes) - len(shown),
     }
 

@@ -6,6 +6,7 @@ Tokenizer process.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from sglang_power.serving.cot import Cot
 from sglang_power.serving.samples import BestOf, Samples, Vote
 from sglang_power.serving.scoring import Score, Scores
 from sglang_power.serving.selection import Selection
+from sglang_power.serving.tree import reported_tree, star
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import ChildEngine, Prompt
@@ -67,10 +69,19 @@ class Selector:
     async def run(self, observer: Observer | None) -> Selection:
         """The whole selection; `observer` is told of tokens that are certain before its end."""
         asked = self.plan.request
-        if isinstance(asked, CotRequest):
-            return await self._cot(asked).run()
         if isinstance(asked, BranchRequest):
             return await self._branch(asked, observer)
+        selection = await self._flat(asked)
+        if not asked.return_tree:
+            return selection
+        paths = [one.tokens for one in selection.candidates]
+        tree = reported_tree(*star(paths, selection.scores, selection.chosen), self._reader)
+        return dataclasses.replace(selection, notes={**selection.notes, "tree": tree})
+
+    async def _flat(self, asked: CotRequest | VoteRequest | BestOfRequest) -> Selection:
+        """Of answers that part at one place."""
+        if isinstance(asked, CotRequest):
+            return await self._cot(asked).run()
         samples = self._samples(asked)
         if isinstance(asked, VoteRequest):
             vote = Vote(self._engine, self._reader, samples, self.key)
