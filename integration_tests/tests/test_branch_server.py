@@ -130,10 +130,10 @@ def test_a_trigger_that_never_fires_is_greedy_decoding(pivot_server: Server, sam
 
 def test_a_seed_repeats_its_draws_and_greedy_searches_need_none(pivot_server: Server) -> None:
     drawn: Json = {**TREE, "branch_tokens": "drawn", "branch_k": 4, "trigger": "entropy", "threshold": 1.0}
-    trees = [nodes_of(ask(pivot_server, **drawn, seed=seed)) for seed in (1, 1, 2)]
+    trees = [shape(ask(pivot_server, **drawn, seed=seed)) for seed in (1, 1, 2)]
     assert trees[0] == trees[1]
     assert trees[0] != trees[2]
-    assert nodes_of(ask(pivot_server, seed=1)) == nodes_of(ask(pivot_server, seed=2))
+    assert shape(ask(pivot_server, seed=1)) == shape(ask(pivot_server, seed=2))
 
 
 def test_other_requests_do_not_change_the_tree(pivot_server: Server) -> None:
