@@ -8,12 +8,14 @@ statistical.
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from typing import Any
 
 import pytest
 import sglang as sgl
 import sglang_power.frontend as sp
 from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.frontend.client import Client
 
 from integration_tests.server import Server
 from integration_tests.tests.clients import PROMPT, PROMPT_Q, raw_generate
@@ -130,6 +132,16 @@ def test_streams_hold_every_event_of_a_chain(pivot_server: Server) -> None:
     assert text == state["answer"]
     assert metas[-1]["power"]["sampler"] == "power"
     assert "".join(state.text_iter()) == state.text() == PROMPT + state["answer"] + state["more"]
+
+
+def test_a_stream_tells_its_progress_before_it_has_text(pivot_server: Server) -> None:
+    params = {"max_new_tokens": 48, "custom_params": {"sampler": "power", "block_size": 8, "steps": 4}}
+    body = {"text": PROMPT, "sampling_params": params}
+    with closing(Client(pivot_server.url)) as client:
+        events = list(client.stream(body))
+    progress = [event["meta_info"]["power"]["progress"] for event in events[:-1]]
+    assert [one["step"] for one in progress] == sorted(one["step"] for one in progress)
+    assert {event["text"] for event in events[:-1]} == {""} != {events[-1]["text"]}
 
 
 def test_a_selection_reaches_the_readers_of_a_stream(pivot_server: Server) -> None:
