@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sglang as sgl
 import sglang_power.frontend as sp
-from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Client
 
 from integration_tests.server import Server
@@ -75,6 +75,18 @@ def test_a_failure_of_the_program_reaches_whoever_reads_it(pivot_server: Server)
     for name in ("x", "y"):
         with pytest.raises(RequestError, match="proposal_temperature"):
             _ = state[name]
+
+
+def test_a_server_without_the_plugin_is_refused(plain_server: Server) -> None:
+    """It would drop the sampler and answer as if nothing had been asked."""
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sp.gen("x", max_tokens=4)
+
+    state = run(plain_server, program)
+    with pytest.raises(HostError, match="without sglang-power"):
+        _ = state["x"]
 
 
 def test_refining_starts_from_the_last_segment_and_replaces_it(pivot_server: Server) -> None:

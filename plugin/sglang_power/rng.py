@@ -18,6 +18,7 @@ SEED_BITS = 53
 """Seeds are echoed in JSON; JavaScript keeps integers exact up to 2^53."""
 
 
+@enum.unique
 class Purpose(enum.IntEnum):
     """What a draw is for; different purposes never share random numbers."""
 
@@ -29,7 +30,7 @@ class Purpose(enum.IntEnum):
     TIE = 6
     READING = 7
     CHOICE = 8
-    FORK = 8
+    FORK = 9
 
 
 @dataclass(frozen=True, slots=True)

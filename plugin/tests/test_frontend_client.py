@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_server import FakeServer, answer
+from scripted_server import ScriptedServer, answer
 from sglang_power.errors import HostError, OverloadedError, RequestError, UnsupportedError
 from sglang_power.frontend.client import ATTEMPTS, Client
 
@@ -20,11 +20,11 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_without_the_plugin_is_refused() -> None:
     with pytest.raises(HostError, match="without sglang-power"):
-        FakeServer(plugin=False).client()
+        ScriptedServer(plugin=False).client()
 
 
 def test_the_key_goes_with_every_request() -> None:
-    fake = FakeServer(lambda _: answer([1]))
+    fake = ScriptedServer(lambda _: answer([1]))
     fake.client(api_key="secret").generate(BODY)
     assert [headers["authorization"] for headers in fake.headers] == ["Bearer secret"] * 2
 
@@ -32,14 +32,14 @@ def test_the_key_goes_with_every_request() -> None:
 @pytest.mark.parametrize(("status", "error"), [(400, RequestError), (500, HostError), (503, OverloadedError)])
 def test_failures_are_typed_and_say_what_the_server_said(status: int, error: type[Exception]) -> None:
     with pytest.raises(error, match="alpha is too small"):
-        FakeServer(lambda _: (status, "alpha is too small")).client().generate(BODY)
+        ScriptedServer(lambda _: (status, "alpha is too small")).client().generate(BODY)
 
 
 def test_an_overloaded_server_is_asked_again_and_a_wrong_request_is_not() -> None:
     replies: list[Any] = [(503, "busy"), (503, "busy"), answer([65])]
-    busy = FakeServer(lambda _: replies.pop(0))
+    busy = ScriptedServer(lambda _: replies.pop(0))
     assert busy.client().generate(BODY)["text"] == "A"
-    wrong = FakeServer(lambda _: (400, "wrong"))
+    wrong = ScriptedServer(lambda _: (400, "wrong"))
     with pytest.raises(RequestError):
         wrong.client().generate(BODY)
     assert (len(busy.generated()), len(wrong.generated())) == (3, 1)
@@ -60,18 +60,18 @@ def test_a_server_that_is_not_there_is_an_error_after_the_last_attempt() -> None
 def test_an_answer_that_the_server_gave_up_is_an_error() -> None:
     aborted = answer([], {"type": "abort", "message": "evicted"})
     with pytest.raises(HostError, match="evicted"):
-        FakeServer(lambda _: aborted).client().generate(BODY)
+        ScriptedServer(lambda _: aborted).client().generate(BODY)
 
 
 def test_a_stream_that_reports_an_error_raises_it() -> None:
-    fake = FakeServer(lambda _: [{"error": {"message": "alpha is too small"}}])
+    fake = ScriptedServer(lambda _: [{"error": {"message": "alpha is too small"}}])
     with pytest.raises(RequestError, match="alpha is too small"):
         list(fake.client().stream(BODY))
 
 
 def test_a_tokenizer_that_writes_blanks_in_front_of_texts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fake_server.text_of", lambda ids: " ".join(map(chr, ids)))
+    monkeypatch.setattr("scripted_server.text_of", lambda ids: " ".join(map(chr, ids)))
     with pytest.raises(UnsupportedError, match="stand alone"):
-        FakeServer().client().encode(["ab"])
+        ScriptedServer().client().encode(["ab"])
     monkeypatch.undo()
-    assert FakeServer().client().encode(["ab", "é"]) == [[*b"ab"], [*"é".encode()]]
+    assert ScriptedServer().client().encode(["ab", "é"]) == [[*b"ab"], [*"é".encode()]]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_server import EOS, FakeServer, answer, text_of
+from scripted_server import EOS, ScriptedServer, answer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.ledger import Draw, Piece
@@ -27,10 +27,10 @@ class Program:
     images_: list[Any] = field(default_factory=list)
 
 
-def session_with(*answers: Any) -> tuple[Session, FakeServer]:
+def session_with(*answers: Any) -> tuple[Session, ScriptedServer]:
     """A session whose generations are answered in order."""
     left = list(answers)
-    fake = FakeServer(lambda body: left.pop(0))  # noqa: ARG005
+    fake = ScriptedServer(lambda body: left.pop(0))  # noqa: ARG005
     endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None)  # noqa: ARG005
     return Session(endpoint, fake.client(), {}), fake
 
@@ -43,7 +43,7 @@ def generate(session: Session, s: Program, name: str = "x", **params: Any) -> st
     return text
 
 
-def sent(fake: FakeServer) -> list[list[int]]:
+def sent(fake: ScriptedServer) -> list[list[int]]:
     return [body["input_ids"] for body in fake.generated()]
 
 

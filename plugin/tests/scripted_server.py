@@ -26,7 +26,7 @@ def answer(ids: list[int], finish: dict[str, Any] | None = None, **meta: Any) ->
     return {"text": text_of(ids), "output_ids": ids, "meta_info": {"finish_reason": reason, **meta}}
 
 
-class FakeServer:
+class ScriptedServer:
     """What a Client talks to.
 
     Args:
