@@ -152,7 +152,7 @@ class Selector:
 
     @cached_property
     def _relation(self) -> Relation:
-        return relation_of(self.plan.request.relation, self._judge)
+        return relation_of(self.plan.request.relation, self._judge, self.deadline)
 
     @cached_property
     def _reader(self) -> HostReader:
