@@ -17,11 +17,15 @@ demo: $(STAMP)  ## start the server with the built-in model, run the comparison,
 	$(BIN)/python -m integration_tests.demo
 
 PYTEST := $(BIN)/python -m pytest -p no:randomly --durations=15
+SERVERS := integration_tests/tests
+# Beside the other tests with servers, on the second core: unit tests, and those that share a server with no others.
+BESIDE := $(SERVERS)/test_law_server.py $(SERVERS)/test_http_engine_server.py
+LOG := $(VENV)/beside.log
 
-test: $(STAMP)  ## the whole test suite: unit tests beside those with servers, which run in file order (fewest in memory)
-	@( $(PYTEST) plugin/tests kernels/tests > $(VENV)/unit.log 2>&1; status=$$?; cat $(VENV)/unit.log; exit $$status ) & \
-	unit=$$!; $(PYTEST) integration_tests/tests; servers=$$?; wait $$unit; units=$$?; \
-	echo "exit status of unit tests: $$units, of tests with servers: $$servers"; [ $$units = 0 ] && [ $$servers = 0 ]
+test: $(STAMP)  ## the whole test suite in two processes; in file order, which keeps fewest servers in memory at once
+	@( $(PYTEST) plugin/tests kernels/tests $(BESIDE) > $(LOG) 2>&1; status=$$?; cat $(LOG); exit $$status ) & \
+	beside=$$!; $(PYTEST) $(SERVERS) $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
+	echo "exit status of both halves: $$first, $$second"; [ $$first = 0 ] && [ $$second = 0 ]
 
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
