@@ -17,6 +17,7 @@ RequestError is one; the other statuses are mapped in `sglang_host.orchestrator`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,3 +102,18 @@ class ChainAbortedError(PowerError):
     def __init__(self, message: str, partial: Sequence[dict[str, Any]] = ()) -> None:
         self.partial = partial
         super().__init__(message)
+
+
+def message_of(body: str) -> str:
+    """What an error response of SGLang says.
+
+    {"error": {"message": ...}} or {"error": ...} on most routes, {"message": ...} on some; other text is what
+    it says.
+    """
+    try:
+        told = json.loads(body)
+    except json.JSONDecodeError:
+        return body
+    for key in ("error", "message"):
+        told = told.get(key, told) if isinstance(told, dict) else told
+    return str(told)

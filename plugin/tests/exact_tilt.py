@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import exact
 from sglang_power.algorithms import acceptance, mh
@@ -36,10 +36,10 @@ def reward(ids: Prefix) -> float:
     return sum(token == 1 for token in ids[-2:]) - 0.1 * len(ids[:-2])
 
 
-async def scored(tokens: Tokens, finished: bool) -> float | None:
+async def scored(ids: Sequence[int], finished: bool) -> float | None:
     """`reward` as a chain asks for it."""
-    assert finished == (tokens.ids[-1] == 0)
-    return reward(tokens.ids)
+    assert finished == (ids[-1] == 0)
+    return reward(tuple(ids))
 
 
 def tilted(config: MHConfig, weight: float = WEIGHT, upper_bound: float | None = UPPER_BOUND) -> MHConfig:

@@ -102,7 +102,7 @@ class Stub:
         self.asked += 1
         return self._of.get(answer) or -9.0, Usage(decoded=1, wasted=1, prefilled=7, depth=1, children=1)
 
-    async def of_ids(self, ids: Sequence[int], finished: bool) -> float | None:
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
         self.asked += 1
         return self._of.get(LastDigit().text(ids, finished))
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +30,7 @@ from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.parent import Parent
 from sglang_power.sglang_host.scoring import AnswerScorer
 from sglang_power.sglang_host.stopping import StopRule, TextRule
-from sglang_power.types import ProposalLaw, Tokens, Usage
+from sglang_power.types import ProposalLaw, Usage
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)
 PLAIN = exact.make_config(LONG, law=ProposalLaw(1.0), block_size=4, steps=4)
@@ -45,10 +45,10 @@ class Asked:
         self.answers: list[Prefix] = []
         self._at, self._how = at, how
 
-    async def __call__(self, tokens: Tokens, finished: bool) -> float | None:
-        self.answers.append(tokens.ids)
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
+        self.answers.append(tuple(ids))
         if len(self.answers) - 1 != self._at:
-            return await exact_tilt.scored(tokens, finished)
+            return await exact_tilt.scored(ids, finished)
         if self._how == "fail":
             raise RewardError("r", "gone", "Wait")
         if self._how == "hang":
@@ -236,10 +236,6 @@ def scorer_of(parent: Parent, function: Any) -> AnswerScorer:
     return AnswerScorer(parent, prompt, stop, text, NamedReward("r", Called("r", function)))
 
 
-def tokens(*ids: int) -> Tokens:
-    return Tokens.of(ids, [[math.nan] * 7] * len(ids))
-
-
 @pytest.mark.parametrize(("sent", "prompt"), [("as sent", "as sent"), (None, "cd")])
 async def test_the_reward_reads_what_the_client_reads(sent: str | None, prompt: str) -> None:
     seen: list[tuple[str, str]] = []
@@ -250,7 +246,7 @@ async def test_the_reward_reads_what_the_client_reads(sent: str | None, prompt: 
 
     scorer = scorer_of(parent_of(sent, {"stop": ["yz"]}), function)
     for ids, finished in [((1, 2, 0), True), ((1, 25, 26), True), ((1, 2), False)]:
-        assert await scorer(tokens(*ids), finished) == 1.0
+        assert await scorer(ids, finished) == 1.0
     assert seen == [(prompt, "ab"), (prompt, "a")], "the last text is that of the first answer"
     assert scorer.report()["calls"] == 2
 
@@ -267,7 +263,7 @@ async def test_an_abort_ends_the_call() -> None:
         return 0.0
 
     parent = parent_of("p", {})
-    call = asyncio.create_task(scorer_of(parent, stuck)(tokens(1), False))
+    call = asyncio.create_task(scorer_of(parent, stuck)((1,), False))
     await started.wait()
     parent.abort()
     with pytest.raises(ChainAbortedError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import exact
 import exact_tilt
@@ -202,9 +203,9 @@ def test_what_was_rejected_early_is_never_scored() -> None:
     for seed in SEEDS:
         asked: list[Prefix] = []
 
-        async def counted(tokens: Tokens, finished: bool, asked: list[Prefix] = asked) -> float | None:
-            asked.append(tokens.ids)
-            return await exact_tilt.scored(tokens, finished)
+        async def counted(ids: Sequence[int], finished: bool, asked: list[Prefix] = asked) -> float | None:
+            asked.append(tuple(ids))
+            return await exact_tilt.scored(ids, finished)
 
         result = run_long(config, seed, reward=counted)
         last = [info for info in result.infos if info.stage == config.stages]
@@ -241,8 +242,8 @@ def test_a_score_above_the_declared_bound_ends_the_run() -> None:
     called = Called("lying", lambda _, answer: exact_tilt.reward(tuple(map(int, answer.split()))), -5.0)
     scorer = Scorer(NamedReward("lying", called))
 
-    async def scored(tokens: Tokens, _: bool) -> float | None:
-        return await scorer.score("", " ".join(map(str, tokens.ids)))
+    async def scored(ids: Sequence[int], _: bool) -> float | None:
+        return await scorer.score("", " ".join(map(str, ids)))
 
     with pytest.raises(RewardError, match=r"above its declared upper_bound -5\.0"):
         run_long(config, 1, reward=scored)

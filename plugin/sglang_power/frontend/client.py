@@ -21,6 +21,7 @@ from sglang_power.errors import (
     PowerError,
     RequestError,
     UnsupportedError,
+    message_of,
 )
 
 Answer = dict[str, Any]
@@ -194,7 +195,7 @@ class Client:
     def _once(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         response = self._http.request(method, path, json=body)
         if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-            raise OverloadedError(_message(response))
+            raise OverloadedError(message_of(response.text))
         return response
 
 
@@ -212,26 +213,14 @@ def _warming() -> dict[str, Any]:
 def _event(data: str) -> Answer:
     event: Answer = json.loads(data)
     if "error" in event:
-        raise RequestError("request", "/generate", _text_of(event["error"]), "The server refused it")
+        raise RequestError("request", "/generate", message_of(data), "The server refused it")
     check_finish(event)
     return event
 
 
 def _failure(response: httpx.Response) -> Exception:
     if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-        return OverloadedError(_message(response))
+        return OverloadedError(message_of(response.text))
     if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return RequestError("request", response.url.path, _message(response), "The server refused it")
-    return HostError(f"HTTP {response.status_code} of {response.url.path}: {_message(response)}")
-
-
-def _message(response: httpx.Response) -> str:
-    try:
-        body = response.json()
-    except json.JSONDecodeError:
-        return response.text
-    return _text_of(body.get("error", body.get("message", body)) if isinstance(body, dict) else body)
-
-
-def _text_of(error: object) -> str:
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+        return RequestError("request", response.url.path, message_of(response.text), "The server refused it")
+    return HostError(f"HTTP {response.status_code} of {response.url.path}: {message_of(response.text)}")

@@ -10,27 +10,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sglang_power.algorithms.branching import Path
 from sglang_power.algorithms.engine import Engine
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.steps import Info
-from sglang_power.answers import Relation, build_classes, choose, uniform_weights
+from sglang_power.answers import Relation, uniform_weights
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
 from sglang_power.serving.branch import BranchSearch
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.samples import shares
-from sglang_power.serving.scoring import Scores, highest
+from sglang_power.serving.choosing import by_score, by_vote
+from sglang_power.serving.scoring import Scores
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
     Selection,
     candidate,
-    class_notes,
-    reported_classes,
     stopped_by,
 )
 from sglang_power.serving.tasks import gather_or_cancel, unless_aborted
@@ -88,7 +84,7 @@ class LeafChoice:
         read = await gather_or_cancel([candidate(self.reader, leaf.tokens, leaf.finished) for leaf in leaves])
         candidates = [one for one, _ in read]
         usage = search.usage + refined.usage + in_parallel(cost for _, cost in read)
-        selection = await (self._highest(candidates) if self.vote is None else self._voted(candidates, key))
+        selection = await self._chosen(candidates, key)
         search.tree[leaves[selection.chosen].node].fate = "chosen"
         return dataclasses.replace(
             selection,
@@ -118,26 +114,12 @@ class LeafChoice:
             aborted="abort" in ends,
         )
 
-    async def _highest(self, candidates: Sequence[Candidate]) -> Selection:
-        scored, usage = await highest(self.scores, candidates)
-        return Selection(tuple(candidates), scored.chosen, scored.reason, scored.scores, usage)
-
-    async def _voted(self, candidates: Sequence[Candidate], key: Key) -> Selection:
-        assert self.vote is not None
-        classes = await build_classes([one.value for one in candidates], self.vote)
+    async def _chosen(self, candidates: Sequence[Candidate], key: Key) -> Selection:
+        if self.vote is None:
+            return await by_score(candidates, self.scores)
         weights = uniform_weights(len(candidates))
-        mean_log_p = np.array([one.mean_log_p for one in candidates])
-        choice = choose(classes, weights, key, scores=mean_log_p)
-        return Selection(
-            candidates=tuple(candidates),
-            chosen=choice.sample,
-            reason=choice.reason,
-            scores=(1.0,) * len(candidates),
-            usage=classes.usage,
-            classes=tuple(reported_classes(classes, shares(choice.totals))),
-            comparisons=classes.comparisons,
-            notes=class_notes(classes),
-        )
+        selection, _ = await by_vote(candidates, self.vote, weights, key)
+        return dataclasses.replace(selection, scores=(1.0,) * len(candidates))  # votes
 
     def _notes(self, search: BranchSearch, refined: Refined) -> dict[str, object]:
         forks = sum(node.fate == "forked" for node in search.tree.nodes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sglang_power.algorithms import mh
@@ -25,8 +25,8 @@ from sglang_power.types import Continuation, Tokens, Usage
 Observer = Callable[[ChainState, Info | None], None]
 """Called after every extension (Info is None) and every step."""
 
-StateReward = Callable[[Tokens, bool], Awaitable[float | None]]
-"""R of a whole answer, from its tokens and whether they end with a stop; None: go on without the reward."""
+StateReward = Callable[[Sequence[int], bool], Awaitable[float | None]]
+"""R of a whole answer, from its ids and whether they end with a stop; None: go on without the reward."""
 
 
 @dataclass(slots=True)
@@ -157,7 +157,7 @@ class Chain:
         """
         assert self._reward is not None
         async with asyncio.timeout(self._budget.remaining()):
-            value = await self._reward(tokens, finished)
+            value = await self._reward(tokens.ids, finished)
         if value is None:
             self._config, self.tilt_dropped_at = self._config.untilted(), self.state.step
         return value

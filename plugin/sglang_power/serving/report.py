@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest, SelectingRequest
 from sglang_power.serving.chain import ChainResult
 from sglang_power.serving.selection import Selection, reported_path
+from sglang_power.serving.tree import common_length
 from sglang_power.types import Usage
 
 MAX_TRACED_IDS = 4096
@@ -66,10 +66,8 @@ def power_report(
         decode: writes the texts of a trace.
         reward_calls: what the scorer reports, with a reward.
     """
-    usage = result.usage + prompt_usage
     infos = result.infos
     early = [info for info in infos if info.early_rejected]
-    log_p = float(result.state.tokens.log_p.sum())
     report: dict[str, Any] = {
         "sampler": request.sampler,
         "params": {**_echo(request, config), "neutralised": neutralised},
@@ -78,16 +76,12 @@ def power_report(
         "proposals": len(infos),
         "accepted": sum(info.accepted for info in infos),
         "acceptance_rate": sum(info.accepted for info in infos) / len(infos) if infos else None,
-        "decoded_tokens": usage.decoded,
-        "prefilled_tokens": usage.prefilled,
+        **_cost(result.usage + prompt_usage),
         "early_rejected": len(early),
         "saved_tokens_max": sum(_saved_at_most(config, info) for info in early),
-        "wasted_tokens": usage.wasted,
-        "depth": usage.depth,
         "law": law_of(config, result),
         "fallback_reason": None,
-        "children": usage.children,
-        "log_p": _finite(log_p),
+        "log_p": _finite(float(result.state.tokens.log_p.sum())),
         "log_target": _log_target(config, result),
         "stopped_by": result.stopped_by,
         "weight_version": weight_version,
@@ -171,8 +165,7 @@ def _texts(info: Info, decode: Decode) -> dict[str, str]:
 
 def _behind(kept: str, whole: str) -> str:
     """What follows in `whole` where the two part."""
-    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kept, whole, strict=False))
-    return whole[sum(1 for _ in common) :]
+    return whole[common_length((kept, whole)) :]
 
 
 def progress(config: MHConfig, step: int, stage: int, accepted: int, tokens: int) -> dict[str, Any]:
@@ -198,20 +191,14 @@ def selection_report(
     weight_version: str | None,
 ) -> dict[str, Any]:
     """`meta_info.power` of an answer that was chosen among several; every candidate is in `paths`."""
-    usage = selection.usage + prompt_usage
-    log_p = selection.best.log_p
     return {
         "sampler": request.sampler if name is None else name,
         "params": {**request.echo(), "max_new_tokens": horizon, "neutralised": neutralised},
         "seed": seed,
-        "decoded_tokens": usage.decoded,
-        "prefilled_tokens": usage.prefilled,
-        "wasted_tokens": usage.wasted,
-        "depth": usage.depth,
-        "children": usage.children,
+        **_cost(selection.usage + prompt_usage),
         "law": "selection",
         "fallback_reason": None,
-        "log_p": _finite(log_p),
+        "log_p": _finite(selection.best.log_p),
         "paths": [
             reported_path(one, score)
             for one, score in zip(selection.candidates, selection.scores, strict=True)
@@ -234,19 +221,8 @@ def policy_report(
     `law` is "policy": tokens follow the policy's law row by row, which is no power of the sequence's. The
     cost is told where it is more than the answer's own tokens (`usage`).
     """
-    cost = (
-        {}
-        if usage is None
-        else {
-            "decoded_tokens": usage.decoded,
-            "prefilled_tokens": usage.prefilled,
-            "wasted_tokens": usage.wasted,
-            "depth": usage.depth,
-            "children": usage.children,
-        }
-    )
     return {
-        **cost,
+        **({} if usage is None else _cost(usage)),
         "sampler": policy.name(),
         "params": policy.parameters,
         "seed": seed,
@@ -260,6 +236,16 @@ def policy_report(
 def fallback_report(reason: str) -> dict[str, Any]:
     """`meta_info.power` of a request that a default preset could not serve: it ran plain."""
     return {"sampler": "none", "fallback_reason": reason, "version": sglang_power.__version__}
+
+
+def _cost(usage: Usage) -> dict[str, Any]:
+    return {
+        "decoded_tokens": usage.decoded,
+        "prefilled_tokens": usage.prefilled,
+        "wasted_tokens": usage.wasted,
+        "depth": usage.depth,
+        "children": usage.children,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,20 +10,18 @@ import numpy as np
 
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.answers import Relation, build_classes, choose, power_weights, uniform_weights
-from sglang_power.answers.weights import log_sum
+from sglang_power.answers import Relation, power_weights, uniform_weights
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.scoring import Scores, highest
+from sglang_power.serving.choosing import by_score, by_vote
+from sglang_power.serving.scoring import Scores
 from sglang_power.serving.selection import (
     Candidate,
     Reader,
     Selection,
     StoppedBy,
     candidate,
-    class_notes,
-    reported_classes,
     stopped_by,
 )
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
@@ -118,17 +115,8 @@ class BestOf(SampledSelection):
 
     async def run(self, scores: Scores) -> Selection:
         """The whole run."""
-        candidates = await self.candidates()
-        scored, usage = await highest(scores, candidates)
-        return Selection(
-            candidates=tuple(candidates),
-            chosen=scored.chosen,
-            reason=scored.reason,
-            scores=scored.scores,
-            usage=self._usage + usage,
-            stopped_by=self.stopped_by,
-            notes=scores.notes,
-        )
+        selection = await by_score(await self.candidates(), scores)
+        return dataclasses.replace(selection, usage=self._usage + selection.usage, stopped_by=self.stopped_by)
 
 
 class Vote(SampledSelection):
@@ -138,19 +126,12 @@ class Vote(SampledSelection):
         """The whole run; `alpha` is the exponent of the power weights."""
         candidates = await self.candidates()
         log_weights = self._log_weights(candidates, weight, alpha)
-        classes = await build_classes([one.value for one in candidates], relation)
-        mean_log_p = np.array([one.mean_log_p for one in candidates])
-        choice = choose(classes, log_weights, self._key, scores=mean_log_p)
-        return Selection(
-            candidates=tuple(candidates),
-            chosen=choice.sample,
-            reason=choice.reason,
-            scores=tuple(float(value) if math.isfinite(value) else None for value in log_weights),
-            usage=self._usage + classes.usage,
-            classes=tuple(reported_classes(classes, shares(choice.totals))),
-            comparisons=classes.comparisons,
+        selection, choice = await by_vote(candidates, relation, log_weights, self._key)
+        return dataclasses.replace(
+            selection,
+            usage=self._usage + selection.usage,
             stopped_by=self.stopped_by,
-            notes={"ess": choice.ess, **class_notes(classes)},
+            notes={"ess": choice.ess, **selection.notes},
         )
 
     def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:
@@ -165,11 +146,3 @@ class Vote(SampledSelection):
         if isinstance(base, MHConfig):  # ends of chains are draws of p^base.alpha, up to its norm
             return power_weights(alpha, log_p, [base.alpha * value for value in log_p])
         return power_weights(alpha, log_p, [float(one.tokens.log_q.sum()) for one in candidates])
-
-
-def shares(log_totals: Sequence[float]) -> list[float]:
-    """Summed weights, normalised to 1, from their logarithms; all 0 where none has any."""
-    whole = log_sum(np.array(log_totals))
-    if whole == -math.inf:
-        return [0.0] * len(log_totals)
-    return [math.exp(total - whole) for total in log_totals]

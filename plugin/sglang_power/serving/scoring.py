@@ -18,8 +18,7 @@ from typing import Any, Literal, Protocol
 
 from sglang_power.serving.evaluation import Evaluator, judge_notes
 from sglang_power.serving.selection import Candidate, Reader
-from sglang_power.serving.tasks import gather_or_cancel
-from sglang_power.types import Usage, in_parallel
+from sglang_power.types import Usage
 
 Score = Literal["mean_log_p", "log_p", "power", "confidence", "self_evaluation", "reward"]
 
@@ -27,7 +26,7 @@ Score = Literal["mean_log_p", "log_p", "power", "confidence", "self_evaluation",
 class AnswerReward(Protocol):
     """A reward of token sequences; `sglang_host.scoring` has one."""
 
-    async def of_ids(self, ids: Sequence[int], finished: bool) -> float | None:
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
         """R of ids that ended with a stop or did not; None where it failed and may be done without."""
         ...
 
@@ -101,32 +100,7 @@ class Scores:
             self._asked += usage
             return value, usage
         if self._reward is not None:
-            return await self._reward.of_ids(ids, finished), Usage()
+            return await self._reward(ids, finished), Usage()
         if self.name in ("log_p", "power"):
             return (self._alpha if self.name == "power" else 1.0) * log_p, Usage()
         return log_p / length, Usage()
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The choice of highest score.
-
-    Args:
-        chosen: index; the first of equal ones, 0 where none has a score.
-        reason: the score's name, or "no_answer".
-        scores: per candidate.
-    """
-
-    chosen: int
-    reason: str
-    scores: tuple[float | None, ...]
-
-
-async def highest(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Scored, Usage]:
-    """Score every candidate and take the best."""
-    scored = await gather_or_cancel([scores.whole(one) for one in candidates])
-    values = [value for value, _ in scored]
-    known = [(value, -i) for i, value in enumerate(values) if value is not None]
-    chosen = -max(known)[1] if known else 0
-    usage = in_parallel(cost for _, cost in scored)
-    return Scored(chosen, scores.name if known else "no_answer", tuple(values)), usage

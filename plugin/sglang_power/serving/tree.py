@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -97,8 +97,8 @@ def star(paths: Sequence[Tokens], scores: Sequence[float | None], chosen: int) -
     return tree, list(range(1, len(paths) + 1))
 
 
-def common_length(sequences: Iterable[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
+def common_length(sequences: Iterable[Sequence[Hashable]]) -> int:
+    """How many elements (tokens, characters) all of them begin with."""
     columns = zip(*sequences, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 

@@ -9,7 +9,6 @@ from sglang_power.rewards import NamedReward, Scorer
 from sglang_power.sglang_host.children import Prompt
 from sglang_power.sglang_host.parent import Parent
 from sglang_power.sglang_host.stopping import StopRule, TextRule
-from sglang_power.types import Tokens
 
 
 class AnswerScorer:
@@ -33,21 +32,17 @@ class AnswerScorer:
         asked = parent.obj.text
         self._prompt = asked if isinstance(asked, str) else str(parent.manager.tokenizer.decode(prompt.ids))
 
-    async def __call__(self, tokens: Tokens, finished: bool) -> float | None:
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
         """R of a whole answer; None where the call failed and the reward's policy is to do without.
 
         Args:
-            tokens: the answer.
+            ids: of the answer.
             finished: it ends with a stop.
 
         Raises:
             RewardError: the call failed and the policy is to fail.
             ChainAbortedError: the request was aborted meanwhile.
         """
-        return await self.of_ids(tokens.ids, finished)
-
-    async def of_ids(self, ids: Sequence[int], finished: bool) -> float | None:
-        """The same of token ids."""
         answer = self._text.final_text(ids, self._stop.finish_reason(ids, finished))
         return await self._parent.watched(self._scorer.score(self._prompt, answer))
 

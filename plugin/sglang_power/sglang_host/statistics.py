@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
@@ -27,7 +27,10 @@ from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
 
-_MONITOR, _TRIGGERS = "_sglang_power_monitor", "_sglang_power_triggers"
+_MONITORS = "_sglang_power_monitors"
+
+Rule = TypeVar("Rule")
+Monitor = TypeVar("Monitor")
 
 PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Set by SGLang's main process where the server exports metrics."""
@@ -104,10 +107,7 @@ def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
     """Advance the request's rejection monitor by one committed token."""
     if params.early_rejection is None:
         return False
-    monitor: RejectionMonitor | None = getattr(req, _MONITOR, None)
-    if monitor is None:
-        monitor = RejectionMonitor(params.early_rejection)
-        setattr(req, _MONITOR, monitor)
+    monitor = _kept(req, RejectionMonitor, params.early_rejection)
     log_p, log_q, _, entropy, *_ = record
     return monitor.rejects(log_p, log_q, entropy)
 
@@ -116,11 +116,17 @@ def _branches(req: Any, params: ChildParams, position: int, record: list[float])
     """Show the request's triggers one committed row; the driver decides again and forks."""
     if params.watch is None:
         return False
-    monitor: TriggerMonitor | None = getattr(req, _TRIGGERS, None)
-    if monitor is None:
-        monitor = TriggerMonitor(params.watch)
-        setattr(req, _TRIGGERS, monitor)
+    monitor = _kept(req, TriggerMonitor, params.watch)
     return monitor.observe(params.watch.start + position, record) is not None
+
+
+def _kept(req: Any, kind: Callable[[Rule], Monitor], rule: Rule) -> Monitor:
+    """The request's monitor of a kind, made with its first committed token: it must survive retraction."""
+    monitors: dict[object, Any] = req.__dict__.setdefault(_MONITORS, {})
+    if kind not in monitors:
+        monitors[kind] = kind(rule)
+    monitor: Monitor = monitors[kind]
+    return monitor
 
 
 def _is_late(params: ChildParams) -> bool:

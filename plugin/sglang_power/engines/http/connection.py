@@ -24,7 +24,7 @@ from tenacity import (
     wait_random,
 )
 
-from sglang_power.errors import HostError, OverloadedError, RequestError
+from sglang_power.errors import HostError, OverloadedError, RequestError, message_of
 from sglang_power.fields import Positive, PositiveFloat
 
 Json = dict[str, Any]
@@ -171,7 +171,7 @@ class Connection:
         response = await self._http.request(method, path, json=body, headers=headers)
         if response.status_code == httpx.codes.OK:
             return _document(response)
-        told = f"HTTP {response.status_code} of {path}: {_message(response)}"
+        told = f"HTTP {response.status_code} of {path}: {message_of(response.text)}"
         if response.status_code in BUSY:
             raise OverloadedError(told)
         if response.is_client_error:
@@ -184,14 +184,3 @@ def _document(response: httpx.Response) -> Any:
         return response.json()
     except json.JSONDecodeError as error:
         raise HostError(f"{response.url} answers {response.text!r:.80}, which is not JSON") from error
-
-
-def _message(response: httpx.Response) -> str:
-    """What SGLang says is wrong: {"error": {"message": ...}} on most routes, {"message": ...} on some."""
-    try:
-        told = response.json()
-    except json.JSONDecodeError:
-        return response.text
-    if isinstance(told, dict):
-        told = told.get("error", told)
-    return str(told.get("message", told)) if isinstance(told, dict) else str(told)
