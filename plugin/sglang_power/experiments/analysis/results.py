@@ -1,0 +1,181 @@
+"""The report of one experiment as one document: what `sglang-power ab report --json` writes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION: Literal[1] = 1
+
+Decision = Literal["ship", "stop", "keep running"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(_Part):
+    """An anytime-valid interval of a difference, arm minus control, in the metric's unit.
+
+    Args:
+        estimate: the difference so far; None without units in both arms.
+        low, high: covers the true difference at every look with the stated confidence; None where `why_none`
+            says what is missing.
+        confidence: 1 - alpha of this pair.
+        method: "betting", "asymptotic" or "randomisation".
+        why_none: e.g. "not enough data: 12 units with the event in the smallest arm, 20 are needed".
+    """
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    method: Literal["betting", "asymptotic", "randomisation"]
+    why_none: str | None = None
+
+
+class Point(_Part):
+    """An interval as it was after some units, for plots."""
+
+    units: int
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+class Effect(_Part):
+    """One metric of one arm against one control.
+
+    Args:
+        metric, arm, control: which.
+        role: what it decides; "shown" metrics decide nothing.
+        direction: which way is better.
+        threshold: min_effect of the primary metric, margin of a guardrail.
+        units: in both arms together.
+        interval: see Interval.
+        path: how the interval came about, thinned.
+    """
+
+    metric: str
+    arm: str
+    control: str
+    role: Literal["primary", "guardrail", "shown"]
+    direction: Literal["higher", "lower"]
+    threshold: float | None
+    units: int
+    interval: Interval
+    path: tuple[Point, ...] = ()
+
+
+class Srm(_Part):
+    """Sample ratio mismatch: whether units arrived in the arms as they were assigned.
+
+    Args:
+        units: arm -> unique units that were enrolled.
+        expected: arm -> share.
+        log10_e: of the sequential test's largest e-value; 3 or more is red.
+        red: whether it is.
+        chi_square_p: of the classical test on all units, for comparison only.
+        slices: pre-assignment attribute value ("endpoint=chat") -> log10 of its e-value.
+    """
+
+    units: dict[str, int]
+    expected: dict[str, float]
+    log10_e: float
+    red: bool
+    chi_square_p: float | None
+    slices: dict[str, float] = {}
+
+
+class ArmSummary(_Part):
+    """One arm as it was seen; nothing here decides.
+
+    Args:
+        name, control, weight: as declared; weight in basis points.
+        units, requests: enrolled.
+        outcomes: outcome -> requests; "lost" are those without a completion.
+        tokens_per_request: kind -> mean over completed requests.
+        gpu_seconds_per_request: estimated, where a price was declared.
+        e2e_s: "p50", "p95", "p99" -> seconds.
+        means: metric -> mean over units.
+    """
+
+    name: str
+    control: str | None
+    weight: int
+    units: int
+    requests: int
+    outcomes: dict[str, int]
+    tokens_per_request: dict[str, float]
+    gpu_seconds_per_request: float | None
+    e2e_s: dict[str, float]
+    means: dict[str, float | None]
+
+
+class ShadowSummary(_Part):
+    """A shadow arm beside the answers that were served."""
+
+    name: str
+    runs: int
+    ok: int
+    same_text: int
+    tokens_per_run: float
+
+
+class Excluded(_Part):
+    """What is in the log but not in the statistics, and why."""
+
+    overrides: int = 0
+    washout: int = 0
+    moved_units: int = 0
+    open_windows: int = 0
+    after_kill: int = 0
+    late_outcomes: int = 0
+    other_configuration: int = 0
+    unmatched_feedback: int = 0
+    duplicate_feedback: int = 0
+    unknown_metric: int = 0
+    out_of_range: int = 0
+    unmatched_completions: int = 0
+    torn_lines: int = 0
+    bad_lines: int = 0
+
+
+class Verdict(_Part):
+    """What to do, and why."""
+
+    decision: Decision
+    arm: str | None
+    reason: Annotated[str, Field(min_length=1)]
+
+
+class Report(_Part):
+    """Everything that is known of one phase of one experiment.
+
+    Args:
+        experiment, owner, hypothesis, kind: of its file.
+        config: hash of the file that the lines were written under.
+        phase: of the ramp, from 0.
+        began, until: first enrolment and last line, seconds since 1970; None where there is none.
+        days: between both.
+        units: in the analysis (window closed).
+    """
+
+    version: Literal[1] = VERSION
+    experiment: str
+    owner: str
+    hypothesis: str
+    kind: Literal["unit", "switchback"]
+    config: str | None
+    phase: int
+    began: float | None
+    until: float | None
+    days: float
+    units: int
+    arms: tuple[ArmSummary, ...]
+    srm: Srm
+    effects: tuple[Effect, ...]
+    verdict: Verdict
+    shadows: tuple[ShadowSummary, ...] = ()
+    excluded: Excluded

@@ -1,0 +1,150 @@
+"""What is measured per unit, by where the numbers come from.
+
+Every metric has one value per unit and outcome window. `bounds` decides which confidence sequence applies:
+values within known bounds get one that holds for any law, others an asymptotic one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sglang_power.experiments.records import Outcome
+from sglang_power.fields import FiniteFloat, NonNegativeFloat, PositiveFloat, conflict
+
+Direction = Literal["higher", "lower"]
+
+
+class _Metric(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @property
+    def interferes(self) -> bool:
+        """Whether one arm's value depends on the load that another arm puts on the same workers."""
+        return False
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which every unit's value lies, where that is known."""
+        return 0.0, 1.0
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it is a sum over a count, to be linearised by the ratio of past units."""
+        return False
+
+
+class FeedbackMetric(_Metric):
+    """What clients, or people, said about answers (POST /sglang_power/feedback).
+
+    Args:
+        low, high: bounds of one value, if any; values outside are refused, and counted in the report.
+        absent: a unit's value where it said nothing within the window: intention to treat keeps it in.
+        per: "unit" is the mean of a unit's values, "request" their sum over the unit's requests.
+        direction: which way is better.
+    """
+
+    source: Literal["feedback"] = "feedback"
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    absent: FiniteFloat
+    per: Literal["unit", "request"] = "unit"
+    direction: Direction = "higher"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """See _Metric."""
+        if self.low is None or self.high is None or self.is_ratio:
+            return None
+        return min(self.low, self.absent), max(self.high, self.absent)
+
+    @property
+    def is_ratio(self) -> bool:
+        """See _Metric."""
+        return self.per == "request"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if (self.low is None) != (self.high is None) or (
+            self.low is not None and self.high is not None and self.low >= self.high
+        ):
+            raise conflict("high", f"no bound above low={self.low}", "Give both bounds, or neither")
+        return self
+
+
+class OutcomeMetric(_Metric):
+    """Share of a unit's requests that ended in one of some ways.
+
+    Args:
+        outcomes: which ways; "lost" are requests without a completion line.
+    """
+
+    source: Literal["outcome"] = "outcome"
+    outcomes: Annotated[tuple[Outcome | Literal["lost"], ...], Field(min_length=1)]
+    direction: Direction = "lower"
+
+
+class LatencyMetric(_Metric):
+    """Share of a unit's requests over a limit; those that ended badly, or never, are over it.
+
+    Args:
+        over_ms: the limit.
+        of: "e2e", or "ttft" (to the first text).
+    """
+
+    source: Literal["latency"] = "latency"
+    over_ms: PositiveFloat
+    of: Literal["e2e", "ttft"] = "e2e"
+    direction: Literal["lower"] = "lower"
+
+    @property
+    def interferes(self) -> bool:
+        """See _Metric."""
+        return True
+
+
+class TokensMetric(_Metric):
+    """Tokens per request, summed over child requests.
+
+    Args:
+        kinds: which tokens.
+        gpu_seconds_per_token: kind -> measured price; the metric is then seconds, labelled "estimated".
+    """
+
+    source: Literal["tokens"] = "tokens"
+    kinds: Annotated[tuple[Literal["decoded", "prefilled"], ...], Field(min_length=1)] = (
+        "decoded",
+        "prefilled",
+    )
+    gpu_seconds_per_token: dict[Literal["decoded", "prefilled"], NonNegativeFloat] | None = None
+    direction: Literal["lower"] = "lower"
+
+    @property
+    def interferes(self) -> bool:
+        """See _Metric."""
+        return True
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """See _Metric."""
+        return None
+
+    @property
+    def is_ratio(self) -> bool:
+        """See _Metric."""
+        return True
+
+    @model_validator(mode="after")
+    def _every_kind_has_a_price(self) -> Self:
+        prices = self.gpu_seconds_per_token
+        if prices is not None and (missing := sorted(set(self.kinds) - prices.keys())):
+            raise conflict(
+                "gpu_seconds_per_token", f"no price for {missing[0]} tokens", "Measure it, or drop the kind"
+            )
+        return self
+
+
+Metric: TypeAlias = Annotated[
+    FeedbackMetric | OutcomeMetric | LatencyMetric | TokensMetric, Field(discriminator="source")
+]

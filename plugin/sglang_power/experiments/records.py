@@ -1,0 +1,151 @@
+"""The lines of an experiment's log: JSON, one object per line, versioned.
+
+Written by every process of every server (`log`), read by the analysis. No prompt, no answer and no unit's
+name is in them: units are keyed hashes. Times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from sglang_power.fields import FiniteFloat
+
+VERSION: Literal[1] = 1
+
+Outcome = Literal["ok", "error", "abort", "disconnect", "deadline", "fallback"]
+"""How a request ended; "fallback": the arm failed and the server's default sampler answered."""
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    version: Literal[1] = VERSION
+    at: Seconds
+
+
+class Enrolment(_Line):
+    """A request was given an arm; written before any token, for every arm at the same place.
+
+    Args:
+        exposure_id: names this request in completions, feedback and the response.
+        experiment, phase, config: which experiment; `config` is the hash of its file.
+        unit: keyed hash of the unit, or with switchback the window's number.
+        arm: the assigned one.
+        override: a tester chose it; excluded from the analysis.
+        washout: within the washout of a switchback's window; excluded, too.
+        model, endpoint, stream: of the request, known before the assignment.
+        plugin, sglang: versions.
+        text: the prompt, only where the server's configuration says so.
+    """
+
+    type: Literal["enrolment"] = "enrolment"
+    exposure_id: str
+    experiment: str
+    phase: Count
+    config: str
+    unit: str
+    arm: str
+    override: bool = False
+    washout: bool = False
+    model: str
+    endpoint: str
+    stream: bool
+    plugin: str
+    sglang: str
+    text: str | None = None
+
+
+class Tokens(BaseModel):
+    """Tokens of all child requests of one request.
+
+    Args:
+        decoded: generated, those that were thrown away included.
+        prefilled: computed for prompts and prefixes, without what the cache held.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    decoded: Count
+    prefilled: Count
+
+
+class Completion(_Line):
+    """An enrolled request ended.
+
+    Args:
+        exposure_id, experiment, arm: of its enrolment.
+        outcome: see Outcome.
+        reason: of an outcome that is not "ok".
+        sampler: what really ran; None where nothing did.
+        tokens: see Tokens.
+        e2e_s: from arrival to the end.
+        ttft_s: from arrival to the first text, if any came.
+        weight_version: of the served model.
+        text: the answer, only where the server's configuration says so.
+    """
+
+    type: Literal["completion"] = "completion"
+    exposure_id: str
+    experiment: str
+    arm: str
+    outcome: Outcome
+    reason: str | None = None
+    sampler: str | None = None
+    tokens: Tokens
+    e2e_s: Seconds
+    ttft_s: Seconds | None = None
+    weight_version: str | None = None
+    text: str | None = None
+
+
+class Feedback(_Line):
+    """A value of a metric for one answer, as it was posted; the report says whether the exposure exists."""
+
+    type: Literal["feedback"] = "feedback"
+    exposure_id: str
+    metric: str
+    value: FiniteFloat
+
+
+class ShadowRun(_Line):
+    """A shadow arm ran after a response.
+
+    Args:
+        exposure_id, experiment: of the served request.
+        arm, served: the shadow arm and the one that was served.
+        outcome, tokens, e2e_s: as in Completion.
+        same_text: whether both answers are the same text; None where the shadow gave none.
+    """
+
+    type: Literal["shadow"] = "shadow"
+    exposure_id: str
+    experiment: str
+    arm: str
+    served: str
+    outcome: Outcome
+    tokens: Tokens
+    e2e_s: Seconds
+    same_text: bool | None = None
+
+
+class Change(_Line):
+    """What a process knows of an experiment from this moment on: loaded, killed, another phase, gone."""
+
+    type: Literal["change"] = "change"
+    experiment: str
+    config: str
+    phase: Count
+    enrolling: bool
+    why: Literal["loaded", "killed", "removed"]
+
+
+Line: TypeAlias = Annotated[
+    Enrolment | Completion | Feedback | ShadowRun | Change, Field(discriminator="type")
+]
+LINE: TypeAdapter[Line] = TypeAdapter(Line)
+"""Parses one line of a log: `LINE.validate_json(text)`."""
