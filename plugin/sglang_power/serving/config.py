@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import SamplerRequest, parse_request, samplers
 from sglang_power.rewards import EndpointConfig, installed_rewards, reward
+from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 
@@ -140,74 +139,53 @@ def load_config(path: Path) -> ServerConfig:
     Raises:
         ConfigError: unreadable, not YAML, or a field that does not validate; with its line.
     """
+    file = read_yaml(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    _check_duplicates(path, root, ())
-    try:
-        config = ServerConfig.model_validate({} if values is None else values)
+        config = ServerConfig.model_validate(file.values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _at(path, root, first["loc"], f"{first['msg']}, got {first['input']!r}") from error
-    _check_references(path, root, config)
+        raise file.refused(error) from error
+    _check_references(file, config)
     return config
 
 
-def _check_duplicates(path: Path, node: yaml.Node | None, loc: tuple[int | str, ...]) -> None:
-    """YAML forbids duplicate keys; PyYAML keeps the last one without a word."""
-    seen: set[str] = set()
-    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.value in seen:
-            field = ".".join(map(str, (*loc, key.value)))
-            raise ConfigError(f"{path}, line {key.start_mark.line + 1}, field '{field}': duplicate key")
-        seen.add(key.value)
-    for part, (_, child) in _children(node).items():
-        _check_duplicates(path, child, (*loc, part))
-
-
-def _check_references(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
-    _check_parameters(path, root, config)
-    _check_rewards(path, root, config)
+def _check_references(file: YamlFile, config: ServerConfig) -> None:
+    _check_parameters(file, config)
+    _check_rewards(file, config)
     for name, values in config.presets.items():
         try:
             _parse_anywhere(config, values)
             if values.get("reward") is not None:
                 reward(values["reward"], config.rewards)
         except RequestError as error:
-            raise _at(path, root, ("presets", name, *error.field.split(".")), str(error)) from error
+            raise file.at(("presets", name, *loc_of(error.field)), str(error)) from error
     for model, preset in config.defaults.items():
         if preset not in config.presets:
-            raise _at(path, root, ("defaults", model), f"preset {preset!r} is not defined in this file")
+            raise file.at(("defaults", model), f"preset {preset!r} is not defined in this file")
 
 
-def _check_parameters(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+def _check_parameters(file: YamlFile, config: ServerConfig) -> None:
     """Each parameter is one that its sampler knows and takes; what is missing may come with a request."""
     for model, each in config.parameters.items():
         for sampler, values in each.items():
             if sampler not in samplers():
-                raise _at(path, root, ("parameters", model, sampler), f"{sampler!r} is no sampler")
+                raise file.at(("parameters", model, sampler), f"{sampler!r} is no sampler")
             try:
                 samplers()[sampler].model_validate(values)
             except ValidationError as error:
                 wrong = [one for one in error.errors(include_url=False) if one["type"] != "missing"]
                 if wrong:
                     loc = ("parameters", model, sampler, *wrong[0]["loc"])
-                    raise _at(path, root, loc, f"{wrong[0]['msg']}, got {wrong[0]['input']!r}") from error
+                    raise file.at(loc, problem_of(wrong[0])) from error
 
 
-def _check_rewards(path: Path, root: yaml.Node | None, config: ServerConfig) -> None:
+def _check_rewards(file: YamlFile, config: ServerConfig) -> None:
     for name, endpoint in config.rewards.items():
         if name in installed_rewards():
-            raise _at(
-                path, root, ("rewards", name), f"an installed reward is called {name!r}; choose another"
-            )
+            raise file.at(("rewards", name), f"an installed reward is called {name!r}; choose another")
         try:
             endpoint.headers()
         except ConfigError as error:
-            raise _at(path, root, ("rewards", name, "headers_env"), str(error)) from error
+            raise file.at(("rewards", name, "headers_env"), str(error)) from error
 
 
 def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:
@@ -221,29 +199,3 @@ def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:
                 raise
         else:
             return
-
-
-def _at(path: Path, root: yaml.Node | None, loc: Sequence[int | str], problem: str) -> ConfigError:
-    field = ".".join(str(part) for part in loc)
-    return ConfigError(f"{path}, line {_line(root, loc)}, field '{field}': {problem}")
-
-
-def _line(node: yaml.Node | None, loc: Sequence[int | str]) -> int:
-    """The line of the deepest node on the way to `loc` that the file has."""
-    line = 1 if node is None else node.start_mark.line + 1
-    for part in loc:
-        children = _children(node)
-        if part not in children:
-            break
-        key, node = children[part]
-        line = key.start_mark.line + 1
-    return line
-
-
-def _children(node: yaml.Node | None) -> dict[int | str, tuple[yaml.Node, yaml.Node]]:
-    """Key or index -> (where it is written, its value)."""
-    if isinstance(node, yaml.MappingNode):
-        return {key.value: (key, value) for key, value in node.value}
-    if isinstance(node, yaml.SequenceNode):
-        return {i: (value, value) for i, value in enumerate(node.value)}
-    return {}

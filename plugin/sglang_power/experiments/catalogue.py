@@ -1,0 +1,240 @@
+"""The experiments of a directory, as they are now: `*.yaml` with their `*.state.json`.
+
+A file that cannot be used at the start ends the process; later it leaves the last good one in force. Several
+experiments may run at once; a request joins the first one, in order of their names, that it is eligible for
+and whose namespace has its unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from sglang_power.errors import ConfigError, RequestError
+from sglang_power.experiments.model import Arm, Experiment, Namespace
+from sglang_power.experiments.records import Change
+from sglang_power.experiments.state import State, read_state, state_path
+from sglang_power.yaml_files import YamlFile, loc_of, read_yaml
+
+Check: TypeAlias = Callable[[Experiment, Arm], None]
+"""Raises RequestError where this server cannot run an arm's sampler; its field is one of the sampler's."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One experiment in force.
+
+    Args:
+        experiment: its file.
+        config: `config_hash` of it.
+        state: where it stands.
+    """
+
+    experiment: Experiment
+    config: str
+    state: State
+
+    @property
+    def phase(self) -> int:
+        """The phase of its ramp, from 0."""
+        return self.state.phase
+
+    @property
+    def enrolling(self) -> bool:
+        """Whether new requests may join it."""
+        return not (self.experiment.kill or self.state.killed)
+
+
+def config_hash(experiment: Experiment) -> str:
+    """What a report tells files apart by; killing an experiment does not change it.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256 of its canonical JSON without `kill`.
+    """
+    values = experiment.model_dump(mode="json", exclude={"kill"})
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read and validate one experiment's file, without a server that would run its arms.
+
+    Raises:
+        ConfigError: with file, line and field.
+    """
+    return _read(path, lambda _experiment, _arm: None).experiment
+
+
+class Catalogue:
+    """All experiments of a directory.
+
+    Args:
+        directory: of the files.
+        check: see Check.
+
+    Raises:
+        ConfigError: no such directory, or a file that cannot be used; with file, line and field.
+    """
+
+    def __init__(self, directory: Path, check: Check) -> None:
+        self.directory = directory
+        self.experiments: tuple[Loaded, ...] = ()
+        self.changes: tuple[Change, ...] = ()
+        self._check = check
+        self._files: dict[Path, _File] = {}
+        self._states: dict[Path, State] = {}
+        if problems := self.reload():
+            raise ConfigError("\n".join(problems))
+
+    def reload(self) -> list[str]:
+        """Read the directory again.
+
+        `experiments` is the new snapshot, in order of names; `changes` says how it differs from the last one.
+        A file and its state stand each for itself: a rollback takes effect beside a bad edit of the file.
+
+        Returns:
+            What is wrong; what it concerns stays as it was.
+        """
+        try:
+            paths = sorted(path for path in self.directory.iterdir() if path.suffix == ".yaml")
+        except OSError as error:
+            return [f"{self.directory}: {error}"]
+        problems: list[str] = []
+        kept = {path: self._files[path] for path in paths if path in self._files}
+        self._files = _settled(kept, self._read(paths, problems), problems)
+        self._states = {path: self._state(path, problems) for path in self._files}
+        loaded = [
+            Loaded(file.experiment, config_hash(file.experiment), self._states[path])
+            for path, file in self._files.items()
+        ]
+        before, self.experiments = (
+            self.experiments,
+            tuple(sorted(loaded, key=lambda one: one.experiment.name)),
+        )
+        self.changes = _changes(before, self.experiments)
+        return problems
+
+    def _read(self, paths: Iterable[Path], problems: list[str]) -> dict[Path, _File]:
+        """The files that are right, each for itself."""
+        good: dict[Path, _File] = {}
+        for path in paths:
+            try:
+                good[path] = _read(path, self._check)
+            except ConfigError as error:
+                problems.append(str(error))
+        return good
+
+    def _state(self, path: Path, problems: list[str]) -> State:
+        """The state of a file; where it cannot be used the one before, or that of a stopped experiment."""
+        phases = max(1, len(self._files[path].experiment.ramp))
+        try:
+            state = read_state(state_path(path))
+            if state.phase < phases:
+                return state
+            problem = f"{state_path(path)}, field 'phase': {state.phase}, but {path} has {phases} phases"
+        except ConfigError as error:
+            problem = str(error)
+        problems.append(problem)
+        before = self._states.get(path)
+        return before if before and before.phase < phases else State(killed=True, reason=problem)
+
+
+@dataclass(frozen=True)
+class _File:
+    file: YamlFile
+    experiment: Experiment
+
+
+def _read(path: Path, check: Check) -> _File:
+    file = read_yaml(path)
+    try:
+        # JSON, since strict models take a list for a tuple only from there.
+        experiment = Experiment.model_validate_json(to_json(file.values, inf_nan_mode="constants"))
+    except ValidationError as error:
+        raise file.refused(error) from error
+    for i, arm in enumerate(experiment.arms):
+        try:
+            check(experiment, arm)
+        except RequestError as error:
+            raise file.at(("arms", i, "sampler", *loc_of(error.field)), str(error)) from error
+    return _File(file, experiment)
+
+
+def _settled(
+    kept: Mapping[Path, _File], fresh: Mapping[Path, _File], problems: list[str]
+) -> dict[Path, _File]:
+    """All fresh files where they fit together; else those that fit with what is in force, one by one."""
+    together = {**kept, **fresh}
+    if _clash(together.values()) is None:
+        return together
+    result = dict(kept)
+    for path, file in fresh.items():
+        others = [other for at, other in result.items() if at != path]
+        if (clash := _clash([*others, file])) is None:
+            result[path] = file
+        else:
+            problems.append(str(clash))
+    return result
+
+
+def _clash(files: Iterable[_File]) -> ConfigError | None:
+    """Of two experiments that cannot be in one directory, at the later one."""
+    for one, other in itertools.combinations(files, 2):
+        if (where := _disagreement(one.experiment, other.experiment)) is not None:
+            loc, problem = where
+            return other.file.at(loc, f"{problem} in {one.file.path}")
+    return None
+
+
+def _disagreement(one: Experiment, other: Experiment) -> tuple[Sequence[str], str] | None:
+    """Where the other experiment contradicts the first, and how."""
+    if one.name == other.name:
+        return ["name"], f"{one.name!r} is also the name of the experiment"
+    first, second = one.namespace, other.namespace
+    if first and second and first.name == second.name and _overlap(first, second):
+        taken = f"units [{first.first}, {first.last}) of namespace {first.name!r}"
+        return ["namespace", "first"], f"{taken} belong to the experiment {one.name!r}"
+    held, kept = one.holdout, other.holdout
+    if held and kept and held.name == kept.name and held.share != kept.share:
+        return ["holdout", "share"], f"holdout {held.name!r} has a share of {held.share}"
+    return None
+
+
+def _overlap(one: Namespace, other: Namespace) -> bool:
+    return one.first < other.last and other.first < one.last
+
+
+def _changes(before: Iterable[Loaded], after: Iterable[Loaded]) -> tuple[Change, ...]:
+    """How a snapshot differs from the one before it, as lines of the log."""
+    old = {each.experiment.name: each for each in before}
+    new = {each.experiment.name: each for each in after}
+    changed = [each for name, each in new.items() if name not in old or _stand(each) != _stand(old[name])]
+    gone = [each for name, each in old.items() if name not in new]
+    return tuple(
+        [_change(each, "loaded" if each.enrolling else "killed") for each in changed]
+        + [_change(each, "removed") for each in gone]
+    )
+
+
+def _stand(loaded: Loaded) -> tuple[str, int, bool]:
+    return loaded.config, loaded.phase, loaded.enrolling
+
+
+def _change(loaded: Loaded, why: Literal["loaded", "killed", "removed"]) -> Change:
+    return Change(
+        at=time.time(),
+        experiment=loaded.experiment.name,
+        config=loaded.config,
+        phase=loaded.phase,
+        enrolling=why == "loaded",
+        why=why,
+    )
