@@ -3,6 +3,7 @@
     PowerError
       RequestError (ValueError)    the caller's mistake: HTTP 400
         UnsupportedError           a combination that this version or this server does not support: HTTP 400
+      TooLargeError                a body over its limit: HTTP 413
       ConfigError                  a bad configuration file: the process ends
       HostError                    the server cannot do what was promised: HTTP 500
       OverloadedError              try again later: HTTP 503
@@ -46,6 +47,20 @@ class RequestError(PowerError, ValueError):
 
 class UnsupportedError(RequestError):
     """A valid request that this version, or this server's configuration, does not support."""
+
+
+class TooLargeError(PowerError):
+    """A body that is longer than this server takes.
+
+    Args:
+        what: the body, and how long it is.
+        limit: bytes that are allowed.
+        setting: where the configuration file sets the limit.
+    """
+
+    def __init__(self, what: str, limit: int, setting: str) -> None:
+        self.limit = limit
+        super().__init__(f"{what}: more than {limit}. Send less, or raise {setting}")
 
 
 class ConfigError(PowerError):

@@ -1,0 +1,73 @@
+"""OpenTelemetry's log event of an enrolment, beside its line in the log; off unless it is switched on.
+
+Only OpenTelemetry's API is used: where events go is decided by the LoggerProvider that the operator sets
+(`opentelemetry-instrument`, or code). Without one they go nowhere, which is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from sglang_power import __version__
+from sglang_power.errors import ConfigError
+from sglang_power.experiments.records import Enrolment
+
+logger = logging.getLogger("sglang_power")
+
+EVENT = "feature_flag.evaluation"
+
+
+class EvaluationEvents:
+    """Emits `feature_flag.evaluation` for every enrolment.
+
+    Names follow OpenTelemetry's semantic conventions 1.44 for feature flags in events; those of
+    `openfeature.telemetry` 0.10 are older.
+
+    Args:
+        provider: who assigned: "embedded", or the external provider's name.
+
+    Raises:
+        ConfigError: OpenTelemetry's API is not installed.
+    """
+
+    def __init__(self, provider: str) -> None:
+        try:
+            self._api: Any = import_module("opentelemetry._logs")
+        except ImportError as error:
+            raise ConfigError(
+                "experiments.open_telemetry=True: opentelemetry-api is not installed. "
+                "Run pip install opentelemetry-api, or switch it off"
+            ) from error
+        self._provider = provider
+        self._logger = self._api.get_logger("sglang_power", __version__)
+        self._told = False
+
+    def emit(self, line: Enrolment) -> None:
+        """Emit the event of one enrolment, in the trace context of the caller."""
+        if not self._told and not self._logger.enabled(event_name=EVENT):
+            self._told = True
+            logger.warning("experiments.open_telemetry: no LoggerProvider is set, so events go nowhere")
+        record = self._api.LogRecord(
+            timestamp=round(line.at * 1e9),
+            severity_number=self._api.SeverityNumber.INFO,
+            event_name=EVENT,
+            attributes=attributes(line, self._provider),
+        )
+        self._logger.emit(record)
+
+
+def attributes(line: Enrolment, provider: str) -> dict[str, str | int]:
+    """Attributes of the event: those of the conventions, and three of ours that join it with the log."""
+    return {
+        "feature_flag.key": line.experiment,
+        "feature_flag.result.variant": line.arm,
+        "feature_flag.result.reason": "targeting_match" if line.override else "split",
+        "feature_flag.context.id": line.unit,
+        "feature_flag.provider.name": provider,
+        "feature_flag.version": line.config,
+        "sglang_power.exposure_id": line.exposure_id,
+        "sglang_power.phase": line.phase,
+        "sglang_power.model": line.model,
+    }
