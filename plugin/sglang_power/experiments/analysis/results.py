@@ -55,6 +55,8 @@ class Effect(_Part):
         units: in both arms together.
         interval: see Interval.
         path: how the interval came about, thinned.
+        carry_over_p: switchbacks only: p-value of "what a window measures does not depend on the arm of the
+            window before".
     """
 
     metric: str
@@ -66,6 +68,7 @@ class Effect(_Part):
     units: int
     interval: Interval
     path: tuple[Point, ...] = ()
+    carry_over_p: float | None = None
 
 
 class Srm(_Part):
@@ -93,12 +96,12 @@ class ArmSummary(_Part):
 
     Args:
         name, control, weight: as declared; weight in basis points.
-        units, requests: enrolled.
-        outcomes: outcome -> requests; "lost" are those without a completion.
+        units, requests: enrolled within their windows, open ones included.
+        outcomes: outcome -> requests; without a completion they are "lost", or "running" in open windows.
         tokens_per_request: kind -> mean over completed requests.
         gpu_seconds_per_request: estimated, where a price was declared.
         e2e_s: "p50", "p95", "p99" -> seconds.
-        means: metric -> mean over units.
+        means: metric -> mean over units whose window has closed; of ratio metrics the ratio.
     """
 
     name: str
@@ -124,11 +127,24 @@ class ShadowSummary(_Part):
 
 
 class Excluded(_Part):
-    """What is in the log but not in the statistics, and why."""
+    """What is in the log but not in the statistics, and why: units where the name says so, else lines.
+
+    Args:
+        moved_units: changed their arm since an earlier phase.
+        returning_units: kept it, and were dropped at random so that the others have the phase's weights.
+        open_windows: units whose outcome window has not closed.
+        late_outcomes: what came after a unit's window.
+        other_configuration: enrolled under another version of the experiment's file.
+        duplicate_feedback: all but the last value of a metric for one answer.
+        duplicate_lines: further enrolments or completions of one request.
+        unknown_metric, out_of_range: feedback for metrics, or with values, that the file does not allow.
+        torn_lines, bad_lines: of all files, whatever experiment they belonged to.
+    """
 
     overrides: int = 0
     washout: int = 0
     moved_units: int = 0
+    returning_units: int = 0
     open_windows: int = 0
     after_kill: int = 0
     late_outcomes: int = 0
@@ -138,6 +154,7 @@ class Excluded(_Part):
     unknown_metric: int = 0
     out_of_range: int = 0
     unmatched_completions: int = 0
+    duplicate_lines: int = 0
     torn_lines: int = 0
     bad_lines: int = 0
 
@@ -159,6 +176,7 @@ class Report(_Part):
         phase: of the ramp, from 0.
         began, until: first enrolment and last line, seconds since 1970; None where there is none.
         days: between both.
+        killed: when the first server heard of it; None where nobody was told. Later data are excluded.
         units: in the analysis (window closed).
     """
 
@@ -172,6 +190,7 @@ class Report(_Part):
     began: float | None
     until: float | None
     days: float
+    killed: float | None = None
     units: int
     arms: tuple[ArmSummary, ...]
     srm: Srm

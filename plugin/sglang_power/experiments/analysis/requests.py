@@ -1,0 +1,271 @@
+"""Joins the lines of a log: enrolled requests, with how they ended and what was said about them.
+
+Owns which lines count and which are excluded, and why; `units` makes one row per unit of what is left. The
+log is read twice, enrolments first, since files are in no common order of time: in memory are only the
+requests of one phase of one experiment, and the names of all others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sglang_power.experiments.analysis.reading import Unreadable, lines
+from sglang_power.experiments.metrics import FeedbackMetric
+from sglang_power.experiments.model import Experiment
+from sglang_power.experiments.records import (
+    Change,
+    Completion,
+    Enrolment,
+    Feedback,
+    Line,
+    Outcome,
+    ShadowRun,
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is asked of a log.
+
+    Args:
+        config: hash of the experiment's file; lines of others are excluded.
+        phase: of the ramp.
+        now: later lines are ignored, as if they were not written yet. Seconds since 1970.
+    """
+
+    experiment: Experiment
+    config: str
+    phase: int
+    now: float
+
+    @property
+    def window_s(self) -> float:
+        """For which outcomes count, from a unit's first enrolment."""
+        return self.experiment.outcome_window_h * 3600.0
+
+
+@dataclass(slots=True)
+class Unit:
+    """Who was randomised: a user, a session, or a window of a switchback.
+
+    Args:
+        arm: of its first enrolment in the phase, whatever came later (intention to treat).
+        first: when that was.
+        endpoint, stream, model: of that request, known before the assignment.
+    """
+
+    name: str
+    arm: str
+    first: float
+    endpoint: str
+    stream: bool
+    model: str
+
+
+@dataclass(slots=True)
+class Request:
+    """One enrolled request.
+
+    Args:
+        outcome: None where no completion was written in time.
+        decoded, prefilled: tokens; 0 without a completion.
+        feedback: metric -> (when, value), the last value within the window.
+    """
+
+    unit: Unit
+    at: float
+    outcome: Outcome | None = None
+    decoded: int = 0
+    prefilled: int = 0
+    e2e_s: float | None = None
+    ttft_s: float | None = None
+    feedback: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass
+class ShadowTally:
+    """What is counted of one shadow arm."""
+
+    runs: int = 0
+    ok: int = 0
+    same_text: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class Joined:
+    """What the log says of one phase.
+
+    Args:
+        units: name -> unit, everybody who was enrolled.
+        requests: exposure -> request within its unit's window; None for those known but not counted.
+        earlier: unit -> phase -> arm, before this phase.
+        shadows: arm -> tally.
+        excluded: reason -> how many, as in `results.Excluded`.
+        killed: when the first server heard of a kill.
+        until: last line that counts.
+    """
+
+    scope: Scope
+    units: dict[str, Unit] = field(default_factory=dict)
+    requests: dict[str, Request | None] = field(default_factory=dict)
+    earlier: dict[str, dict[int, str]] = field(default_factory=dict)
+    shadows: dict[str, ShadowTally] = field(default_factory=dict)
+    excluded: Counter[str] = field(default_factory=Counter)
+    unreadable: Unreadable = field(default_factory=Unreadable)
+    killed: float | None = None
+    until: float | None = None
+
+    @property
+    def frozen(self) -> float:
+        """Until when data count: a kill freezes the analysis."""
+        return self.scope.now if self.killed is None else min(self.scope.now, self.killed)
+
+    def is_closed(self, unit: Unit) -> bool:
+        """Whether a unit's outcome window has closed."""
+        return unit.first + self.scope.window_s <= self.frozen
+
+    def counted(self) -> list[Request]:
+        """The requests that count."""
+        return [request for request in self.requests.values() if request is not None]
+
+
+def joined(log: Path, scope: Scope) -> Joined:
+    """The requests of a phase.
+
+    Completions and feedback count where they came before the unit's window closed, so that a unit's value
+    never changes after it has entered the analysis. Of several values of a metric for one request the last
+    counts.
+
+    Args:
+        log: directory of the JSONL files.
+
+    Raises:
+        RecordError: no such directory, or lines of another schema.
+    """
+    result = Joined(scope)
+    for line in lines(log, result.unreadable):
+        if line.at <= scope.now:
+            _enrol(result, line)
+    _settle(result)
+    for line in lines(log, Unreadable()):  # Counted in the first pass.
+        if line.at <= scope.now:
+            _attach(result, line)
+    result.excluded["torn_lines"] = result.unreadable.torn
+    result.excluded["bad_lines"] = result.unreadable.bad
+    return result
+
+
+def _enrol(result: Joined, line: Line) -> None:
+    scope = result.scope
+    if isinstance(line, Change):
+        if (line.experiment, line.config, line.why) == (scope.experiment.name, scope.config, "killed"):
+            result.killed = line.at if result.killed is None else min(result.killed, line.at)
+    elif isinstance(line, Enrolment):
+        if line.exposure_id in result.requests:
+            result.excluded["duplicate_lines"] += line.experiment == scope.experiment.name
+        else:
+            result.requests[line.exposure_id] = _request(result, line)
+
+
+def _request(result: Joined, line: Enrolment) -> Request | None:
+    """None where the request is known, but does not count in this phase."""
+    scope = result.scope
+    if line.experiment != scope.experiment.name:
+        return None
+    if line.config != scope.config:
+        result.excluded["other_configuration"] += 1
+    elif line.override:
+        result.excluded["overrides"] += 1
+    elif line.washout:
+        result.excluded["washout"] += 1
+    elif line.phase < scope.phase:
+        result.earlier.setdefault(line.unit, {})[line.phase] = line.arm
+    elif line.phase == scope.phase:
+        return Request(_unit(result, line), line.at)
+    return None
+
+
+def _unit(result: Joined, line: Enrolment) -> Unit:
+    """The unit of a request, which may turn out to be its first."""
+    unit = result.units.get(line.unit)
+    if unit is None:
+        unit = Unit(line.unit, line.arm, line.at, line.endpoint, line.stream, line.model)
+        result.units[line.unit] = unit
+    elif line.at < unit.first:
+        unit.arm, unit.first = line.arm, line.at
+        unit.endpoint, unit.stream, unit.model = line.endpoint, line.stream, line.model
+    return unit
+
+
+def _settle(result: Joined) -> None:
+    """Drop what was enrolled after the kill or after its unit's window: both are known only now."""
+    for exposure, request in result.requests.items():
+        if request is not None and not _in_time(result, request, request.at):
+            result.requests[exposure] = None
+    result.units = {name: unit for name, unit in result.units.items() if unit.first <= result.frozen}
+
+
+def _in_time(result: Joined, request: Request, at: float) -> bool:
+    """Whether something of a request counts; what does not is counted as excluded."""
+    if at > result.frozen:
+        result.excluded["after_kill"] += 1
+        return False
+    if at > request.unit.first + result.scope.window_s:
+        result.excluded["late_outcomes"] += 1
+        return False
+    result.until = at if result.until is None else max(result.until, at)
+    return True
+
+
+def _attach(result: Joined, line: Line) -> None:
+    if isinstance(line, Completion) and line.experiment == result.scope.experiment.name:
+        _complete(result, line)
+    elif isinstance(line, Feedback):
+        _comment(result, line)
+    elif isinstance(line, ShadowRun) and result.requests.get(line.exposure_id) is not None:
+        tally = result.shadows.setdefault(line.arm, ShadowTally())
+        tally.runs += 1
+        tally.ok += line.outcome == "ok"
+        tally.same_text += line.same_text is True
+        tally.tokens += line.tokens.decoded + line.tokens.prefilled
+
+
+def _complete(result: Joined, line: Completion) -> None:
+    if line.exposure_id not in result.requests:
+        result.excluded["unmatched_completions"] += 1
+        return
+    request = result.requests[line.exposure_id]
+    if request is None or not _in_time(result, request, line.at):
+        return
+    if request.outcome is not None:
+        result.excluded["duplicate_lines"] += 1
+        return
+    request.outcome = line.outcome
+    request.decoded, request.prefilled = line.tokens.decoded, line.tokens.prefilled
+    request.e2e_s, request.ttft_s = line.e2e_s, line.ttft_s
+
+
+def _comment(result: Joined, line: Feedback) -> None:
+    if line.exposure_id not in result.requests:
+        result.excluded["unmatched_feedback"] += 1
+        return
+    request = result.requests[line.exposure_id]
+    if request is None:
+        return
+    metric = result.scope.experiment.metrics.get(line.metric)
+    if not isinstance(metric, FeedbackMetric):
+        result.excluded["unknown_metric"] += 1
+    elif not _allowed(metric, line.value):
+        result.excluded["out_of_range"] += 1
+    elif _in_time(result, request, line.at):
+        known = request.feedback.get(line.metric)
+        result.excluded["duplicate_feedback"] += known is not None
+        if known is None or line.at >= known[0]:
+            request.feedback[line.metric] = (line.at, line.value)
+
+
+def _allowed(metric: FeedbackMetric, value: float) -> bool:
+    return metric.low is None or metric.high is None or metric.low <= value <= metric.high
