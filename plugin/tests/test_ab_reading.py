@@ -1,4 +1,4 @@
-"""Logs are read as crashes leave them: what cannot be read is counted, what cannot be understood is refused."""
+"""Logs are read as crashes leave them: what cannot be read is counted, another schema is refused."""
 
 from __future__ import annotations
 

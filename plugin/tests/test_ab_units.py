@@ -1,0 +1,323 @@
+"""One row per unit: which lines count, which do not and why, and what a metric's value is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ab_lines import CONFIG, HOUR, Lines, experiment
+from sglang_power.experiments.analysis.observations import Column
+from sglang_power.experiments.analysis.requests import Joined, Scope, joined
+from sglang_power.experiments.analysis.units import Population, kept_shares, population
+
+RAMP = [
+    {"weights": {"plain": 9000, "power": 1000}},
+    {"weights": {"plain": 5000, "power": 5000}},
+    {"weights": {"plain": 5000, "power": 5000}},
+]
+
+
+def read(
+    log: Path, *, now: float = 100 * HOUR, phase: int = 0, **changes: Any
+) -> tuple[Population, dict[str, int]]:
+    """Who is analysed, and every reason for which something is not, with its count."""
+    found: Joined = joined(log, Scope(experiment(**changes), CONFIG, phase, now))
+    people = population(found)
+    return people, dict(found.excluded + people.excluded)
+
+
+def values(people: Population, metric: str) -> list[float]:
+    return people.observations.columns[metric].values.tolist()
+
+
+def test_units_enter_in_order_of_their_first_enrolment_whatever_file_it_is_in(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("late", "power", 30.0)
+    log.request("early", "plain", 20.0)
+    log.write(tmp_path, "a.jsonl")
+    log.request("early", "plain", 10.0)
+    log.request("middle", "plain", 15.0)
+    log.write(tmp_path, "b.jsonl")
+    people, excluded = read(tmp_path)
+    assert [unit.name for unit in people.enrolled] == ["early", "middle", "late"]
+    assert people.observations.arms == ["plain", "plain", "power"]
+    assert len(people.requests["early"]) == 2
+    assert excluded == {}
+
+
+def test_a_unit_enters_when_its_window_closes(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "plain", 0.0)
+    log.request("u2", "power", 60.0)
+    log.write(tmp_path)
+    for now, rows, excluded in [
+        (HOUR - 1.0, 0, {"open_windows": 2}),
+        (HOUR, 1, {"open_windows": 1}),
+        (HOUR + 60.0, 2, {}),
+    ]:
+        people, reasons = read(tmp_path, now=now)
+        assert (len(people.observations), reasons) == (rows, excluded)
+
+
+def test_a_unit_belongs_to_the_arm_of_its_first_enrolment(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "power", 0.0)
+    log.request("u1", "plain", 5.0, outcome="error")
+    people, _ = read(log.write(tmp_path))
+    assert people.observations.arms == ["power"]
+    assert values(people, "failed") == [0.5]
+
+
+def _override(log: Lines) -> None:
+    log.enrol("u2", "power", 1.0, override=True)
+
+
+def _washout(log: Lines) -> None:
+    log.enrol("u2", "power", 1.0, washout=True)
+
+
+def _other_file(log: Lines) -> None:
+    log.enrol("u2", "power", 1.0, config="another")
+
+
+def _other_metric(log: Lines) -> None:
+    log.say(FIRST, 1.0, 5.0, "unheard-of")
+
+
+def _not_feedback(log: Lines) -> None:
+    log.say(FIRST, 1.0, 5.0, "failed")
+
+
+def _out_of_range(log: Lines) -> None:
+    log.say(FIRST, 1.5, 5.0)
+
+
+def _unmatched(log: Lines) -> None:
+    log.say("nobody", 1.0, 5.0)
+    log.complete("nobody", "plain", 5.0)
+
+
+def _late(log: Lines) -> None:
+    log.enrol("u1", "plain", HOUR + 1.0)
+    log.say(FIRST, 1.0, HOUR + 1.0)
+
+
+def _twice(log: Lines) -> None:
+    log.complete(FIRST, "plain", 5.0, outcome="error")
+    log.enrol("u9", "plain", 5.0, exposure_id=FIRST)
+
+
+def _after_kill(log: Lines) -> None:
+    log.kill(2 * HOUR)
+    log.kill(2 * HOUR + 1.0)
+    log.enrol("u2", "power", 2 * HOUR + 0.5)
+
+
+FIRST = "power-vs-plain-00000001"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "excluded"),
+    [
+        (_override, {"overrides": 1}),
+        (_washout, {"washout": 1}),
+        (_other_file, {"other_configuration": 1}),
+        (_other_metric, {"unknown_metric": 1}),
+        (_not_feedback, {"unknown_metric": 1}),
+        (_out_of_range, {"out_of_range": 1}),
+        (_unmatched, {"unmatched_feedback": 1, "unmatched_completions": 1}),
+        (_late, {"late_outcomes": 2}),
+        (_twice, {"duplicate_lines": 2}),
+        (_after_kill, {"after_kill": 1}),
+    ],
+)
+def test_what_does_not_count_changes_nothing_and_is_counted(
+    spoil: Callable[[Lines], None], excluded: dict[str, int], tmp_path: Path
+) -> None:
+    log = Lines()
+    assert log.request("u1", "plain", 0.0) == FIRST
+    log.say(FIRST, 0.25, 2.0)
+    spoil(log)
+    people, reasons = read(log.write(tmp_path))
+    assert reasons == excluded
+    assert [unit.name for unit in people.enrolled] == ["u1"]
+    assert values(people, "thumbs") == [0.25]
+    assert values(people, "failed") == [0.0]
+    assert values(people, "tokens") == [15.0]
+
+
+def test_of_several_values_for_one_answer_the_last_within_the_window_counts(tmp_path: Path) -> None:
+    log = Lines()
+    exposure = log.request("u1", "plain", 0.0)
+    for value, at in [(0.5, 30.0), (1.0, 20.0), (0.75, 40.0), (0.0, HOUR + 1.0)]:
+        log.say(exposure, value, at)
+    people, reasons = read(log.write(tmp_path))
+    assert values(people, "thumbs") == [0.75]
+    assert reasons == {"duplicate_feedback": 2, "late_outcomes": 1}
+
+
+def test_a_kill_freezes_the_analysis(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("closed", "plain", 0.0)
+    slow = log.enrol("open", "power", 10.0)
+    log.kill(HOUR + 5.0)
+    log.complete(slow, "power", HOUR + 6.0)
+    people, reasons = read(log.write(tmp_path))
+    assert people.observations.arms == ["plain"]
+    assert reasons == {"after_kill": 1, "open_windows": 1}
+
+
+def test_a_kill_that_is_not_known_yet_does_nothing(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "plain", 0.0)
+    log.kill(2 * HOUR)
+    people, reasons = read(log.write(tmp_path), now=1.5 * HOUR)
+    assert (len(people.observations), reasons) == (1, {})
+
+
+def test_other_experiments_in_the_same_log_are_not_unmatched(tmp_path: Path) -> None:
+    other, log = Lines("other"), Lines()
+    other.say(other.request("u1", "a", 0.0), 1.0, 2.0)
+    other.write(tmp_path, "a.jsonl")
+    log.request("u1", "plain", 0.0)
+    people, reasons = read(log.write(tmp_path))
+    assert (len(people.observations), reasons) == (1, {})
+
+
+METRICS: dict[str, Any] = {
+    "mean": {"source": "feedback", "low": -1.0, "high": 1.0, "absent": 0.5},
+    "each": {"source": "feedback", "absent": 0.25, "per": "request"},
+    "failed": {"source": "outcome", "outcomes": ["error", "lost"]},
+    "slow": {"source": "latency", "over_ms": 1500.0},
+    "late-start": {"source": "latency", "over_ms": 500.0, "of": "ttft"},
+    "decoded": {"source": "tokens", "kinds": ["decoded"]},
+    "gpu": {"source": "tokens", "gpu_seconds_per_token": {"decoded": 0.5, "prefilled": 0.25}},
+}
+
+
+def _two_units(directory: Path) -> Population:
+    """One with six requests, one whose only request is lost."""
+    log = Lines()
+    said = [
+        log.request("u1", "plain", 1.0, e2e_s=1.5, ttft_s=0.5),
+        log.request("u1", "plain", 2.0, e2e_s=1.6, ttft_s=0.6),
+        log.request("u1", "plain", 3.0, outcome="error", e2e_s=0.1, ttft_s=0.1, decoded=0, prefilled=0),
+        log.request("u1", "plain", 4.0, outcome="fallback", e2e_s=1.0, decoded=30),
+        log.request("u1", "plain", 5.0, outcome="disconnect", e2e_s=1.0, ttft_s=0.2, decoded=5),
+        log.enrol("u1", "plain", 6.0),
+    ]
+    log.enrol("u2", "power", 7.0)
+    for exposure, value in zip(said, [1.0, -1.0, 0.75], strict=False):
+        for metric in ("mean", "each"):
+            log.say(exposure, value, 10.0, metric)
+    people, reasons = read(
+        log.write(directory), metrics=METRICS, primary={"metric": "mean", "min_effect": 0.0}, guardrails=[]
+    )
+    assert reasons == {}
+    return people
+
+
+@pytest.mark.parametrize(
+    ("metric", "first", "second"),
+    [
+        ("mean", 0.25, 0.5),
+        ("failed", 2 / 6, 1.0),
+        ("slow", 4 / 6, 1.0),
+        ("late-start", 5 / 6, 1.0),
+    ],
+)
+def test_a_metric_has_one_value_per_unit(metric: str, first: float, second: float, tmp_path: Path) -> None:
+    made = _two_units(tmp_path).observations.columns[metric]
+    assert made.counts is None
+    assert made.values.tolist() == pytest.approx([first, second])
+
+
+@pytest.mark.parametrize(
+    ("metric", "sums", "counts"),
+    [
+        ("each", [0.75 + 3 * 0.25, 0.25], [6.0, 1.0]),
+        ("decoded", [55.0, 0.0], [5.0, 0.0]),
+        ("gpu", [0.5 * 55 + 0.25 * 20, 0.0], [5.0, 0.0]),
+    ],
+)
+def test_a_ratio_is_a_sum_and_a_count(
+    metric: str, sums: list[float], counts: list[float], tmp_path: Path
+) -> None:
+    made: Column = _two_units(tmp_path).observations.columns[metric]
+    assert made.counts is not None
+    assert made.values.tolist() == pytest.approx(sums)
+    assert made.counts.tolist() == counts
+
+
+def test_a_mean_of_values_at_a_bound_stays_within_it(tmp_path: Path) -> None:
+    log = Lines()
+    for at in range(3):
+        log.say(log.request("u1", "plain", float(at)), 0.1, 10.0)
+    thumbs = {"source": "feedback", "low": 0.0, "high": 0.1, "absent": 0.0}
+    people, _ = read(
+        log.write(tmp_path),
+        metrics={"thumbs": thumbs},
+        primary={"metric": "thumbs", "min_effect": 0.0},
+        guardrails=[],
+    )
+    assert sum([0.1] * 3) / 3 > 0.1
+    assert values(people, "thumbs") == [0.1]
+
+
+def test_units_that_moved_are_out_of_the_statistics_but_in_the_sample_ratio(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("moved", "plain", 0.0)
+    log.request("stayed", "power", 0.0)
+    for unit, arm in [("moved", "power"), ("stayed", "power"), ("new", "plain")]:
+        log.request(unit, arm, 10.0, phase=1)
+    people, reasons = read(log.write(tmp_path), phase=1, ramp=RAMP)
+    assert [unit.name for unit in people.enrolled] == ["moved", "new", "stayed"]
+    assert [unit.name for unit in people.kept] == ["new", "stayed"]
+    assert reasons == {"moved_units": 1}
+    first, nothing = read(tmp_path, phase=0, ramp=RAMP)
+    assert [unit.name for unit in first.kept] == ["moved", "stayed"]
+    assert nothing == {}
+
+
+@pytest.mark.parametrize(
+    ("phases", "phase", "shares"),
+    [
+        ([1], 1, {"plain": 1.0, "power": 1.0}),
+        ([1, 2], 2, {"plain": 1.0, "power": 1.0}),
+        ([0, 1], 1, {"plain": 0.2, "power": 1.0}),
+        ([0, 1, 2], 2, {"plain": 0.2, "power": 1.0}),
+    ],
+)
+def test_which_share_of_the_returning_units_is_kept(
+    phases: list[int], phase: int, shares: dict[str, float]
+) -> None:
+    assert kept_shares(experiment(ramp=RAMP), phases, phase) == pytest.approx(shares)
+
+
+def test_an_arm_that_starts_from_nothing_has_no_returning_units() -> None:
+    ramp = [{"weights": {"plain": 10_000, "power": 0}}, {"weights": {"plain": 5000, "power": 5000}}]
+    assert kept_shares(experiment(ramp=ramp), [0, 1], 1) == {"plain": 0.0, "power": 0.0}
+    assert kept_shares(experiment(ramp=ramp), [0], 0) == {"plain": 1.0, "power": 0.0}
+
+
+def test_the_arms_keep_the_weights_of_the_phase_among_returning_units(tmp_path: Path) -> None:
+    """Phase 0 at 90/10, phase 1 at 50/50, 2,000 units in both: 1,000 stay plain, 200 power, 800 move.
+
+    Of the 1,000 a fifth is kept, each by a coin of its own name (fixed, so this test has no error rate).
+    """
+    log = Lines()
+    for number in range(2000):
+        before = "plain" if number < 1800 else "power"
+        log.enrol(f"u{number}", before, 0.0)
+        log.enrol(f"u{number}", "plain" if number < 1000 else "power", 10.0, phase=1)
+    people, reasons = read(log.write(tmp_path), phase=1, ramp=RAMP)
+    arms = np.asarray(people.observations.arms)
+    assert reasons["moved_units"] == 800
+    assert np.sum(arms == "power") == 200
+    assert np.sum(arms == "plain") == pytest.approx(200, abs=3 * np.sqrt(160))
+    assert reasons["returning_units"] == 1000 - np.sum(arms == "plain")
+    again, _ = read(tmp_path, phase=1, ramp=RAMP)
+    assert [unit.name for unit in again.kept] == [unit.name for unit in people.kept]
