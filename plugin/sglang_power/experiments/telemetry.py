@@ -46,12 +46,13 @@ class EvaluationEvents:
 
     def emit(self, line: Enrolment) -> None:
         """Emit the event of one enrolment, in the trace context of the caller."""
-        if not self._told and not self._logger.enabled(event_name=EVENT):
+        severity = self._api.SeverityNumber.INFO
+        if not self._told and not self._logger.enabled(severity_number=severity, event_name=EVENT):
             self._told = True
-            logger.warning("experiments.open_telemetry: no LoggerProvider is set, so events go nowhere")
+            logger.warning("experiments.open_telemetry: no LoggerProvider takes events, they go nowhere")
         record = self._api.LogRecord(
             timestamp=round(line.at * 1e9),
-            severity_number=self._api.SeverityNumber.INFO,
+            severity_number=severity,
             event_name=EVENT,
             attributes=attributes(line, self._provider),
         )
