@@ -110,7 +110,8 @@ class Counters:
     def enrolled(self, experiment: Experiment, line: Enrolment) -> None:
         """A request was given an arm."""
         if self._enabled:
-            _metrics().enrolments.labels(*_labels(experiment, line.arm)).inc()
+            arm = _labels(experiment, line.arm)
+            _metrics().enrolments.labels(*arm).inc()
 
     def not_enrolled(self, experiment: Experiment, reason: NotEnrolledReason) -> None:
         """A request was not; where the assignment failed, the alarm counts, too."""
