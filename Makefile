@@ -16,7 +16,10 @@ $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
 	$(BIN)/python -m integration_tests.demo
 
-PYTEST := $(BIN)/python -m pytest -p no:randomly --durations=15
+# A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
+LIMIT := 2700
+PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
+	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
 # Beside the other tests with servers, on the second core: unit tests, and those that share a server with no others.
 BESIDE := $(SERVERS)/test_law_server.py $(SERVERS)/test_http_engine_server.py

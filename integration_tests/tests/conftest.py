@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,19 @@ from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
+THREAD_END_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """The interpreter would wait for such a thread at its end, for ever if it waits for work."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()  # programs that failed are held by their tracebacks
+    deadline = time.monotonic() + THREAD_END_S
+    while left := [one for one in set(threading.enumerate()) - before if not one.daemon]:
+        assert time.monotonic() < deadline, f"threads that do not end: {left}"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

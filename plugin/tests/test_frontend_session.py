@@ -25,13 +25,20 @@ class Program:
 
     text_: str = ""
     images_: list[Any] = field(default_factory=list)
+    backend: Any = None
+    ends: int = 0
+
+    def end(self) -> None:
+        self.ends += 1
+        if self.backend is not None:
+            self.backend.end_program(self)
 
 
 def session_with(*answers: Any) -> tuple[Session, ScriptedServer]:
     """A session whose generations are answered in order."""
     left = list(answers)
     fake = ScriptedServer(lambda body: left.pop(0))  # noqa: ARG005
-    endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None)  # noqa: ARG005
+    endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None, end_program=lambda s: None)  # noqa: ARG005
     return Session(endpoint, fake.client(), {}), fake
 
 
@@ -64,9 +71,24 @@ def test_a_forked_session_goes_its_own_way() -> None:
     session, _ = session_with(answer([*b"a"]), answer([*b"b"]))
     s = Program("one ")
     generate(session, s)
-    fork, own = session.forked(), Program(s.text_)
+    own = Program(s.text_)
+    fork = session.forked(own)
     generate(fork, own)
     assert (session.ledger.text, fork.ledger.text) == ("one a", "one ab")
+
+
+def test_a_program_ends_the_forks_that_are_left_and_each_once() -> None:
+    session, _ = session_with()
+    forks = [Program() for _ in range(3)]
+    for fork in forks:
+        fork.backend = session.forked(fork)
+    nested = Program()
+    nested.backend = forks[1].backend.forked(nested)
+    forks[0].end()
+    for _ in range(2):
+        session.end_program(Program())
+    assert [fork.ends for fork in (*forks, nested)] == [1, 1, 1, 1]
+    assert session.ended
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (1, 2), (1, 3), (1, 2, 3), (5,), (2, 5)])

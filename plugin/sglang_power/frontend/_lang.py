@@ -168,7 +168,14 @@ def _flat(expr: Any) -> Iterator[Any]:
 
 
 def _submit(original: Callable[..., None], self: Any, expr: Any) -> None:
-    """`sp.refine` renews its variable's event when it is queued, so the draft has to be there before."""
+    """`sp.refine` renews its variable's event when it is queued, so the draft has to be there before.
+
+    Raises:
+        UnsupportedError: the program has ended; SGLang would wait for ever.
+    """
+    if isinstance(self.backend, Session) and self.backend.ended:
+        problem, hint = "its program has ended", "Go on with a branch inside of the program"
+        raise UnsupportedError("state", str(expr), problem, hint)
     if not any(isinstance(one, Refine) for one in _flat(expr)):
         return original(self, expr)
     for one in _flat(expr):
@@ -248,7 +255,7 @@ def _fork(original: Callable[..., list[Any]], self: Any, size: int = 1, offset: 
     forks = original(self, size, offset)
     if isinstance(self.backend, Session):
         for one in forks:
-            one.backend = self.backend.forked()
+            one.backend = self.backend.forked(one)
     return forks
 
 

@@ -28,6 +28,10 @@ class Executor(Protocol):
 
     text_: str
     images_: list[Any]
+    backend: Any
+
+    def end(self) -> None:
+        """End its thread, once everything that was asked of it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,9 @@ class Session:
         client: of the same server.
         output: SGLang's settings of how ids become text, part of every request.
         ledger: what the program holds so far.
+
+    Attributes:
+        ended: nothing runs in the program any more.
     """
 
     support_concate_and_append = False
@@ -95,13 +102,28 @@ class Session:
         self.endpoint, self.client, self._output = endpoint, client, output
         self.ledger = Ledger() if ledger is None else ledger
         self.asked = Asked()
+        self.ended = False
+        self._forks: list[Executor] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.endpoint, name)
 
-    def forked(self) -> Session:
-        """The session of a fork."""
+    def forked(self, fork: Executor) -> Session:
+        """The session of a fork, which ends with this program at the latest."""
+        self._forks.append(fork)
         return Session(self.endpoint, self.client, self._output, self.ledger.copy())
+
+    def end_program(self, s: Executor) -> None:
+        """After a program: end the forks that nobody joined or selected from.
+
+        An executor's thread keeps the executor alive, and the interpreter waits for such threads at its end.
+        """
+        self.ended = True
+        forks, self._forks = self._forks, []
+        for fork in forks:
+            if not fork.backend.ended:
+                fork.end()
+        self.endpoint.end_program(s)
 
     def settle(self, s: Executor) -> None:
         """Give ids to all of the program's text."""
