@@ -1,0 +1,174 @@
+"""Ship, stop or keep running: pure, from intervals to one sentence.
+
+The only module that knows which way of a metric is better. Ship asks for the bad end of every interval, stop
+for the good end: neither rests on an estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sglang_power.experiments.analysis.results import Effect, Srm, Verdict
+from sglang_power.experiments.model import Experiment
+
+CARRY_OVER_P = 0.01
+"""Below it, windows of a switchback seem to depend on the window before."""
+
+
+def gain(effect: Effect) -> tuple[float, float]:
+    """The interval of the improvement, (worst, best): positive is better whatever the direction.
+
+    Without an interval nothing is excluded: (-inf, inf).
+    """
+    low, high = effect.interval.low, effect.interval.high
+    if low is None or high is None:
+        return -math.inf, math.inf
+    return (low, high) if effect.direction == "higher" else (-high, -low)
+
+
+def within(guardrail: Effect) -> bool:
+    """Whether the loss is surely inside of the margin."""
+    return gain(guardrail)[0] >= -_threshold(guardrail)
+
+
+def beyond(guardrail: Effect) -> bool:
+    """Whether the loss is surely larger than the margin."""
+    return gain(guardrail)[1] < -_threshold(guardrail)
+
+
+def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: int, days: float) -> Verdict:
+    """What to do with an experiment.
+
+    ship: minimum run reached, no sample ratio mismatch, and an arm's primary metric is better than every
+        control by at least min_effect (worst end), with every guardrail within its margin. Of several such
+        arms the one whose worst end is best.
+    stop: an arm's primary metric is worse than a control (best end below 0), or a guardrail is beyond its
+        margin. It is about harm, so neither the minimum run nor the sample ratio holds it back.
+    keep running: everything else.
+
+    Args:
+        effects: of all pairs.
+        units: in the analysis, all arms together; windows of a switchback.
+        days: since the first enrolment of the phase.
+    """
+    judged = [effect for effect in effects if effect.role != "shown"]
+    obstacle = _obstacle(experiment, judged, srm, units, days)
+    winners = [arm for arm in _arms(judged) if not any(_unproven(e) for e in judged if e.arm == arm)]
+    if winners and obstacle is None:
+        return _ship(max(winners, key=lambda arm: _worst(judged, arm)), judged)
+    if harmful := next((effect for effect in judged if _harmful(effect)), None):
+        return _stop(harmful, srm)
+    if obstacle is not None:
+        return Verdict(decision="keep running", arm=None, reason=obstacle)
+    return _keep(max(_arms(judged), key=lambda arm: _worst(judged, arm)), judged)
+
+
+def _threshold(effect: Effect) -> float:
+    if effect.threshold is None:
+        raise ValueError(f"{effect.metric} decides nothing")
+    return effect.threshold
+
+
+def _arms(effects: Sequence[Effect]) -> list[str]:
+    """In order of declaration."""
+    return list(dict.fromkeys(effect.arm for effect in effects))
+
+
+def _worst(effects: Sequence[Effect], arm: str) -> float:
+    """The worst end of an arm's primary metric, over all controls."""
+    return min(gain(effect)[0] for effect in effects if effect.arm == arm and effect.role == "primary")
+
+
+def _unproven(effect: Effect) -> bool:
+    """Whether this effect keeps its arm from being shipped."""
+    if effect.role == "primary":
+        return gain(effect)[0] < _threshold(effect)
+    return not within(effect)
+
+
+def _harmful(effect: Effect) -> bool:
+    return gain(effect)[1] < 0.0 if effect.role == "primary" else beyond(effect)
+
+
+def _obstacle(
+    experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: int, days: float
+) -> str | None:
+    """What forbids to ship, however good the metrics are."""
+    if srm.red:
+        return (
+            "Sample ratio mismatch: units did not arrive in the arms as assigned (e-value "
+            f"10^{srm.log10_e:.1f}, red from 10^3), so no metric can be trusted; find the cause, start again"
+        )
+    run = experiment.minimum_run
+    if days < run.days or units < run.units:
+        rows = "windows" if experiment.kind == "switchback" else "units"
+        return (
+            f"The minimum run is not reached: {days:.1f} of {run.days:g} days, "
+            f"{units:,} of {run.units:,} {rows}"
+        )
+    for effect in effects:
+        if effect.carry_over_p is not None and effect.carry_over_p < CARRY_OVER_P:
+            return (
+                f"{effect.metric} of a window depends on the arm of the window before "
+                f"(p = {effect.carry_over_p:.2g}): make washout_s longer and start again"
+            )
+    return None
+
+
+def _ship(arm: str, effects: Sequence[Effect]) -> Verdict:
+    wins = [effect for effect in effects if effect.arm == arm and effect.role == "primary"]
+    said = "; ".join(f"against {e.control} {_said(e)}, at least {gain(e)[0]:+.4g}" for e in wins)
+    guardrails = sum(effect.arm == arm and effect.role == "guardrail" for effect in effects)
+    return Verdict(
+        decision="ship",
+        arm=arm,
+        reason=f"{wins[0].metric} of {arm} is better by {_threshold(wins[0]):g} or more than every control "
+        f"({said}), and {_guarded(guardrails)}",
+    )
+
+
+def _guarded(guardrails: int) -> str:
+    return "every guardrail is within its margin" if guardrails else "no guardrail was declared"
+
+
+def _stop(effect: Effect, srm: Srm) -> Verdict:
+    best = gain(effect)[1]
+    if effect.role == "primary":
+        why = f"{effect.metric} of {effect.arm} is worse than of {effect.control}"
+        limit = f"at best {best:+.4g}"
+    else:
+        why = f"Guardrail {effect.metric} of {effect.arm} is worse than of {effect.control}"
+        limit = f"at least {-best:.4g} worse, margin {_threshold(effect):g}"
+    doubt = "; the sample ratio is off, too, so find its cause first" if srm.red else ""
+    return Verdict(decision="stop", arm=effect.arm, reason=f"{why} ({_said(effect)}, {limit}){doubt}")
+
+
+def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
+    """Names what the most promising arm lacks first."""
+    effect = next(effect for effect in effects if effect.arm == arm and _unproven(effect))
+    worst, best = gain(effect)
+    pair = f"{effect.metric} of {arm} against {effect.control}"
+    if effect.interval.low is None:
+        reason = f"{pair}: {effect.interval.why_none}"
+    elif effect.role == "guardrail":
+        reason = (
+            f"Guardrail {pair} may be {-worst:.4g} worse, margin {_threshold(effect):g} ({_said(effect)})"
+        )
+    elif best < _threshold(effect):
+        reason = (
+            f"{pair} is at most {best:.4g} better, and {_threshold(effect):g} is needed to ship "
+            f"({_said(effect)}): it will not ship, so ending the experiment loses nothing"
+        )
+    else:
+        reason = (
+            f"{pair} is between {worst:+.4g} and {best:+.4g} better, and {_threshold(effect):g} is needed "
+            f"to ship ({_said(effect)})"
+        )
+    return Verdict(decision="keep running", arm=None, reason=reason)
+
+
+def _said(effect: Effect) -> str:
+    """The estimate as people read it: arm minus control."""
+    estimate = effect.interval.estimate
+    return "no estimate" if estimate is None else f"estimate {estimate:+.4g}"
