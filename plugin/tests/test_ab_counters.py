@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ab_metrics_child
 import pytest
 from ab_metrics_child import completion, enrolment, experiment, shadow_run
-from sglang_power.experiments.counters import Counters
+from sglang_power.experiments import assignment
+from sglang_power.experiments.counters import AssignmentTrouble, Counters, NotEnrolledReason
 
 PREFIX = "sglang_power_experiment_"
 
@@ -90,6 +91,13 @@ def test_only_an_assignment_that_failed_is_an_alarm(counted: dict[str, float]) -
 
 def test_a_server_without_metrics_imports_and_counts_nothing() -> None:
     assert told_by("count_nothing") == []
+
+
+def test_every_reason_of_the_assignment_can_be_counted() -> None:
+    reasons = {reason for part in get_args(assignment.Reason) for reason in get_args(part)}
+    assert len(reasons) > 5
+    assert reasons <= set(get_args(NotEnrolledReason))
+    assert reasons - {"holdout", "namespace"} == set(get_args(AssignmentTrouble))
 
 
 CALLS: dict[str, Callable[[Counters, str], None]] = {

@@ -174,6 +174,27 @@ def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch
     assert 0 < len(written) < 30
 
 
+def test_a_server_ends_though_its_disk_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on, write = threading.Event(), os.write
+
+    def hang(file: int, data: memoryview) -> int:
+        goes_on.wait()
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", hang)
+    monkeypatch.setattr(log_module, "CLOSE_SECONDS", 0.01)
+    log, _ = opened(tmp_path)
+    log.write(line(0))
+    log.close()
+    assert "its disk hangs" in caplog.text
+    goes_on.set()
+    monkeypatch.setattr(log_module, "CLOSE_SECONDS", 30.0)
+    log.close()
+    assert numbers(*files(tmp_path)) == [0]
+
+
 def test_lines_after_the_end_are_counted_as_lost(tmp_path: Path) -> None:
     log, lost = opened(tmp_path)
     log.write(line(0))

@@ -13,11 +13,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from sglang_power.experiments.log import Trouble
 from sglang_power.experiments.model import Experiment
+from sglang_power.experiments.providers import NoAnswer
 from sglang_power.experiments.records import Completion, Enrolment, Outcome, ShadowRun, Tokens
 
-AssignmentTrouble = Literal[
-    "provider_error", "provider_timeout", "provider_default", "circuit_open", "unknown_arm"
-]
+AssignmentTrouble = Literal[NoAnswer, "unknown_arm"]
 """Why an assignment failed; each raises an alarm."""
 
 NotEnrolledReason: TypeAlias = Literal[

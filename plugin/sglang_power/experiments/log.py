@@ -24,6 +24,9 @@ from sglang_power.experiments.records import Line
 logger = logging.getLogger("sglang_power")
 
 SYNC_SECONDS = 1.0
+CLOSE_SECONDS = 10.0
+"""How long a server that ends waits for a disk that hangs."""
+
 QUEUED_BYTES = 16 * 2**20
 """What may wait for the disk; lines beyond it are dropped."""
 
@@ -58,7 +61,7 @@ class LineLog:
         self._writer().put(line.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
-        """Write and sync what waits; later lines are dropped and counted."""
+        """Write and sync what waits, for ten seconds at most; later lines are dropped and counted."""
         self._writer().close()
 
     def _writer(self) -> _Writer:
@@ -95,12 +98,14 @@ class _Writer:
             self._on_trouble(trouble, 1)
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, or the disk has hung for too long."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                logger.error("experiment log: its disk hangs, %d bytes are not written", self._bytes)
 
     def _refusal(self, line: bytes) -> Trouble | None:
         if self._closed:
