@@ -43,11 +43,11 @@ class YamlFile:
     def refused(self, error: ValidationError) -> ConfigError:
         """The error that points at the first value that a model refused."""
         first = error.errors(include_url=False)[0]
-        loc = _written(self.root, first["loc"])
-        if first["type"] == CONFLICT:
-            told = first["ctx"]
-            return self.at((*loc, *loc_of(told["field"])), f"{told['problem']}. {told['hint']}")
-        return self.at(loc, problem_of(first))
+        if first["type"] != CONFLICT:
+            return self.at(_written(self.root, first["loc"]), problem_of(first))
+        told = first["ctx"]
+        loc = _written(self.root, (*first["loc"], *loc_of(told["field"])))
+        return self.at(loc, f"{told['problem']}. {told['hint']}")
 
 
 def read_yaml(path: Path) -> YamlFile:

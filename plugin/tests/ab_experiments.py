@@ -45,9 +45,9 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate_json(json.dumps(document(**changes)))
 
 
-def write(directory: Path, **changes: Any) -> Path:
-    """Its file, called by its name."""
+def write(directory: Path, file: str | None = None, **changes: Any) -> Path:
+    """Its file, called by its name unless told otherwise."""
     values = document(**changes)
-    path = directory / f"{values['name']}.yaml"
+    path = directory / f"{file or values['name']}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path

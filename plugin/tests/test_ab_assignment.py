@@ -17,6 +17,7 @@ from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import FlagNotFoundError
 from openfeature.flag_evaluation import FlagResolutionDetails, Reason
 from openfeature.provider.in_memory_provider import InMemoryProvider
+from purgatory.domain.model import OpenedState
 from sglang_power.errors import ConfigError
 from sglang_power.experiments import providers
 from sglang_power.experiments.assignment import Assigned, Assigner, NotAssigned, assigner_of
@@ -258,7 +259,7 @@ async def test_an_open_circuit_keeps_no_frames() -> None:
     assigner, each = external(Scripted(raises(ValueError("down"))), failures=1, reset_s=60.0), loaded()
     for _ in range(200):
         await assigner.assign(each, "u")
-    opened = [one for one in gc.get_objects() if isinstance(one, providers.OpenedState)]
+    opened = [one for one in gc.get_objects() if isinstance(one, OpenedState)]
     assert opened
     assert all(one.__traceback__ is None for one in opened)
 

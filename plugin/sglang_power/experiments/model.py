@@ -40,7 +40,7 @@ class Unit(_Section):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.header is None) == (self.field is None):
-            raise conflict("unit", "names none or two places", "Give a header, or field: user")
+            raise conflict("header", "neither or both of header and field", "Give a header, or field: user")
         return self
 
 
@@ -308,6 +308,9 @@ class Experiment(_Section):
             raise conflict("switchback", f"does not fit kind: {self.kind}", "Give both, or neither")
         if (self.kind == "unit") != (self.unit is not None):
             raise conflict("unit", f"does not fit kind: {self.kind}", "Units have one, switchbacks none")
+        for field in ("namespace", "holdout"):
+            if self.kind == "switchback" and getattr(self, field) is not None:
+                raise conflict(field, "is a share of the units, and a switchback has none", "Leave it out")
         if any(arm.shadow for arm in self.arms) != (self.shadow is not None):
             raise conflict("shadow", "a budget without shadow arms, or the reverse", "Give both, or neither")
         return self
