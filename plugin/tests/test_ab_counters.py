@@ -85,6 +85,10 @@ def test_what_has_not_happened_yet_is_zero_so_that_its_first_time_is_an_increase
     assert counted[PREFIX + sample] == 0
 
 
+def test_an_arm_that_is_never_served_has_no_enrolments(counted: dict[str, float]) -> None:
+    assert PREFIX + "enrolments_total,deep,first" not in counted
+
+
 def test_only_an_assignment_that_failed_is_an_alarm(counted: dict[str, float]) -> None:
     assert PREFIX + "assignment_trouble_total,greedy" not in counted
 

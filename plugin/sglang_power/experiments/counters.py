@@ -102,7 +102,7 @@ class Counters:
     def changed(self, experiment: Experiment, phase: int, enrolling: bool) -> None:
         """An experiment was loaded, killed or removed. Not to be called before the server has started."""
         if self._enabled:
-            _declare(experiment.name, tuple(arm.name for arm in experiment.arms))
+            _declare(experiment.name, tuple(arm.name for arm in experiment.served))
             _metrics().enrolling.labels(experiment.name).set(enrolling)
             _metrics().phase.labels(experiment.name).set(phase)
 
@@ -152,18 +152,17 @@ class Counters:
 
 
 def _labels(experiment: Experiment, arm: str) -> tuple[str, str]:
-    names = tuple(one.name for one in experiment.arms)
-    if arm not in names:
+    if arm not in {one.name for one in experiment.arms}:
         raise ValueError(f"{arm!r} is no arm of experiment {experiment.name}")
-    _declare(experiment.name, names)
+    _declare(experiment.name, tuple(one.name for one in experiment.served))
     return experiment.name, arm
 
 
 @functools.cache
-def _declare(experiment: str, arms: tuple[str, ...]) -> None:
+def _declare(experiment: str, served: tuple[str, ...]) -> None:
     """Start the counters of an experiment at 0: `increase()` does not see the first count of a new series."""
     metrics = _metrics()
-    for arm in arms:
+    for arm in served:
         metrics.enrolments.labels(experiment, arm)
         for outcome in get_args(Outcome):
             metrics.completions.labels(experiment, arm, outcome)

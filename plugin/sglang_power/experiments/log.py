@@ -105,7 +105,7 @@ class _Writer:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
             if self._thread.is_alive():
-                logger.error("experiment log: its disk hangs, %d bytes are not written", self._bytes)
+                logger.error("experiment log: its disk hangs; what waits for it is lost")
 
     def _refusal(self, line: bytes) -> Trouble | None:
         if self._closed:
