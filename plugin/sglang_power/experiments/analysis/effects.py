@@ -30,10 +30,12 @@ class Effort:
     Args:
         resolution: see sequences.RESOLUTION.
         tail: see switchback.TAIL.
+        points: of a path, at most.
     """
 
     resolution: int = RESOLUTION
     tail: int = switchback.TAIL
+    points: int = 120
 
 
 FULL = Effort()
@@ -178,7 +180,7 @@ def _compared(pair: _Pair, metric: Judged, experiment: Experiment, effort: Effor
         alpha=pair.alpha,
         resolution=effort.resolution,
     )
-    return _Units(pair, metric, found)
+    return _Units(pair, metric, found, effort.points)
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,12 @@ class _Units:
     pair: _Pair
     metric: Judged
     found: ConfidenceSequence
+    points: int
 
     def after(self, look: int) -> Effect:
         units = self.pair.units(look)
-        return self.pair.effect(self.metric, units, self.found.interval(units), self.found.path(units))
+        path = self.found.path(units, self.points)
+        return self.pair.effect(self.metric, units, self.found.interval(units), path)
 
 
 @dataclass(frozen=True)

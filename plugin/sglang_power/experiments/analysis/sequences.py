@@ -24,9 +24,6 @@ RESOLUTION = 2_500
 
 GRID_LIMIT = 100_001
 
-POINTS = 120
-"""Of a path, at most."""
-
 
 @dataclass(frozen=True)
 class ConfidenceSequence:
@@ -62,8 +59,8 @@ class ConfidenceSequence:
             method=self.method,
         )
 
-    def path(self, units: int, points: int = POINTS) -> tuple[Point, ...]:
-        """How the interval came about until then, thinned evenly."""
+    def path(self, units: int, points: int) -> tuple[Point, ...]:
+        """How the interval came about until then, thinned evenly to so many points at most."""
         looks: list[int] = np.unique(np.linspace(min(units, 1), units, points).astype(int)).tolist()
         known = [(look, self.interval(look)) for look in looks]
         return tuple(
