@@ -223,13 +223,16 @@ def test_a_phase_that_the_ramp_does_not_have(tmp_path: Path) -> None:
     assert one(each).phase == 1
 
 
-def test_where_neither_state_fits_nobody_is_enrolled(tmp_path: Path) -> None:
+def test_where_no_state_fits_the_experiment_is_out_until_one_does(tmp_path: Path) -> None:
     path = state_path(write(tmp_path, ramp=RAMP))
     write_state(path, State(phase=1))
     each = catalogue(tmp_path)
     write(tmp_path, ramp=RAMP[:1])
     assert len(each.reload()) == 1
-    assert (one(each).phase, one(each).enrolling) == (0, False)
+    assert changes(each) == [("exp", "removed", 1, False)]
+    write_state(path, State(phase=0))
+    assert each.reload() == []
+    assert changes(each) == [("exp", "loaded", 0, True)]
 
 
 def test_ranges_that_two_edits_swap_together(tmp_path: Path) -> None:
@@ -254,6 +257,7 @@ def test_a_directory_that_vanishes_leaves_everything_as_it_was(tmp_path: Path) -
     shutil.rmtree(folder)
     assert "No such file" in each.reload()[0]
     assert each.experiments == before
+    assert each.changes == ()
 
 
 def test_a_renamed_file_goes_on(tmp_path: Path) -> None:

@@ -65,13 +65,20 @@ def config_hash(experiment: Experiment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_experiment(path: Path) -> Experiment:
-    """Read and validate one experiment's file, without a server that would run its arms.
+def unchecked(_experiment: Experiment, _arm: Arm) -> None:
+    """The Check of those who know no server: every sampler passes."""
+
+
+def read_experiment(path: Path, check: Check = unchecked) -> Experiment:
+    """Read and validate one experiment's file.
+
+    Args:
+        check: see Check.
 
     Raises:
         ConfigError: with file, line and field.
     """
-    return _read(path, lambda _experiment, _arm: None).experiment
+    return _read(path, check).experiment
 
 
 class Catalogue:
@@ -102,8 +109,9 @@ class Catalogue:
         A file and its state stand each for itself: a rollback takes effect beside a bad edit of the file.
 
         Returns:
-            What is wrong; what it concerns stays as it was.
+            What is wrong; what it concerns stays as it was, or out where it was not in yet.
         """
+        self.changes = ()
         try:
             paths = sorted(path for path in self.directory.iterdir() if path.suffix == ".yaml")
         except OSError as error:
@@ -111,16 +119,12 @@ class Catalogue:
         problems: list[str] = []
         kept = {path: self._files[path] for path in paths if path in self._files}
         self._files = _settled(kept, self._read(paths, problems), problems)
-        self._states = {path: self._state(path, problems) for path in self._files}
-        loaded = [
-            Loaded(file.experiment, config_hash(file.experiment), self._states[path])
-            for path, file in self._files.items()
-        ]
-        before, self.experiments = (
-            self.experiments,
-            tuple(sorted(loaded, key=lambda one: one.experiment.name)),
-        )
-        self.changes = _changes(before, self.experiments)
+        states = {path: self._state(path, problems) for path in self._files}
+        self._states = {path: state for path, state in states.items() if state is not None}
+        now = [_loaded(self._files[path].experiment, state) for path, state in self._states.items()]
+        now.sort(key=lambda one: one.experiment.name)
+        self.changes = _changes(self.experiments, now)
+        self.experiments = tuple(now)
         return problems
 
     def _read(self, paths: Iterable[Path], problems: list[str]) -> dict[Path, _File]:
@@ -133,8 +137,8 @@ class Catalogue:
                 problems.append(str(error))
         return good
 
-    def _state(self, path: Path, problems: list[str]) -> State:
-        """The state of a file; where it cannot be used the one before, or that of a stopped experiment."""
+    def _state(self, path: Path, problems: list[str]) -> State | None:
+        """The state of a file; where it cannot be used the one before, if that fits."""
         phases = max(1, len(self._files[path].experiment.ramp))
         try:
             state = read_state(state_path(path))
@@ -145,7 +149,7 @@ class Catalogue:
             problem = str(error)
         problems.append(problem)
         before = self._states.get(path)
-        return before if before and before.phase < phases else State(killed=True, reason=problem)
+        return before if before and before.phase < phases else None
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,10 @@ def _read(path: Path, check: Check) -> _File:
         except RequestError as error:
             raise file.at(("arms", i, "sampler", *loc_of(error.field)), str(error)) from error
     return _File(file, experiment)
+
+
+def _loaded(experiment: Experiment, state: State) -> Loaded:
+    return Loaded(experiment, config_hash(experiment), state)
 
 
 def _settled(
