@@ -40,11 +40,13 @@ ALLOWED: dict[str, set[str]] = {
         "policies",
         "request",
         "rewards",
+        "experiments",
         "serving",
         "yaml_files",
     },
     "frontend": {"types", "errors", "rng", "algorithms", "answers", "fields", "request", "frontend"},
     "viewer": {"errors", "viewer"},
+    "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "experiments"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 

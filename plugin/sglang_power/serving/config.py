@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
+from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.request import SamplerRequest, parse_request, samplers
 from sglang_power.rewards import EndpointConfig, installed_rewards, reward
 from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
@@ -81,6 +82,7 @@ class ServerConfig(BaseModel):
         limits: see Limits.
         kernels: see Kernels.
         diagnostics: see Diagnostics.
+        experiments: see ExperimentSettings; none where absent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -92,6 +94,7 @@ class ServerConfig(BaseModel):
     limits: Limits = Limits()
     kernels: Kernels = Kernels()
     diagnostics: Diagnostics = Diagnostics()
+    experiments: ExperimentSettings | None = None
 
     def preset(self, name: object) -> dict[str, Any]:
         """A preset's parameters.

@@ -233,9 +233,14 @@ def policy_report(
     }
 
 
+def plain_report() -> dict[str, Any]:
+    """`meta_info.power` of an enrolled request whose arm is SGLang's own sampling."""
+    return {"sampler": "none", "version": sglang_power.__version__}
+
+
 def fallback_report(reason: str) -> dict[str, Any]:
     """`meta_info.power` of a request that a default preset could not serve: it ran plain."""
-    return {"sampler": "none", "fallback_reason": reason, "version": sglang_power.__version__}
+    return {**plain_report(), "fallback_reason": reason}
 
 
 def _cost(usage: Usage) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_power.serving.config import server_config
-from sglang_power.sglang_host import intake, orchestrator, parent
+from sglang_power.sglang_host import enrolled, intake, orchestrator, parent
 from sglang_power.sglang_host.child_params import META_KEY
-from sglang_power.sglang_host.plan import PlainPlan, plan_request
+from sglang_power.sglang_host.experiment_desk import desk_of
+from sglang_power.sglang_host.plan import is_users, plan_request
 
 
 def generate_request(
@@ -22,14 +23,15 @@ def generate_request(
     """
     if not isinstance(obj, GenerateReqInput):
         return original(manager, obj, request)
-    config = server_config()
-    plans = plan_request(manager, obj, intake.body_of(request), config)
+    body, config = intake.body_of(request), server_config()
+    plans = plan_request(manager, obj, body, config)
+    desk = desk_of(manager)
+    facts = desk.facts_of(obj, request, body) if desk is not None and is_users(obj) else None
     _strip_plugin_keys(obj)
-    if not all(isinstance(plan, PlainPlan) for plan in plans):
-        return orchestrator.serve(manager, original, obj, request, plans, config)
-    responses = original(manager, obj, request)
-    reasons = [plan for plan in plans if isinstance(plan, PlainPlan) and plan.fallback_reason]
-    return orchestrator.annotated(responses, obj, reasons[0]) if reasons else responses
+    host = orchestrator.Host(manager, original, obj, request, config)
+    if desk is None or facts is None:
+        return orchestrator.respond(host, plans)
+    return enrolled.answers(desk, host, facts, body, plans)
 
 
 def _strip_plugin_keys(obj: Any) -> None:

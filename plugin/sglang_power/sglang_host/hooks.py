@@ -144,9 +144,17 @@ HOOKS = (
     Hook(
         "sglang.srt.entrypoints.http_server.set_global_state",
         "after",
-        f"{_HOST}.status:add_routes",
-        "GET /sglang_power/status exists",
+        f"{_HOST}.startup:started",
+        "GET /sglang_power/status and POST /sglang_power/feedback exist, experiments are read",
         ("tokenizer",),
+    ),
+    Hook(
+        "sglang.srt.utils.auth.decide_request_auth",
+        "around",
+        f"{_HOST}.feedback_route:request_auth",
+        "feedback has a key of its own, beside the server's",
+        ("tokenizer",),
+        optional=True,
     ),
     Hook(
         "sglang.srt.arg_groups.overrides._sampling_backend_default",

@@ -19,6 +19,7 @@ from sglang_power.errors import ConfigError, HostError, PowerError
 from sglang_power.request import samplers
 from sglang_power.rewards import installed_rewards
 from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.sglang_host.experiment_desk import check_experiments
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
 logger = logging.getLogger("sglang_power")
@@ -35,6 +36,7 @@ def install() -> None:
         samplers()
         installed_rewards()
         config = server_config()
+        check_experiments(config)
         _register_sampler()
         for hook in HOOKS:
             _register_hook(hook)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sglang_power.errors import RequestError
 from sglang_power.request import NO_SAMPLER, SamplerRequest
@@ -81,6 +81,30 @@ def asked(params: Mapping[str, Any], body: Fields | None, default_preset: str | 
     if not values:
         return None if default_preset is None else Asked({"preset": default_preset}, explicit=False)
     return None if values.get("sampler") == NO_SAMPLER else Asked(values, explicit=True)
+
+
+def own_choice(obj: Any, body: Fields | None) -> Literal["own_sampler", "seed", "greedy", "batch"] | None:
+    """How a client chose to sample, so that no experiment may choose for it.
+
+    Args:
+        obj: a GenerateReqInput that is not normalised yet.
+        body: the client's.
+    """
+    params, prompt = obj.sampling_params or {}, obj.text if obj.text is not None else obj.input_ids
+    if isinstance(params, list) or not isinstance(prompt, str | list) or _is_batch(prompt):
+        return "batch"
+    custom = params.get("custom_params")
+    places = (params, body or {}, custom if isinstance(custom, dict) else {})
+    if any(place.get(key) is not None for place in places for key in PLUGIN_KEYS):
+        return "own_sampler"
+    named = named_by_client(params, body)
+    if any(place.get(key) is not None for place in (named, places[2]) for key in ("seed", "sampling_seed")):
+        return "seed"
+    return "greedy" if params.get("temperature") == 0 or params.get("top_k") == 1 else None
+
+
+def _is_batch(prompt: str | list[Any]) -> bool:
+    return isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
 
 
 def _lift(values: Fields, key: str, value: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang_power.serving.config import server_config
 from sglang_power.sglang_host import intake
-from sglang_power.sglang_host.plan import asks_for_power
+from sglang_power.sglang_host.plan import asks_for_power, is_users
 
 _NOTES = "_sglang_power_notes"
 
@@ -75,8 +75,9 @@ def stream(
 ) -> AsyncGenerator[str, None]:
     """Around the stream generators; streams that ask for no sampler pass untouched."""
     lines = original(serving, adapted_request, request, raw_request)
-    body = intake.body_of(raw_request)
-    if not asks_for_power(serving.tokenizer_manager, adapted_request, body, server_config()):
+    body, config = intake.body_of(raw_request), server_config()
+    may_be_enrolled = config.experiments is not None and is_users(adapted_request)
+    if not may_be_enrolled and not asks_for_power(serving.tokenizer_manager, adapted_request, body, config):
         return lines
     notes = StreamNotes()
     setattr(adapted_request, _NOTES, notes)

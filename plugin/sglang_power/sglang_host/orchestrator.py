@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -40,17 +41,39 @@ STATUS: dict[type[PowerError], HTTPStatus] = {
 """HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""
 
 
-def serve(
-    manager: Any,
-    original: GenerateRequest,
-    obj: Any,
-    request: Any,
-    plans: Sequence[Plan],
-    config: ServerConfig,
-) -> AsyncIterator[Any]:
-    """Answer a normalised-by-us GenerateReqInput in which at least one plan is an OwnPlan."""
+@dataclass(frozen=True)
+class Host:
+    """One call of TokenizerManager.generate_request.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        original: its own generate_request.
+        obj: the GenerateReqInput, without our keys.
+        request: the HTTP request, None in an Engine.
+        config: the server's configuration.
+    """
+
+    manager: Any
+    original: GenerateRequest
+    obj: Any
+    request: Any
+    config: ServerConfig
+
+
+def respond(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
+    """Answer a call by one plan per prompt; untouched by us where all of them are SGLang's."""
+    if not all(isinstance(plan, PlainPlan) for plan in plans):
+        return serve(host, plans)
+    responses: AsyncIterator[Any] = host.original(host.manager, host.obj, host.request)
+    reasons = [plan for plan in plans if isinstance(plan, PlainPlan) and plan.fallback_reason]
+    return annotated(responses, host.obj, reasons[0]) if reasons else responses
+
+
+def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
+    """Answer a call in which at least one plan is an OwnPlan."""
+    obj = host.obj
     obj.normalize_batch_and_arguments()
-    call = _Call(manager, original, request, config)
+    call = _Call(host.manager, host.original, host.request, host.config)
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
     each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
     if obj.stream:

@@ -14,7 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
-from sglang_power.request import BranchRequest, PowerRequest, SelectingRequest
+from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SelectingRequest
 from sglang_power.rewards import NamedReward, reward
 from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
@@ -81,20 +81,34 @@ def plan_request(manager: Any, obj: Any, body: Fields | None, config: ServerConf
     return [_plan_prompt(manager, obj, one, body, config, default) for one in each]
 
 
+def plan_arm(manager: Any, obj: Any, body: Fields | None, config: ServerConfig, sampler: Fields) -> Plan:
+    """The plan that an experiment's arm makes of a single prompt's request that names no sampler.
+
+    Raises:
+        RequestError: the arm cannot serve it.
+    """
+    if sampler.get("sampler") == NO_SAMPLER:
+        return PlainPlan()
+    return _own_plan(manager, obj, obj.sampling_params or {}, body, config, Asked(sampler, explicit=False))
+
+
 def asks_for_power(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> bool:
     """Whether a single prompt's request names a sampler, or gets one by default; validates nothing."""
     default = _default_preset(manager, obj, config)
     return intake.asked(obj.sampling_params or {}, body, default) is not None
 
 
-def _default_preset(manager: Any, obj: Any, config: ServerConfig) -> str | None:
-    """The served model's default, for user requests only: never health checks or input scoring."""
+def is_users(obj: Any) -> bool:
+    """Whether a request is a user's: neither a health check, nor a child, nor input scoring."""
     rid = obj.rid[0] if isinstance(obj.rid, list) else obj.rid
     if not obj.log_metrics or (rid or "").startswith("HEALTH_CHECK"):
-        return None
-    if obj.return_logprob and obj.logprob_start_len not in (None, -1):
-        return None
-    return config.default_for(manager.served_model_name)
+        return False
+    return not obj.return_logprob or obj.logprob_start_len in (None, -1)
+
+
+def _default_preset(manager: Any, obj: Any, config: ServerConfig) -> str | None:
+    """The served model's default, for user requests only."""
+    return config.default_for(manager.served_model_name) if is_users(obj) else None
 
 
 def _plan_prompt(

@@ -15,18 +15,18 @@ from sglang_power.cli import STATUS_ROUTE
 from sglang_power.serving.config import server_config
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.experiment_desk import desk_of
 from sglang_power.sglang_host.support import server_refusals
 from sglang_power.types import ProposalLaw
 
 ROUTE = STATUS_ROUTE
 
 
-def add_routes(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's hook signature)
-    """After http_server.set_global_state: the application exists, the manager too."""
-    from sglang.srt.entrypoints.http_server import app
+def add_status_route(app: Any, manager: Any) -> None:
+    """Add the route to SGLang's application, once."""
 
     async def status() -> dict[str, Any]:
-        return await server_status(global_state.tokenizer_manager)
+        return await server_status(manager)
 
     if ROUTE not in {getattr(route, "path", None) for route in app.routes}:
         app.add_api_route(ROUTE, status, methods=["GET"])
@@ -49,6 +49,7 @@ async def server_status(manager: Any) -> dict[str, Any]:
         "limits": config.limits.model_dump(),
         "presets": config.presets,
         "default": config.default_for(manager.served_model_name),
+        "experiments": {} if (desk := desk_of(manager)) is None else desk.names(),
     }
 
 

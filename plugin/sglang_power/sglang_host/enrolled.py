@@ -1,0 +1,195 @@
+"""One enrolled request, from its enrolment line to its completion line. Tokenizer process.
+
+The arm's answers pass through unchanged but for `exposure_id`. The completion line is written before the last
+response is handed over: SGLang drops the generator there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import HTTPException
+
+from sglang_power.errors import PowerError, RequestError
+from sglang_power.experiments.enrolling import Enrolled, Facts
+from sglang_power.experiments.feedback import exposure_id
+from sglang_power.experiments.records import Completion, Outcome, Tokens
+from sglang_power.serving.report import plain_report
+from sglang_power.sglang_host.answers import Answer
+from sglang_power.sglang_host.experiment_desk import Desk
+from sglang_power.sglang_host.intake import Fields
+from sglang_power.sglang_host.meter import Meter, metered
+from sglang_power.sglang_host.openai import notes_of
+from sglang_power.sglang_host.orchestrator import Host, respond
+from sglang_power.sglang_host.plan import Plan
+from sglang_power.sglang_host.shadows import Served
+
+GONE = "is disconnected from the client side"
+"""What SGLang, and chains, say of a client that has gone."""
+
+
+async def answers(
+    desk: Desk, host: Host, facts: Facts, body: Fields | None, plans: list[Plan]
+) -> AsyncIterator[Any]:
+    """A request's answers: of the arm that it is given, or, where it joins no experiment, by `plans`."""
+    joined = await desk.enrol(facts, host.obj, body)
+    if joined is None:
+        responses = respond(host, plans)
+    else:
+        responses = EnrolledRun(desk, host, facts, body, plans, *joined).responses()
+    async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
+        async for response in source:
+            yield response
+
+
+class EnrolledRun:
+    """See the module.
+
+    Args:
+        desk: of this process.
+        host: the request, and what serves it.
+        facts, body: of the request.
+        plans: how it would run without the experiment.
+        place: the arm that it was given.
+        plan: what that arm makes of it.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        host: Host,
+        facts: Facts,
+        body: Fields | None,
+        plans: list[Plan],
+        place: Enrolled,
+        plan: Plan,
+    ) -> None:
+        self._desk, self._host, self._facts, self._body = desk, host, facts, body
+        self._plans, self._place, self._plan = plans, place, plan
+        self._id, self._arrived = exposure_id(), time.monotonic()
+        self._expected = host.obj.sampling_params.get("n") or 1
+        self._last: dict[int, Answer] = {}
+        self._first_text: float | None = None
+        self._fallback: str | None = None
+        self._meter = Meter()
+        self._done = False
+
+    async def responses(self) -> AsyncIterator[Any]:
+        """The arm's responses; what the client gets."""
+        self._desk.enrolled(self._place, self._facts, self._id, self._host.obj.text)
+        try:
+            with metered(self._host.obj, self._meter):
+                async with aclosing(self._served()) as source:  # type: ignore[type-var]
+                    async for response in source:
+                        self._see(response)
+                        yield response
+        except (GeneratorExit, asyncio.CancelledError):
+            self._complete("disconnect", None)
+            raise
+        except Exception as error:
+            self._complete("disconnect" if GONE in str(error) else "error", type(error).__name__)
+            raise
+        else:
+            self._complete("error", "no answer was finished")
+
+    async def _served(self) -> AsyncIterator[Any]:
+        """The arm's own responses; those of the server's default where it fails before the first of them."""
+        params, started = self._host.obj.sampling_params, False
+        try:
+            async with aclosing(respond(self._host, [self._plan])) as source:  # type: ignore[type-var]
+                async for response in source:
+                    if not started and self._may_fall_back and (failure := _failure(response)):
+                        raise HTTPException(failure["status_code"], failure["message"])
+                    started = True
+                    yield response
+                return
+        except (PowerError, HTTPException) as error:
+            if started or isinstance(error, RequestError) or not self._may_fall_back:
+                raise
+            self._fallback = type(error).__name__
+        self._host.obj.sampling_params = params
+        async with aclosing(respond(self._host, self._plans)) as source:  # type: ignore[type-var]
+            async for response in source:
+                yield response
+
+    @property
+    def _may_fall_back(self) -> bool:
+        return self._place.loaded.experiment.on_error == "default_sampler"
+
+    def _see(self, response: Any) -> None:
+        """Note the answers of one response, and name the exposure in them."""
+        notes = notes_of(self._host.obj)
+        for number, answer in enumerate(response if isinstance(response, list) else [response]):
+            index = answer.get("index", number)
+            plain = "power" not in answer["meta_info"]
+            power = answer["meta_info"].setdefault("power", plain_report())
+            power["exposure_id"] = self._id
+            if notes is not None and plain:
+                notes.takes(index, answer)
+            if self._first_text is None and answer.get("text"):
+                self._first_text = time.monotonic()
+            self._last[index] = answer
+        ends = [answer["meta_info"].get("finish_reason") for answer in self._last.values()]
+        if len(ends) == self._expected and all(ends):
+            self._complete(*self._ending(ends))
+
+    def _ending(self, ends: list[Any]) -> tuple[Outcome, str | None]:
+        """How a request with all its answers ended."""
+        reports = [answer["meta_info"]["power"] for answer in self._last.values()]
+        if broken := [end for end in ends if end.get("type") == "abort"]:
+            code = broken[0].get("status_code")
+            return ("abort", None) if code is None or code < 500 else ("error", f"status {int(code)}")
+        if self._fallback is not None:
+            return "fallback", self._fallback
+        if any(report.get("stopped_by") == "deadline" for report in reports):
+            return "deadline", None
+        return "ok", None
+
+    def _complete(self, outcome: Outcome, reason: str | None) -> None:
+        if self._done:
+            return
+        self._done = True
+        experiment, now = self._place.loaded.experiment, time.monotonic()
+        final = [self._last[index] for index in sorted(self._last)]
+        meta = final[0]["meta_info"] if final else {}
+        text = "".join(answer.get("text") or "" for answer in final)
+        line = Completion(
+            at=time.time(),
+            exposure_id=self._id,
+            experiment=experiment.name,
+            arm=self._place.arm.name,
+            outcome=outcome,
+            reason=reason,
+            sampler=meta.get("power", {}).get("sampler"),
+            tokens=self._tokens(final),
+            e2e_s=now - self._arrived,
+            ttft_s=None if self._first_text is None else self._first_text - self._arrived,
+            weight_version=meta.get("weight_version"),
+            text=text if self._desk.settings.log_text else None,
+        )
+        self._desk.completed(experiment, line)
+        if outcome == "ok":
+            served = Served(self._id, self._place, text)
+            self._desk.shadows.start(self._desk, self._host, self._body, served)
+
+    def _tokens(self, final: list[Answer]) -> Tokens:
+        """Of all children where there were any; else what SGLang says of its own answers."""
+        if self._meter.children:
+            return Tokens(decoded=self._meter.decoded, prefilled=self._meter.prefilled)
+        meter = Meter()
+        for answer in final:
+            meter.count(answer["meta_info"])
+        return Tokens(decoded=meter.decoded, prefilled=meter.prefilled)
+
+
+def _failure(response: Any) -> dict[str, Any] | None:
+    """The finish reason of a server error that a stream carries, since its status was sent before."""
+    reason = None if isinstance(response, list) else response["meta_info"].get("finish_reason")
+    failed = (
+        reason is not None and reason.get("type") == "abort" and int(reason.get("status_code") or 0) >= 500
+    )
+    return reason if failed else None

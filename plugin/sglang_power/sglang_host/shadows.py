@@ -1,0 +1,118 @@
+"""Arms that run after the response of another arm, and are never served: logged pairwise. Tokenizer process.
+
+They run one after the other at low priority, start only while the hour's token budget lasts, and only after
+answers that ended well. What waits is bounded; a request whose shadow finds no place has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fastapi import HTTPException
+
+from sglang_power.errors import PowerError
+from sglang_power.experiments.enrolling import Enrolled
+from sglang_power.experiments.model import Arm, Experiment
+from sglang_power.experiments.records import Outcome, ShadowRun, Tokens
+from sglang_power.sglang_host.intake import Fields
+from sglang_power.sglang_host.meter import Meter, metered
+from sglang_power.sglang_host.orchestrator import Host, respond
+from sglang_power.sglang_host.policy_run import sample_copy
+
+if TYPE_CHECKING:
+    from sglang_power.sglang_host.experiment_desk import Desk
+
+logger = logging.getLogger("sglang_power")
+
+HOUR_S = 3600.0
+WAITING = 64
+"""Shadow runs that may wait for their turn in one process."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a shadow is compared with: the exposure, its place, and the text that was served."""
+
+    exposure_id: str
+    place: Enrolled
+    text: str
+
+
+class Shadows:
+    """The shadow runs of one process."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        self._hour, self._spent = 0.0, 0
+
+    def start(self, desk: Desk, host: Host, body: Fields | None, served: Served) -> None:
+        """Have every shadow arm of an experiment answer a request that was served."""
+        for arm in served.place.loaded.experiment.arms:
+            if arm.shadow and len(self._tasks) < WAITING:
+                copied = replace(host, obj=_copied(host.obj, served.place.loaded.experiment), request=None)
+                task = asyncio.create_task(self._run(desk, copied, body, arm, served))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, desk: Desk, host: Host, body: Fields | None, arm: Arm, served: Served) -> None:
+        experiment = served.place.loaded.experiment
+        async with self._turn:
+            if not self._has_budget(experiment):
+                return
+            meter, began = Meter(), time.monotonic()
+            outcome, text = await _answered(desk, host, body, arm, meter)
+            self._spent += meter.decoded
+        line = ShadowRun(
+            at=time.time(),
+            exposure_id=served.exposure_id,
+            experiment=experiment.name,
+            arm=arm.name,
+            served=served.place.arm.name,
+            outcome=outcome,
+            tokens=Tokens(decoded=meter.decoded, prefilled=meter.prefilled),
+            e2e_s=time.monotonic() - began,
+            same_text=None if text is None else text == served.text,
+        )
+        desk.shadow_ran(experiment, line)
+
+    def _has_budget(self, experiment: Experiment) -> bool:
+        assert experiment.shadow is not None
+        hour = time.monotonic() // HOUR_S
+        if hour != self._hour:
+            self._hour, self._spent = hour, 0
+        return self._spent < experiment.shadow.tokens_per_hour
+
+
+def _copied(obj: Any, experiment: Experiment) -> Any:
+    """The request once more, for nobody: a name of its own, no stream, low priority."""
+    assert experiment.shadow is not None
+    copied = sample_copy(obj)
+    copied.rid, copied.stream, copied.log_metrics = f"shadow-{uuid.uuid4().hex}", False, False
+    copied.priority = experiment.shadow.priority
+    return copied
+
+
+async def _answered(
+    desk: Desk, host: Host, body: Fields | None, arm: Arm, meter: Meter
+) -> tuple[Outcome, str | None]:
+    """How a shadow's run ended, and its text."""
+    try:
+        plan = desk.plan_of(arm, host.obj, body)
+        with metered(host.obj, meter):
+            async with aclosing(respond(host, [plan])) as source:  # type: ignore[type-var]
+                response = await anext(source)
+    except (PowerError, HTTPException, ValueError) as error:
+        logger.warning("shadow arm %s failed: %s", arm.name, type(error).__name__)
+        return "error", None
+    answers = response if isinstance(response, list) else [response]
+    if not meter.children:
+        for answer in answers:
+            meter.count(answer["meta_info"])
+    return "ok", "".join(answer.get("text") or "" for answer in answers)

@@ -1,0 +1,29 @@
+"""What the plugin does when an HTTP process of SGLang has started: its routes, and its experiments.
+
+It runs after `http_server.set_global_state`, in single-tokenizer mode and in each tokenizer worker: the
+application exists, and the TokenizerManager, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_power.errors import ConfigError
+from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.sglang_host.experiment_desk import desk_of, open_desk
+from sglang_power.sglang_host.feedback_route import add_feedback_route
+from sglang_power.sglang_host.status import add_status_route
+
+
+def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's hook signature)
+    """After http_server.set_global_state; a server whose experiments cannot run does not start."""
+    from sglang.srt.entrypoints.http_server import app
+
+    manager = global_state.tokenizer_manager
+    add_status_route(app, manager)
+    try:
+        open_desk(manager, server_config())
+    except ConfigError as error:
+        raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error
+    if (desk := desk_of(manager)) is not None:
+        add_feedback_route(app, desk)
