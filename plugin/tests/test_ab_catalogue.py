@@ -14,10 +14,30 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.catalogue import Catalogue, Loaded
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.state import State, state_path, write_state
+from sglang_power.serving.config import load_config
 
 RAMP = [{"weights": {"plain": 9000, "power": 1000}}, {"weights": {"plain": 5000, "power": 5000}}]
 LOW = {"name": "chat", "first": 0, "last": 5000}
 HIGH = {"name": "chat", "first": 5000, "last": 10_000}
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_the_shipped_experiments_fit_the_shipped_configuration() -> None:
+    config = load_config(CONFIGS / "experiments.yaml")
+
+    def check(_experiment: Experiment, arm: Arm) -> None:
+        if arm.sampler != {"sampler": "none"}:
+            config.resolve(arm.sampler)
+
+    shipped = Catalogue(CONFIGS / "experiments", check)
+    found = {each.experiment.name: each.experiment for each in shipped.experiments}
+    assert {path.stem for path in (CONFIGS / "experiments").glob("*.yaml")} == found.keys()
+    template = found["power-vs-plain"]
+    assert {arm.control for arm in template.arms} == {None, "plain", "compute_matched"}
+    assert config.experiments is not None
+    assert CONFIGS.parent / config.experiments.directory == CONFIGS / "experiments"
 
 
 def runs_anything(_experiment: Experiment, _arm: Arm) -> None:
