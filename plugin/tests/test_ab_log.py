@@ -174,6 +174,25 @@ def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch
     assert 0 < len(written) < 30
 
 
+def test_what_was_written_makes_room_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "QUEUED_BYTES", 1000)
+    written, write = threading.Semaphore(0), os.write
+
+    def write_and_tell(file: int, data: memoryview) -> int:
+        done = write(file, data)
+        written.release()
+        return done
+
+    monkeypatch.setattr(os, "write", write_and_tell)
+    log, lost = opened(tmp_path)
+    for number in range(100):
+        log.write(line(number))
+        assert written.acquire(timeout=30)
+    log.close()
+    assert numbers(*files(tmp_path)) == list(range(100))
+    assert not lost
+
+
 def test_a_server_ends_though_its_disk_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
