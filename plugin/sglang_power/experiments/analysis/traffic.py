@@ -35,7 +35,7 @@ class Assumptions(BaseModel):
         carry_over: switchbacks: share of a window's effect that belongs to the arm of the window before.
         runs: simulated experiments without and as many with the lift.
         seed: of everything random.
-        looks: at how many evenly spaced numbers of units the verdict is asked for; switchbacks have their own.
+        looks: at how many evenly spaced numbers of units a verdict is asked for; switchbacks have their own.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -1,0 +1,242 @@
+"""The A/A gate: equal arms, looked at after every unit, may differ in 5% of the runs and no more.
+
+A cell fails where an exact binomial test rejects "false positives have a chance of at most 0.05". Family-wise
+error over the cells: 0.01 (Bonferroni). With 600 runs a cell whose chance is 0.10 fails with probability
+0.92. Seeds are fixed. Controls that are known to be wrong must fail the same gate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+from sglang_power.experiments.analysis import sequences
+from sglang_power.experiments.analysis.observations import Column, Mask
+from sglang_power.experiments.analysis.sequences import ConfidenceSequence, sequence
+from sglang_power.types import FloatArray
+from ville import AsymptoticABTest, BettingABTest, BettingTest
+
+ALPHA = 0.05
+RUNS = 600
+CORRELATION = 0.3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of A/A experiment.
+
+    Args:
+        propensity: chance of the arm.
+        rate: of the event per request.
+        clustered: heavy-tailed numbers of requests per unit, correlated; else one each.
+    """
+
+    propensity: float
+    rate: float
+    clustered: bool
+
+    def __str__(self) -> str:
+        return f"{self.propensity:g}-{self.rate:g}-{'clustered' if self.clustered else 'single'}"
+
+    @property
+    def units(self) -> int:
+        """Enough for asymptotic intervals in most runs."""
+        if self.rate == 0.5:
+            return 2_500 if self.propensity == 0.5 else 4_000
+        return 5_000 if self.propensity == 0.5 else (24_000 if self.clustered else 12_000)
+
+    def runs(self, units: int, runs: int = RUNS) -> Iterator[tuple[Column, Mask]]:
+        """Units of A/A experiments: events and requests of each, and who had the arm."""
+        for run in range(runs):
+            random = np.random.default_rng([run, CELLS.index(self)])
+            treated = random.random(units) < self.propensity
+            yield self._column(units, random), treated
+
+    def _column(self, units: int, random: np.random.Generator) -> Column:
+        if not self.clustered:
+            return Column((random.random(units) < self.rate).astype(float), np.ones(units))
+        counts = 1 + np.minimum(2.0 * random.pareto(2.2, units), 200.0).astype(int)
+        k = 1.0 / CORRELATION - 1.0
+        rates = random.beta(self.rate * k, (1.0 - self.rate) * k, units)
+        return Column(random.binomial(counts, rates).astype(float), counts.astype(float))
+
+
+CELLS = [Cell(*cell) for cell in itertools.product((0.5, 0.1), (0.5, 0.02, 0.98), (False, True))]
+SKEWED: dict[str, Callable[[np.random.Generator, int], FloatArray]] = {
+    "lognormal": lambda random, units: random.lognormal(0.0, 1.0, units),
+    "pareto": lambda random, units: random.pareto(2.5, units),
+}
+TESTS = 2 * len(CELLS) + len(SKEWED)
+LEVEL = 0.01 / TESTS
+
+
+def rejected(false_positives: int, runs: int) -> bool:
+    """Whether the gate fails."""
+    return bool(binomtest(false_positives, runs, ALPHA, alternative="greater").pvalue < LEVEL)
+
+
+def excludes(found: ConfidenceSequence) -> bool:
+    """Whether "no effect" was outside of the interval after any unit."""
+    return bool(((found.low > 0.0) | (found.high < 0.0)).any())
+
+
+class Capital:
+    """What the grid of candidate effects tends to at "no effect": the capital of that candidate itself.
+
+    It excludes no later than any grid does, and costs a thousandth. (The grid takes the larger of two
+    capitals, this one their mean; Theorem 3 allows both.)
+    """
+
+    def __init__(self, reach: float, alpha: float) -> None:
+        self._reach, self._enough = reach, -math.log(alpha)
+        self._test = BettingTest(0.0, bounds=(-reach, reach), alpha=alpha)
+
+    def update(self, outcomes: FloatArray) -> None:
+        self._test.update(outcomes)
+
+    @property
+    def upper_(self) -> FloatArray:
+        return np.full(self._test.n_, self._reach)
+
+    @property
+    def lower_(self) -> FloatArray:
+        excluded = np.maximum.accumulate(self._test.log_e_values_) >= self._enough
+        return np.where(excluded, self._reach, -self._reach)
+
+
+class CapitalABTest(BettingABTest):  # type: ignore[misc]
+    def _make_cs(self) -> Capital:
+        low, high = self.bounds
+        return Capital((high - low) / min(self.propensity, 1.0 - self.propensity), self.alpha)
+
+
+def betting(column: Column, treated: Mask, cell: Cell, resolution: int = 250) -> ConfidenceSequence:
+    assert column.counts is not None
+    means = Column(column.values / column.counts)
+    return sequence(
+        means,
+        treated,
+        propensity=cell.propensity,
+        bounds=(0.0, 1.0),
+        alpha=ALPHA,
+        resolution=resolution,
+    )
+
+
+def asymptotic(column: Column, treated: Mask, cell: Cell) -> ConfidenceSequence:
+    """Clustered units as a ratio metric, single requests as a plain one."""
+    fed = column if cell.clustered else Column(column.values)
+    return sequence(fed, treated, propensity=cell.propensity, bounds=None, alpha=ALPHA)
+
+
+def test_the_gate_has_power_against_twice_the_rate() -> None:
+    fails_from = next(k for k in range(RUNS) if rejected(k, RUNS))
+    assert binom.sf(fails_from - 1, RUNS, 0.10) > 0.92
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_betting_sequences(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "BettingABTest", CapitalABTest)
+    false = sum(excludes(betting(*run, cell)) for run in cell.runs(1_500))
+    assert not rejected(false, RUNS), f"{false} of {RUNS}"
+
+
+@pytest.mark.parametrize("propensity", [0.5, 0.1])
+def test_the_grid_excludes_no_earlier_than_its_limit(
+    propensity: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(propensity, 0.5, clustered=False)
+    random = np.random.default_rng(3)
+    for _ in range(8):
+        treated = random.random(1_500) < propensity
+        values = (random.random(1_500) < 0.3 + 0.4 * treated).astype(float)
+        column = Column(values, np.ones(1_500))
+        grid = betting(column, treated, cell, resolution=2_500)
+        with monkeypatch.context() as patched:
+            patched.setattr(sequences, "BettingABTest", CapitalABTest)
+            limit = betting(column, treated, cell)
+        first = [int(np.argmax(found.low > 0.0)) for found in (limit, grid)]
+        assert 0 < first[0] <= first[1] < first[0] + 40
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_asymptotic_sequences(cell: Cell) -> None:
+    false = known = 0
+    for run in cell.runs(cell.units):
+        found = asymptotic(*run, cell)
+        false += excludes(found)
+        known += bool(np.isfinite(found.low[-1]))
+    assert not rejected(false, RUNS), f"{false} of {RUNS}"
+    assert known > RUNS / 2
+
+
+def skewed(law: str, cell: Cell, runs: int) -> Iterator[tuple[Column, Mask]]:
+    for run in range(runs):
+        random = np.random.default_rng([run, 99])
+        yield Column(SKEWED[law](random, 6_000)), random.random(6_000) < cell.propensity
+
+
+@pytest.mark.parametrize("law", SKEWED)
+def test_skewed_metrics_without_bounds(law: str) -> None:
+    """At 90/10, where rare large values reach the small arm late."""
+    cell = Cell(0.1, 0.5, clustered=False)
+    false = known = 0
+    for run in skewed(law, cell, RUNS):
+        found = asymptotic(*run, cell)
+        false += excludes(found)
+        known += bool(np.isfinite(found.low[-1]))
+    assert not rejected(false, RUNS), f"{false} of {RUNS}"
+    assert known > RUNS / 2
+
+
+def per_request(column: Column, treated: Mask) -> tuple[Column, Mask]:
+    """Wrong: every request a row of its own, though the unit was randomised."""
+    assert column.counts is not None
+    counts = column.counts.astype(int)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    values = (place < np.repeat(column.values, counts)).astype(float)
+    return Column(values, np.ones(len(values))), np.repeat(treated, counts)
+
+
+def z_test(column: Column, treated: Mask) -> bool:
+    """Wrong: a z-test at every unit from the hundredth on."""
+    n, k = np.cumsum(treated), np.cumsum(~treated)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p, q = np.cumsum(column.values * treated) / n, np.cumsum(column.values * ~treated) / k
+        z = (p - q) / np.sqrt(p * (1.0 - p) / n + q * (1.0 - q) / k)
+    return bool((np.abs(z[100:]) > 1.96).any())
+
+
+Look = Callable[[Column, Mask], bool]
+
+
+def test_requests_as_rows_fail_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, single = Cell(0.5, 0.5, clustered=True), Cell(0.5, 0.5, clustered=False)
+    monkeypatch.setattr(sequences, "BettingABTest", CapitalABTest)
+    looks: list[Look] = [
+        lambda column, treated: excludes(betting(*per_request(column, treated), single)),
+        lambda column, treated: excludes(asymptotic(*per_request(column, treated), single)),
+    ]
+    for look in looks:
+        assert rejected(sum(look(*run) for run in cell.runs(1_500, 200)), 200)
+
+
+def test_a_peeked_z_test_fails_the_gate() -> None:
+    cell = Cell(0.5, 0.5, clustered=False)
+    assert rejected(sum(z_test(*run) for run in cell.runs(1_500, 200)), 200)
+
+
+def test_intervals_before_there_is_enough_fail_the_gate() -> None:
+    cell = Cell(0.1, 0.02, clustered=False)
+
+    def hasty(column: Column, treated: Mask) -> bool:
+        test = AsymptoticABTest(alpha=ALPHA, propensity=cell.propensity).fit(column.values, treated)
+        return test.stopping_time() is not None
+
+    assert rejected(sum(hasty(*run) for run in cell.runs(5_000, 200)), 200)
+    assert rejected(sum(hasty(*run) for run in skewed("pareto", cell, 200)), 200)
