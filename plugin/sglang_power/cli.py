@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import httpx
 
 import sglang_power
+from sglang_power.ab_cli import add_ab, run_ab
 from sglang_power.errors import RecordError
 
 STATUS_ROUTE = "/sglang_power/status"
@@ -29,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_check(commands)
     add_bench(commands)
     add_trace(commands)
+    add_ab(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options.url, options.api_key, options.timeout)
     if options.command == "trace":
         return run_trace(options)
+    if options.command == "ab":
+        return run_ab(options)
     return run_bench_kernels(options, shlex.join(["sglang-power", *arguments]))
 
 

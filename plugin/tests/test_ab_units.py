@@ -30,7 +30,7 @@ def read(
 
 
 def values(people: Population, metric: str) -> list[float]:
-    return people.observations.columns[metric].values.tolist()
+    return [float(value) for value in people.observations.columns[metric].values]
 
 
 def test_units_enter_in_order_of_their_first_enrolment_whatever_file_it_is_in(tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""The commands `sglang-power ab ...`: experiments are checked, simulated, reported on and ramped.
+
+Reads options, prints, and turns errors into one line and exit status 2. What needs the extra `[ab]` is
+imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import ValidationError
+
+from sglang_power.errors import ConfigError, PowerError, RequestError
+
+if TYPE_CHECKING:
+    from sglang_power.experiments.analysis.reading import Unreadable
+    from sglang_power.experiments.model import Arm, Experiment
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EXTRA = ("ville", "scipy", "matplotlib")
+"""Packages of the extra `[ab]` that the analysis imports."""
+
+
+def add_ab(commands: Commands) -> None:
+    """The options of `ab`."""
+    ab = commands.add_parser("ab", help="A/B tests of samplers: check, simulate, report, ramp")
+    inner = ab.add_subparsers(dest="ab_command", required=True)
+    _add_check(inner)
+    _add_report(inner)
+    _add_simulate(inner)
+    _add_ingest(inner)
+    _add_ramp(inner)
+
+
+def run_ab(options: argparse.Namespace) -> int:
+    """Run one of the commands; 2 where its input is bad."""
+    try:
+        status: int = options.run(options)
+    except (PowerError, OSError) as error:
+        return _failed(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in EXTRA:
+            raise
+        return _failed(f"{error.name} is missing: pip install 'sglang-power[ab]'")
+    return status
+
+
+def _failed(problem: str) -> int:
+    print(" ".join(problem.split()), file=sys.stderr)
+    return 2
+
+
+def _add_check(commands: Commands) -> None:
+    check = commands.add_parser("check", help="validate experiments, as far as no server is needed")
+    check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or directories of them")
+    check.set_defaults(run=run_check)
+
+
+def _add_report(commands: Commands) -> None:
+    report = commands.add_parser("report", help="what a log says of an experiment, and what to do")
+    _add_experiment(report)
+    report.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write it as a page with plots, too")
+    report.add_argument("--phase", type=int, help="of the ramp, from 0; by default the one in the state file")
+    report.add_argument(
+        "--now", type=_moment, help="as of when: seconds since 1970, or ISO 8601 with a time zone"
+    )
+    report.set_defaults(run=run_report)
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="the experiment's YAML file")
+    command.add_argument("--log", type=Path, required=True, metavar="DIR", help="directory of the log")
+
+
+def _add_simulate(commands: Commands) -> None:
+    simulate = commands.add_parser("simulate", help="false positives and power of an experiment, beforehand")
+    simulate.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="the experiment's YAML file")
+    for name, told in (("base", "mean of the controls"), ("lift", "what the other arms add to it")):
+        simulate.add_argument(
+            f"--{name}",
+            type=_metric_value,
+            action="append",
+            metavar="METRIC=VALUE",
+            help=f"{told}; repeat it",
+        )
+    for name, kind, told in (
+        ("units", int, "enrolled until the end"),
+        ("units-per-day", float, "new ones"),
+        ("requests-per-unit", float, "mean"),
+        ("intra-unit-correlation", float, "between requests of a unit"),
+        ("carry-over", float, "switchbacks: share of an effect that reaches into the next window"),
+        ("runs", int, "simulated experiments"),
+        ("seed", int, "of everything random"),
+        ("looks", int, "how often the verdict is asked for"),
+    ):
+        simulate.add_argument(f"--{name}", type=kind, help=told)
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
+    simulate.set_defaults(run=run_simulate)
+
+
+def _metric_value(text: str) -> tuple[str, float]:
+    metric, _, value = text.partition("=")
+    return metric, float(value)
+
+
+def _add_ingest(commands: Commands) -> None:
+    ingest = commands.add_parser("ingest", help="add outcomes that were measured elsewhere to a log")
+    ingest.add_argument(
+        "table", type=Path, metavar="TABLE", help=".csv or .jsonl: exposure_id, metric, value, at"
+    )
+    ingest.add_argument("--log", type=Path, required=True, metavar="DIR", help="directory of the log")
+    ingest.set_defaults(run=run_ingest)
+
+
+def _add_ramp(commands: Commands) -> None:
+    ramp = commands.add_parser("ramp", help="go through the phases of a ramp; roll back on a guardrail")
+    _add_experiment(ramp)
+    ramp.add_argument("--every", type=_seconds, default=300.0, help="seconds (default: %(default)s)")
+    ramp.add_argument("--once", action="store_true", help="look once, and end")
+    ramp.set_defaults(run=run_ramp)
+
+
+def _moment(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no time zone; add Z for UTC")
+    return moment.timestamp()
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1.0 <= seconds <= 86_400.0:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 86400 seconds")
+    return seconds
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Validate files, or all of a directory together; says what only a server can tell."""
+    from sglang_power.experiments.catalogue import Catalogue, read_experiment
+
+    for path in options.paths:
+        if path.is_dir():
+            found = [one.experiment for one in Catalogue(path, _check_arm).experiments]
+        else:
+            found = [read_experiment(path, _check_arm)]
+        for experiment in found:
+            print(f"{path}: {experiment.name} is valid{_left_open(experiment)}")
+    return 0
+
+
+def _check_arm(_experiment: Experiment, arm: Arm) -> None:
+    from sglang_power.request.parsing import NO_SAMPLER, parse_request
+
+    if "preset" in arm.sampler:
+        return
+    if arm.sampler.get("sampler") != NO_SAMPLER:
+        parse_request(arm.sampler)
+    elif others := sorted(arm.sampler.keys() - {"sampler"}):
+        raise RequestError(others[0], arm.sampler[others[0]], "means nothing without a sampler", "Drop it")
+
+
+def _left_open(experiment: Experiment) -> str:
+    presets = [f"{arm.sampler['preset']!r}" for arm in experiment.arms if "preset" in arm.sampler]
+    named = f" whether it has the presets {', '.join(presets)}," if presets else ""
+    return f"; only a server knows{named} whether it supports every arm"
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Print the report; write it as JSON and as a page where asked to."""
+    from sglang_power.experiments.analysis import page, show
+    from sglang_power.experiments.analysis.ramp import check_phase
+    from sglang_power.experiments.analysis.report import report_of
+    from sglang_power.experiments.analysis.requests import Scope, joined
+    from sglang_power.experiments.catalogue import config_hash, read_experiment
+    from sglang_power.experiments.state import read_state, state_path
+
+    experiment = read_experiment(options.experiment)
+    state = state_path(options.experiment)
+    phase = read_state(state).phase if options.phase is None else options.phase
+    check_phase(experiment, phase, state if options.phase is None else "--phase")
+    now = time.time() if options.now is None else options.now
+    found = joined(options.log, Scope(experiment, config_hash(experiment), phase, now))
+    report = report_of(found)
+    _tell_unreadable(found.unreadable)
+    print(show.text(report), end="")
+    if options.json is not None:
+        _write(options.json, report.model_dump_json(indent=1) + "\n")
+    if options.html is not None:
+        _write(options.html, page.rendered(report))
+    return 0
+
+
+def _tell_unreadable(unreadable: Unreadable) -> None:
+    for told in unreadable.told:
+        print(f"unreadable: {told}", file=sys.stderr)
+    if more := unreadable.bad - len(unreadable.told):
+        print(f"unreadable: {more:,} more lines", file=sys.stderr)
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8", newline="\n")
+    print(f"wrote {path}")
+
+
+def run_simulate(options: argparse.Namespace) -> int:
+    """Print what would come of an experiment under assumptions; what is not given has its default there."""
+    from sglang_power.experiments.analysis import show
+    from sglang_power.experiments.analysis.simulate import simulate
+    from sglang_power.experiments.analysis.traffic import Assumptions
+    from sglang_power.experiments.catalogue import read_experiment
+
+    experiment = read_experiment(options.experiment)
+    given = {name: getattr(options, name, None) for name in Assumptions.model_fields}
+    given |= {name: dict(given[name] or ()) for name in ("base", "lift")}
+    try:
+        assumptions = Assumptions(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}: {first['msg']}") from error
+    result = simulate(experiment, assumptions)
+    print(show.simulation(result), end="")
+    if options.json is not None:
+        _write(options.json, result.model_dump_json(indent=1) + "\n")
+    return 0
+
+
+def run_ingest(options: argparse.Namespace) -> int:
+    """Write a table's outcomes into a log."""
+    from sglang_power.experiments.analysis.ingest import ingest
+
+    written = ingest(options.table, options.log, now=time.time())
+    print(f"wrote {written.rows:,} outcomes into {written.path}")
+    return 0
+
+
+def run_ramp(options: argparse.Namespace) -> int:
+    """Look at the log again and again until the experiment is killed; the file may change meanwhile."""
+    from sglang_power.experiments.analysis.ramp import step
+    from sglang_power.experiments.catalogue import read_experiment
+
+    while True:
+        experiment = read_experiment(options.experiment)
+        if not experiment.ramp:
+            raise ConfigError(f"{options.experiment}, field 'ramp': the experiment has none")
+        state, told = step(options.experiment, experiment, options.log, now=time.time())
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {experiment.name} {told}", flush=True)
+        if options.once or state.killed or experiment.kill:
+            return 0
+        try:
+            time.sleep(options.every)
+        except KeyboardInterrupt:
+            return 0

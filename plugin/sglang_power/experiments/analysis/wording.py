@@ -1,0 +1,112 @@
+"""Words and numbers for people, shared by the terminal (`show`) and the page. Decides nothing."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import UTC, datetime
+
+from sglang_power.experiments.analysis.results import Effect, Report
+from sglang_power.experiments.analysis.verdict import beyond, gain, within
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's controls, formats (directions, zero widths), surrogates, and separators of lines."""
+
+EXCLUDED = {
+    "overrides": "requests of testers who chose their arm",
+    "washout": "requests within the washout of a switchback's window",
+    "moved_units": "units that changed their arm since an earlier phase",
+    "returning_units": "units of earlier phases, dropped at random to keep the phase's weights",
+    "open_windows": "units whose outcome window is still open",
+    "after_kill": "lines written after the experiment was killed",
+    "late_outcomes": "lines that came after their unit's outcome window",
+    "other_configuration": "requests enrolled under another version of the experiment's file",
+    "unmatched_feedback": "values for answers that no log line knows",
+    "duplicate_feedback": "values that a later one for the same answer replaced",
+    "unknown_metric": "values for metrics that the experiment does not define as feedback",
+    "out_of_range": "values outside of their metric's bounds",
+    "unmatched_completions": "completions of requests that no log line enrolled",
+    "duplicate_lines": "second enrolments or completions of one request",
+    "torn_lines": "last lines of files, torn by a kill or just being written",
+    "bad_lines": "other lines that could not be read",
+}
+"""What each field of `results.Excluded` counts."""
+
+
+_ONE_LINE = str.maketrans("\n\r\t", "   ")
+
+
+def visible(text: str) -> str:
+    """The text on one line, with every control and direction character spelled out, e.g. as ⟨U+202E⟩."""
+    return "".join(map(_visible_character, text.translate(_ONE_LINE)))
+
+
+def _visible_character(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _INVISIBLE else character
+
+
+def number(value: float | None) -> str:
+    """Four digits; a dash for what is not known."""
+    return "-" if value is None else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign."""
+    return "-" if value is None else f"{value:+.3g}" if abs(value) < 1_000 else f"{value:+,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share, e.g. 12.5%."""
+    return f"{100 * share:.4g}%"
+
+
+def moment(seconds: float | None) -> str:
+    """Seconds since 1970 as date and time (UTC)."""
+    return "-" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def difference(effect: Effect) -> str:
+    """The estimate and its interval, or why there is none."""
+    found = effect.interval
+    if found.low is None or found.high is None:
+        return found.why_none or "no interval"
+    return f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}"
+
+
+def basis(effect: Effect) -> str:
+    """What the interval rests on."""
+    found = effect.interval
+    return f"{percent(found.confidence)} {found.method} interval, {effect.units:,} units"
+
+
+def aim(effect: Effect) -> str:
+    """What was asked of a metric before the experiment began."""
+    if effect.role == "primary":
+        return f"{effect.direction} is better; worth shipping from {number(effect.threshold)}"
+    if effect.role == "guardrail":
+        return f"{effect.direction} is better; may get worse by {number(effect.threshold)}"
+    return f"{effect.direction} is better; decides nothing"
+
+
+def judged(effect: Effect) -> str:
+    """What the interval says of a metric, in a few words."""
+    if effect.interval.low is None:
+        return "no interval yet"
+    if effect.role == "guardrail" and within(effect):
+        return "within its margin"
+    if effect.role == "guardrail":
+        return "beyond its margin" if beyond(effect) else "undecided"
+    worst, best = gain(effect)
+    return "better" if worst > 0.0 else "worse" if best < 0.0 else "no difference shown"
+
+
+def sample_ratio(report: Report) -> str:
+    """The figures behind the light."""
+    classical = report.srm.chi_square_p
+    shown = "" if classical is None else f"; chi-square p = {number(classical)}, for comparison only"
+    return f"log10 of the e-value is {signed(report.srm.log10_e)}, red from +3{shown}"
+
+
+def excluded(report: Report) -> list[tuple[int, str]]:
+    """How many of what was left out, where it was anything."""
+    counts = report.excluded.model_dump()
+    return [(counts[name], told) for name, told in EXCLUDED.items() if counts[name]]

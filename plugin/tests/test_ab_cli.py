@@ -1,0 +1,294 @@
+"""The commands `sglang-power ab ...`: what they print and write, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ab_lines import BEFORE, Lines, experiment
+from sglang_power import cli
+from sglang_power.experiments.analysis.results import Report
+from sglang_power.experiments.catalogue import config_hash
+from sglang_power.experiments.state import State, read_state, state_path, write_state
+
+RAMP = [
+    {"weights": {"plain": 5000, "power": 5000}, "min_hours": 0.0, "min_units": 10},
+    {"weights": {"plain": 5000, "power": 5000}},
+]
+EXPOSURE = f"{1:012x}40008{0:015x}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return written(tmp_path / "experiments")
+
+
+def written(directory: Path, name: str = "power-vs-plain", **changes: Any) -> Path:
+    """An experiment's file."""
+    directory.mkdir(exist_ok=True)
+    path = directory / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**BEFORE, "name": name, **changes}))
+    return path
+
+
+def logged(tmp_path: Path, units: int = 40, phase: int = 0, **changes: Any) -> Path:
+    """A log of ten days ago."""
+    log, began = Lines(config=config_hash(experiment(**changes))), time.time() - 10 * 86_400.0
+    for number in range(units):
+        log.request(f"u{number}", ("plain", "power")[number % 2], began + number, phase=phase)
+    log.enrol("u0", "plain", began, phase=phase, exposure_id=EXPOSURE)
+    return log.write(tmp_path / "log")
+
+
+def test_a_report_is_printed_and_written(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, page, document = logged(tmp_path), tmp_path / "r.html", tmp_path / "r.json"
+    argv = ["ab", "report", str(file), "--log", str(log), "--json", str(document), "--html", str(page)]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "VERDICT: keep running" in out
+    assert out.endswith(f"wrote {document}\nwrote {page}\n")
+    report = Report.model_validate_json(document.read_text())
+    assert (report.units, report.phase, report.config) == (40, 0, config_hash(experiment()))
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(("now", "units"), [("100", 0), ("1970-01-01T00:01:40+00:00", 0), (None, 40)])
+def test_a_report_may_be_as_of_an_earlier_time(
+    now: str | None, units: int, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_of = [] if now is None else ["--now", now]
+    assert cli.main(["ab", "report", str(file), "--log", str(logged(tmp_path)), *as_of]) == 0
+    assert f"{units} units analysed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "units"), [([], 40), (["--phase", "1"], 40), (["--phase", "0"], 0)])
+def test_the_phase_is_the_one_of_the_state_unless_asked(
+    asked: list[str], units: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "experiments", ramp=RAMP)
+    write_state(state_path(file), State(phase=1))
+    log = logged(tmp_path, phase=1, ramp=RAMP)
+    assert cli.main(["ab", "report", str(file), "--log", str(log), *asked]) == 0
+    assert f"{units} units analysed" in capsys.readouterr().out
+
+
+def test_unreadable_lines_are_told_with_their_place(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logged(tmp_path)
+    (log / "z.jsonl").write_text("nonsense\n" * 25)
+    assert cli.main(["ab", "report", str(file), "--log", str(log)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0].startswith("unreadable: z.jsonl:1: Invalid JSON")
+    assert captured.err.splitlines()[-1] == "unreadable: 5 more lines"
+    assert "25 other lines that could not be read" in captured.out
+
+
+def test_outcomes_are_ingested(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, table = logged(tmp_path), tmp_path / "o.csv"
+    table.write_text(f"exposure_id,metric,value,at\n{EXPOSURE},thumbs,1,{time.time() - 864_000 + 60:.0f}\n")
+    assert cli.main(["ab", "ingest", str(table), "--log", str(log)]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote 1 outcomes into {log}/ingest-")
+    document = tmp_path / "r.json"
+    assert cli.main(["ab", "report", str(file), "--log", str(log), "--json", str(document)]) == 0
+    assert json.loads(document.read_text())["arms"][0]["means"]["thumbs"] == pytest.approx(1 / 20)
+
+
+def test_a_ramp_looks_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, Any] = {"ramp": RAMP, "guardrails": []}
+    file = written(tmp_path / "experiments", **changes)
+    log = logged(tmp_path, **changes)
+    assert cli.main(["ab", "ramp", str(file), "--log", str(log), "--once"]) == 0
+    assert "power-vs-plain on to phase 1: phase 0 showed no harm in 40 units" in capsys.readouterr().out
+    assert read_state(state_path(file)).phase == 1
+
+
+def test_a_ramp_ends_when_the_experiment_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "experiments", ramp=RAMP)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        written(tmp_path / "experiments", ramp=RAMP, kill=len(slept) == 2)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    log = tmp_path / "log"
+    log.mkdir()
+    assert cli.main(["ab", "ramp", str(file), "--log", str(log), "--every", "7"]) == 0
+    assert slept == [7.0, 7.0]
+    said = capsys.readouterr().out.splitlines()
+    assert ["stays in phase 0" in line for line in said] == [True, True, False]
+    assert said[2].endswith("killed in phase 0: by its file")
+
+
+def test_a_simulation_is_printed_and_written(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "s.json"
+    sizes = ["--units", "200", "--runs", "4", "--looks", "2", "--seed", "3"]
+    base = [f"--base={name}" for name in ("thumbs=0.3", "failed=0.02", "tokens=100")]
+    argv = ["ab", "simulate", str(file), *base, "--lift=thumbs=0.5", *sizes, "--json", str(document)]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "power-vs-plain: 4 runs of 200 units" in out
+    assert "ended with ship (power): " in out
+    result = json.loads(document.read_text())
+    assert result["assumptions"]["lift"] == {"thumbs": 0.5}
+    assert result["assumptions"]["runs"] == 4
+
+
+def test_files_and_directories_are_checked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"name": "power", "sampler": {"sampler": "power", "alpha": 4.0}, "weight": 5000}
+    written(file.parent, "other", arms=[BEFORE["arms"][0], own])
+    assert cli.main(["ab", "check", str(file), str(file.parent)]) == 0
+    first, other, again = capsys.readouterr().out.splitlines()
+    left = "; only a server knows whether it has the presets 'power', whether it supports every arm"
+    assert first == f"{file}: power-vs-plain is valid{left}"
+    assert again == f"{file.parent}: power-vs-plain is valid{left}"
+    assert other == f"{file.parent}: other is valid; only a server knows whether it supports every arm"
+
+
+def _typo(file: Path) -> list[str]:
+    written(file.parent, ownr="me")
+    return ["check", str(file)]
+
+
+def _bad_sampler(file: Path) -> list[str]:
+    arm = {"name": "power", "sampler": {"sampler": "power", "alpha": "four"}, "weight": 5000}
+    written(file.parent, arms=[BEFORE["arms"][0], arm])
+    return ["check", str(file)]
+
+
+def _not_plain(file: Path) -> list[str]:
+    arm = {"name": "plain", "sampler": {"sampler": "none", "alpha": 4.0}, "weight": 5000, "control": "plain"}
+    written(file.parent, arms=[arm, BEFORE["arms"][1]])
+    return ["check", str(file.parent)]
+
+
+def _twice(file: Path) -> list[str]:
+    (file.parent / "copy.yaml").write_text(file.read_text())
+    return ["check", str(file.parent)]
+
+
+def _no_log(file: Path) -> list[str]:
+    return ["report", str(file), "--log", str(file.parent / "nowhere")]
+
+
+def _no_file(file: Path) -> list[str]:
+    return ["report", str(file) + "x", "--log", str(file.parent)]
+
+
+def _no_phase(file: Path) -> list[str]:
+    return ["report", str(file), "--log", str(file.parent), "--phase", "1"]
+
+
+def _bad_state(file: Path) -> list[str]:
+    state_path(file).write_text("{")
+    return ["report", str(file), "--log", str(file.parent)]
+
+
+def _other_schema(file: Path) -> list[str]:
+    (file.parent / "a.jsonl").write_text('{"version":9}\n')
+    return ["report", str(file), "--log", str(file.parent)]
+
+
+def _no_place_for_the_page(file: Path) -> list[str]:
+    return ["report", str(file), "--log", str(file.parent), "--html", str(file.parent / "no" / "r.html")]
+
+
+def _no_ramp(file: Path) -> list[str]:
+    return ["ramp", str(file), "--log", str(file.parent), "--once"]
+
+
+def _bad_table(file: Path) -> list[str]:
+    table = file.parent / "o.csv"
+    table.write_text("exposure_id,metric\nx,y\n")
+    return ["ingest", str(table), "--log", str(file.parent)]
+
+
+def _no_base(file: Path) -> list[str]:
+    return ["simulate", str(file)]
+
+
+def _bad_share(file: Path) -> list[str]:
+    return ["simulate", str(file), "--base=thumbs=0.3", "--intra-unit-correlation=2"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "problem"),
+    [
+        (_typo, "field 'ownr'"),
+        (_bad_sampler, "arms.1.sampler.alpha"),
+        (_not_plain, "means nothing without a sampler"),
+        (_twice, "is also the name of the experiment"),
+        (_no_log, "is no directory"),
+        (_no_file, "power-vs-plain.yamlx"),
+        (_no_phase, "--phase: there is no phase 1"),
+        (_bad_state, "power-vs-plain.state.json"),
+        (_other_schema, "a.jsonl:1: version: '9' is not 1"),
+        (_no_place_for_the_page, "No such file or directory"),
+        (_no_ramp, "field 'ramp'"),
+        (_bad_table, "line 2, exposure_id"),
+        (_no_base, "base."),
+        (_bad_share, "--intra-unit-correlation: "),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    prepare: Callable[[Path], list[str]], problem: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ab", *prepare(file)]) == 2
+    err = capsys.readouterr().err
+    assert problem in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["report", "e.yaml", "--log", "d", "--now", "2026-01-01T00:00:00"],
+        ["report", "e.yaml", "--log", "d", "--now", "soon"],
+        ["ramp", "e.yaml", "--log", "d", "--every", "0"],
+        ["simulate", "e.yaml", "--base", "thumbs"],
+        ["report", "e.yaml"],
+        [],
+    ],
+)
+def test_bad_options_are_refused_by_the_parser(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ab", *argv])
+    assert ended.value.code == 2
+    assert "usage: sglang-power ab" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(file: Path, tmp_path: Path) -> None:
+    """In a process of its own, where ville cannot be imported."""
+    script = (
+        "import sys\n"
+        "sys.modules['ville'] = None\n"
+        "from sglang_power.cli import main\n"
+        f"sys.exit(main(['ab', 'report', {str(file)!r}, '--log', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("ville is missing: pip install 'sglang-power[ab]'\n")
+
+
+def test_other_commands_import_nothing_of_the_analysis() -> None:
+    script = (
+        "import sys\n"
+        "import sglang_power.cli\n"
+        "print(sorted({'ville', 'scipy', 'matplotlib', 'torch', 'sglang'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

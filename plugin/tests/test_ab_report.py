@@ -1,0 +1,160 @@
+"""From lines of a log to a report and its text: the parts together, on logs whose answer is known."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ab_lines import CONFIG, HOUR, Lines, experiment
+from ab_reports import effect, full_report
+from sglang_power.experiments.analysis import show, wording
+from sglang_power.experiments.analysis.report import report
+from sglang_power.experiments.analysis.requests import Scope
+from sglang_power.experiments.analysis.results import Report
+
+SHADOWED: dict[str, Any] = {
+    "arms": [
+        {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"},
+        {"name": "power", "sampler": {"preset": "power"}, "weight": 5000},
+        {"name": "entropy", "sampler": {"preset": "entropy"}, "weight": 0, "shadow": True},
+    ],
+    "shadow": {"tokens_per_hour": 1000},
+}
+
+
+def made(log: Path, *, now: float = 100 * HOUR, **changes: Any) -> Report:
+    return report(log, Scope(experiment(**changes), CONFIG, 0, now))
+
+
+def played(directory: Path, rates: dict[str, float], units: int = 400, *, lost: float = 0.0) -> Path:
+    """A log of one thumb per unit, at a rate per arm; fixed seed. A share of power's completions is lost."""
+    chance, log = random.Random(7), Lines()
+    for number in range(units):
+        arm = chance.choice(sorted(rates))
+        exposure = log.enrol(f"u{number}", arm, float(number))
+        if arm == "plain" or chance.random() >= lost:
+            log.complete(exposure, arm, number + 2.0, decoded=10 if arm == "plain" else 70)
+        log.say(exposure, float(chance.random() < rates[arm]), number + 3.0)
+    return log.write(directory)
+
+
+def test_a_large_improvement_ships(tmp_path: Path) -> None:
+    found = made(played(tmp_path, {"plain": 0.2, "power": 0.8}))
+    assert (found.verdict.decision, found.verdict.arm) == ("ship", "power")
+    assert found.units == 400
+    assert found.days == pytest.approx(402 / 86400, abs=1e-5)
+    assert sum(found.srm.units.values()) == 400
+    assert not found.srm.red
+    plain, power = found.arms
+    assert plain.means["thumbs"] == pytest.approx(0.2, abs=0.1)
+    assert power.means["thumbs"] == pytest.approx(0.8, abs=0.1)
+    assert power.tokens_per_request == {"decoded": 70.0, "prefilled": 5.0}
+    assert {e.metric for e in found.effects} == {"thumbs", "failed", "tokens"}
+
+
+def test_requests_without_a_completion_stop_it_and_leave_the_sample_ratio_green(tmp_path: Path) -> None:
+    found = made(played(tmp_path, {"plain": 0.5, "power": 0.5}, lost=0.4))
+    assert (found.verdict.decision, found.verdict.arm) == ("stop", "power")
+    assert "failed" in found.verdict.reason
+    assert not found.srm.red
+    assert found.arms[1].outcomes["lost"] > 50
+
+
+def test_nothing_to_see_keeps_running(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    assert found.verdict.decision == "keep running"
+    assert (found.units, found.began, found.until, found.config) == (0, None, None, None)
+    assert "keep running" in show.text(found)
+
+
+def test_running_requests_are_not_lost_yet(tmp_path: Path) -> None:
+    log = Lines()
+    log.enrol("u1", "plain", 0.0)
+    log.enrol("u2", "plain", HOUR)
+    log.request("u3", "power", 3.0, e2e_s=2.0)
+    found = made(log.write(tmp_path), now=1.5 * HOUR)
+    assert found.arms[0].outcomes == {"lost": 1, "running": 1}
+    assert found.arms[1].e2e_s == {"p50": 2.0, "p95": 2.0, "p99": 2.0}
+    assert found.excluded.open_windows == 1
+
+
+def test_cost_is_estimated_where_a_price_is_declared(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "plain", 0.0, decoded=100, prefilled=50)
+    gpu = {"source": "tokens", "gpu_seconds_per_token": {"decoded": 0.01, "prefilled": 0.002}}
+    thumbs = {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}
+    found = made(log.write(tmp_path), metrics={"thumbs": thumbs, "gpu": gpu}, guardrails=[])
+    assert [arm.gpu_seconds_per_request for arm in found.arms] == [pytest.approx(1.1), None]
+    assert "GPU seconds (estimated)" in show.text(found)
+
+
+def test_shadows_are_told_apart_from_served_arms(tmp_path: Path) -> None:
+    log = Lines()
+    exposures = [log.request(f"u{n}", "plain", float(n)) for n in range(3)]
+    for exposure, same in zip(exposures, [True, False, None], strict=True):
+        log.shadow(exposure, "entropy", "plain", 10.0, same)
+    found = made(log.write(tmp_path), **SHADOWED)
+    (shadow,) = found.shadows
+    assert (shadow.runs, shadow.ok, shadow.same_text, shadow.tokens_per_run) == (3, 2, 1, 10.0)
+    assert [arm.name for arm in found.arms] == ["plain", "power"]
+
+
+def test_a_kill_is_told(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "plain", 0.0)
+    log.kill(2 * HOUR)
+    found = made(log.write(tmp_path))
+    assert found.killed == 2 * HOUR
+    assert "KILLED at 1970-01-01 02:00 UTC" in show.text(found)
+
+
+def test_the_text_has_every_part() -> None:
+    text = show.text(full_report())
+    for part in (
+        "VERDICT: ship power",
+        "compute_matched",
+        "Sample ratio: green",
+        "primary thumbs: power against best-of-8",
+        "within its margin",
+        "no interval yet: not enough data: 12 units with the event",
+        "+0.066, between +0.031 and +0.101",
+        "entropy: 512 runs",
+        "31 values that a later one for the same answer replaced",
+    ):
+        assert part in text
+
+
+def test_hostile_and_endless_strings_stay_within_the_terminal() -> None:
+    report_ = full_report()
+    hostile = "\x1b[31mred\u202e" + "x" * 300 + "\nVERDICT: ship"
+    arms = tuple(arm.model_copy(update={"name": hostile}) for arm in report_.arms)
+    spoilt = report_.model_copy(update={"owner": hostile, "hypothesis": hostile, "arms": arms})
+    text = show.text(spoilt)
+    assert not re.search(r"[^\n -~⟨⟩]", text)
+    assert max(map(len, text.splitlines())) <= show.WIDTH
+    assert [line for line in text.splitlines() if line.startswith("VERDICT")] == ["VERDICT: ship power"]
+
+
+@pytest.mark.parametrize(
+    ("role", "low", "high", "direction", "said"),
+    [
+        ("primary", 0.01, 0.02, "higher", "better"),
+        ("primary", 0.01, 0.02, "lower", "worse"),
+        ("primary", -0.02, -0.01, "higher", "worse"),
+        ("shown", -0.02, -0.01, "lower", "better"),
+        ("primary", -0.01, 0.01, "higher", "no difference shown"),
+        ("guardrail", -0.01, 0.01, "higher", "within its margin"),
+        ("guardrail", -0.03, 0.01, "higher", "undecided"),
+        ("guardrail", 0.03, 0.04, "lower", "beyond its margin"),
+        ("guardrail", None, None, "lower", "no interval yet"),
+    ],
+)
+def test_what_an_interval_says(role: Any, low: float, high: float, direction: Any, said: str) -> None:
+    assert wording.judged(effect(role, "m", low, high, direction=direction, threshold=0.02)) == said
+
+
+def test_every_reason_of_exclusion_is_told() -> None:
+    assert set(wording.EXCLUDED) == set(full_report().excluded.model_dump())
