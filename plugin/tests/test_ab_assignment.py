@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,21 @@ async def test_a_new_phase_takes_effect_with_the_next_load() -> None:
     assert await assigner.assign(first, "u") == Assigned("plain")
     assigner.load([second])
     assert await assigner.assign(second, "u") == Assigned("power")
+
+
+def test_the_embedded_provider_answers_without_a_pause() -> None:
+    """So that no reload comes between a snapshot and its flags, and no other request before an answer."""
+    each = loaded(**SPACED)
+    answering = embedded(each).assign(each, "u")
+    with pytest.raises(StopIteration):
+        answering.send(None)
+
+
+@pytest.mark.parametrize("unit", ["\ud800", "x" * 100_000, "u\0", "ü 日", "7"])
+async def test_strange_units_are_assigned_or_not_but_break_nothing(unit: str) -> None:
+    each = loaded()
+    given = await embedded(each).assign(each, unit)
+    assert given == NotAssigned("provider_default") if unit == "\ud800" else isinstance(given, Assigned)
 
 
 async def test_without_a_unit_nothing_is_asked() -> None:
@@ -211,14 +227,20 @@ async def test_a_provider_that_hangs_neither_blocks_the_event_loop_nor_the_reque
     assert answers == [NotAssigned("provider_timeout")] * count
 
 
-async def test_after_failures_in_a_row_it_is_not_asked_until_the_reset() -> None:
+async def test_after_failures_in_a_row_it_is_not_asked_until_the_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("purgatory.domain.model.time", SimpleNamespace(time=lambda: now[0]))
     provider, each = Scripted(raises(ValueError("down"))), loaded()
-    assigner = external(provider, failures=3, reset_s=0.2)
+    assigner = external(provider, failures=3, reset_s=30.0)
     reasons = [await assigner.assign(each, "u") for _ in range(50)]
     assert reasons == [NotAssigned("provider_error")] * 3 + [NotAssigned("circuit_open")] * 47
     assert len(provider.asked) == 3
-    await asyncio.sleep(0.25)
+    now[0] += 29.9
     provider.answer = says("power")
+    assert await assigner.assign(each, "u") == NotAssigned("circuit_open")
+    now[0] += 0.2
     assert await assigner.assign(each, "u") == Assigned("power")
     assert await assigner.assign(each, "u") == Assigned("power")
 
