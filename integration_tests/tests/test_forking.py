@@ -91,13 +91,13 @@ def predicted(prompt_tokens: int, cuts: Sequence[int], page: int) -> int:
     return sum((prompt_tokens + m - 1) % page + 1 for m in [0, *cuts])
 
 
-@pytest.mark.parametrize(("name", "page"), [("pivot_server", 1), ("matrix_server", PAGE)])
+@pytest.mark.parametrize(("name", "page", "count"), [("pivot_server", 1, 16), ("matrix_server", PAGE, 6)])
 def test_forks_recompute_what_the_page_size_predicts(
-    request: pytest.FixtureRequest, name: str, page: int
+    request: pytest.FixtureRequest, name: str, page: int, count: int
 ) -> None:
     """With chunked prefill, two data-parallel ranks and forced retractions on the matrix server."""
     server: Server = request.getfixturevalue(name)
-    bodies = [power_body(fresh_prompt(10_000 * page + i), i, return_trace=True) for i in range(16)]
+    bodies = [power_body(fresh_prompt(10_000 * page + i), i, return_trace=True) for i in range(count)]
     spent, per_fork = [], []
     for (answer,) in generate_all(server, bodies, at_once=4):
         power = answer["meta_info"]["power"]

@@ -18,9 +18,12 @@ from sglang_power.sglang_host.status import add_status_route
 def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's hook signature)
     """After http_server.set_global_state; a server whose experiments cannot run does not start."""
     from sglang.srt.entrypoints.http_server import app
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
     manager = global_state.tokenizer_manager
     add_status_route(app, manager)
+    if not isinstance(manager, TokenizerManager):
+        return  # the main process of a server with several tokenizer workers, which serves nothing itself
     try:
         open_desk(manager, server_config())
     except ConfigError as error:

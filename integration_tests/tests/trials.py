@@ -1,0 +1,179 @@
+"""Experiments on a real server: their files, their traffic, their log.
+
+Each test has an experiment of its own, whose unit is a header of its own, so that one server serves them all:
+requests without that header are nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
+from integration_tests.tests.clients import PROMPT, WAIT_S
+
+UNIT_KEY, FEEDBACK_KEY = "unit key", "feedback key"
+WORKERS = 2
+
+SHORT = {"max_new_tokens": 4, "temperature": 1.0}
+"""What most requests ask for: few tokens, nothing of their own about how to sample."""
+
+PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"}
+POWER = {"name": "power", "sampler": {"sampler": "power", "block_size": 4, "steps": 1}, "weight": 5000}
+"""One Metropolis-Hastings step."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a server's experiments and logs are."""
+
+    folder: Path
+
+    @property
+    def experiments(self) -> Path:
+        return self.folder / "experiments"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def write(self, name: str, **fields: Any) -> Path:
+        """Write, or replace at once, the file of an experiment whose unit is the header `x-<name>`."""
+        values: Json = {
+            "name": name,
+            "owner": "tests",
+            "hypothesis": "Power answers better.",
+            "unit": {"header": f"x-{name}"},
+            "arms": [PLAIN, POWER],
+            "metrics": {"good": {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}},
+            "primary": {"metric": "good", "min_effect": 0.0},
+            **fields,
+        }
+        path = self.experiments / f"{name}.yaml"
+        half = path.with_suffix(".half")
+        half.write_text(yaml.safe_dump(values, sort_keys=False))
+        half.replace(path)
+        return path
+
+    def lines(self, kind: str, experiment: str) -> list[Json]:
+        """Whole lines of a kind, of all processes, in no order."""
+        texts = [line for file in self.log.glob("*.jsonl") for line in file.read_text().splitlines()]
+        found = [json.loads(text) for text in texts if f'"type":"{kind}"' in text and text.endswith("}")]
+        return [line for line in found if line.get("experiment") == experiment]
+
+    def spec(self, *arguments: str, **environment: str) -> ServerSpec:
+        """The pivot model behind two tokenizer workers, with experiments."""
+        self.experiments.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "config.yaml"
+        settings = {"directory": str(self.experiments), "log": str(self.log)}
+        config.write_text(yaml.safe_dump({"experiments": settings}))
+        return ServerSpec(
+            PIVOT_MODEL,
+            "trials",
+            [
+                *["--page-size", "1", "--tokenizer-worker-num", str(WORKERS), "--enable-metrics"],
+                *["--enable-priority-scheduling", *arguments],
+            ],
+            {
+                "SGLANG_POWER_CONFIG": str(config),
+                "SGLANG_POWER_UNIT_KEY": UNIT_KEY,
+                "SGLANG_POWER_FEEDBACK_KEY": FEEDBACK_KEY,
+                **environment,
+            },
+        )
+
+
+def ask(server: Server, headers: dict[str, str], path: str = "/generate", **body: Any) -> httpx.Response:
+    """One short request."""
+    asked = {"text": PROMPT, "sampling_params": SHORT} if path == "/generate" else {"model": "trials"}
+    return httpx.post(server.url + path, json={**asked, **body}, headers=headers, timeout=WAIT_S)
+
+
+def exposure_of(answer: Any) -> str | None:
+    """The exposure id of an answer of /generate, if it was enrolled."""
+    found: str | None = (answer["meta_info"].get("power") or {}).get("exposure_id")
+    return found
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What many requests got: status and exposure id (None: not enrolled), in order."""
+
+    statuses: list[int]
+    exposures: list[str | None]
+
+
+def drive(
+    server: Server,
+    header: str,
+    units: Sequence[str],
+    *,
+    at_once: int = 48,
+    timeout: float = WAIT_S,
+    **body: Any,
+) -> Traffic:
+    """One request per entry of `units`, many at once; a client that times out has status 0."""
+
+    async def all_of_them() -> list[tuple[int, str | None]]:
+        limits, turn = httpx.Limits(max_connections=at_once), asyncio.Semaphore(at_once)
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=timeout) as client:
+
+            async def one(unit: str) -> tuple[int, str | None]:
+                asked = {"text": PROMPT, "sampling_params": SHORT, **body}
+                async with turn:
+                    try:
+                        response = await client.post("/generate", json=asked, headers={header: unit})
+                    except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.NetworkError):
+                        return 0, None
+                ok = response.status_code == httpx.codes.OK
+                return response.status_code, exposure_of(response.json()) if ok else None
+
+            return await asyncio.gather(*[one(unit) for unit in units])
+
+    results = asyncio.run(all_of_them())
+    return Traffic([status for status, _ in results], [exposure for _, exposure in results])
+
+
+def arms_of(ground: Ground, experiment: str, traffic: Traffic) -> list[str]:
+    """The arm of every request, by the enrolment line of its exposure."""
+    arms = {line["exposure_id"]: line["arm"] for line in ground.lines("enrolment", experiment)}
+    return [arms[exposure] for exposure in traffic.exposures if exposure is not None]
+
+
+def wait_until(holds: Callable[[], bool], server: Server) -> None:
+    """Wait for something that becomes true; requests of nobody keep both workers awake meanwhile."""
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, server.log_text()[-2000:]
+        for _ in range(4):
+            assert (
+                ask(server, {}).status_code == httpx.codes.OK
+            )  # a new connection each: any worker may take it
+        time.sleep(0.1)
+
+
+def wait_taken(ground: Ground, server: Server, experiment: str, changes: int = 1) -> None:
+    """Wait until every worker has told of so many changes of an experiment."""
+    wait_until(lambda: len(ground.lines("change", experiment)) >= WORKERS * changes, server)
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    """A counter's value; 0 where it was never counted."""
+    text = httpx.get(server.url + "/metrics", timeout=WAIT_S, follow_redirects=True).text
+    total = 0.0
+    for line in text.splitlines():
+        matched = re.match(rf"{name}(?:_total)?\{{(.*)\}} (\S+)$", line)
+        if matched and all(f'{key}="{value}"' in matched[1] for key, value in labels.items()):
+            total += float(matched[2])
+    return total
