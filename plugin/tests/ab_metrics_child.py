@@ -97,6 +97,10 @@ def count(enabled: bool, phase: int) -> None:
     counters.log_trouble("write", 1)
     counters.log_trouble("sync", 0)
     counters.changed(first, phase, enrolling=phase == 0)
+    second = first.model_copy(update={"name": "second"})
+    counters.changed(second, 0, enrolling=True)
+    for name in ("second", "never-loaded"):
+        counters.removed(name)
 
 
 def count_in_two_workers() -> dict[str, float]:

@@ -69,6 +69,11 @@ def test_the_state_of_an_experiment_is_what_the_last_worker_knew(counted: dict[s
     assert counted[PREFIX + "phase,first"] == 1
 
 
+def test_an_experiment_that_was_removed_enrols_nobody(counted: dict[str, float]) -> None:
+    assert counted[PREFIX + "enrolling,second"] == 0
+    assert PREFIX + "enrolling,never-loaded" not in counted
+
+
 @pytest.mark.parametrize(
     "sample",
     [

@@ -98,13 +98,20 @@ class Counters:
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
+        self._loaded: set[str] = set()
 
     def changed(self, experiment: Experiment, phase: int, enrolling: bool) -> None:
-        """An experiment was loaded, killed or removed. Not to be called before the server has started."""
+        """An experiment was loaded or killed. Not to be called before the server has started."""
         if self._enabled:
+            self._loaded.add(experiment.name)
             _declare(experiment.name, tuple(arm.name for arm in experiment.served))
             _metrics().enrolling.labels(experiment.name).set(enrolling)
             _metrics().phase.labels(experiment.name).set(phase)
+
+    def removed(self, name: str) -> None:
+        """The file of an experiment is gone; a name that was never loaded is no label."""
+        if name in self._loaded:
+            _metrics().enrolling.labels(name).set(0)
 
     def enrolled(self, experiment: Experiment, line: Enrolment) -> None:
         """A request was given an arm."""
