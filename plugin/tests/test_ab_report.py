@@ -67,7 +67,43 @@ def test_nothing_to_see_keeps_running(tmp_path: Path) -> None:
     found = made(tmp_path)
     assert found.verdict.decision == "keep running"
     assert (found.units, found.began, found.until, found.config) == (0, None, None, None)
-    assert "keep running" in show.text(found)
+    assert "VERDICT: keep running" in show.text(found)
+    assert wording.NOBODY in show.text(found)
+
+
+def test_a_file_that_was_edited_is_told_from_one_that_was_not(tmp_path: Path) -> None:
+    found = report(played(tmp_path, {"plain": 0.5, "power": 0.5}), Scope(experiment(), "edited", 0, 1e9))
+    assert (found.units, found.config, found.excluded.other_configuration) == (0, None, 400)
+    assert wording.NOBODY in show.text(found)
+
+
+SWITCHBACK: dict[str, Any] = {
+    "kind": "switchback",
+    "unit": None,
+    "switchback": {"pool": "a", "window_s": 600.0, "washout_s": 60.0},
+    "metrics": {"slow": {"source": "latency", "over_ms": 2000.0}},
+    "primary": {"metric": "slow", "min_effect": 0.0},
+    "guardrails": [],
+    "minimum_run": {"days": 0.0, "units": 40},
+}
+
+
+def test_windows_are_the_units_of_a_switchback(tmp_path: Path) -> None:
+    """Power is slow in one request of two, plain never; each window begins with a request in its washout."""
+    log, chance = Lines(), random.Random(3)
+    for window in range(60):
+        arm = chance.choice(["plain", "power"])
+        log.enrol(str(window), arm, window * 600.0, washout=True)
+        for at in (100.0, 200.0, 300.0, 400.0):
+            slow = arm == "power" and at > 250.0
+            log.request(str(window), arm, window * 600.0 + at, e2e_s=3.0 if slow else 1.0)
+    found = made(log.write(tmp_path), **SWITCHBACK)
+    assert (found.units, found.excluded.washout) == (60, 60)
+    (effect_,) = found.effects
+    assert effect_.interval.method == "randomisation"
+    assert effect_.interval.estimate == pytest.approx(0.5)
+    assert found.verdict.decision == "stop"
+    assert "carry-over from the window before" in show.text(found)
 
 
 def test_running_requests_are_not_lost_yet(tmp_path: Path) -> None:

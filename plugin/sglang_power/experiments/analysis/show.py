@@ -62,6 +62,8 @@ def _parts(report: Report) -> Iterator[str]:
         f"{wording.moment(report.began)} to {wording.moment(report.until)} UTC ({report.days:.1f} days), "
         f"{report.units:,} units analysed; owner: {report.owner}"
     )
+    if report.config is None:
+        yield wording.NOBODY
     if report.killed is not None:
         yield f"KILLED at {wording.moment(report.killed)} UTC: later data do not count."
     yield ""

@@ -32,6 +32,8 @@ EXCLUDED = {
 """What each field of `results.Excluded` counts."""
 
 
+NOBODY = "No request of this phase was enrolled under this version of the experiment's file."
+
 _ONE_LINE = str.maketrans("\n\r\t", "   ")
 
 
