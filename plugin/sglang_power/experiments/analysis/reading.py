@@ -64,22 +64,21 @@ def lines(directory: Path, unreadable: Unreadable) -> Iterator[Line]:
     for path in log_files(directory):
         with path.open("rb") as file:
             for number, text in enumerate(file, start=1):
-                if (line := _parsed(text, f"{path.name}:{number}", unreadable)) is not None:
-                    yield line
+                try:
+                    yield LINE.validate_json(text)
+                except ValidationError as error:
+                    _note(text, f"{path.name}:{number}", error, unreadable)
 
 
-def _parsed(text: bytes, where: str, unreadable: Unreadable) -> Line | None:
-    try:
-        return LINE.validate_json(text)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
+def _note(text: bytes, where: str, error: ValidationError, unreadable: Unreadable) -> None:
+    """Count a line that is none; refuse one of another schema."""
     _check_version(text, where)
     if not text.endswith(b"\n"):
         unreadable.torn += 1
     elif text.strip():
+        problem = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, problem["loc"]))
         unreadable.add(where, f"{place}: {problem['msg']}" if place else problem["msg"])
-    return None
 
 
 def _check_version(text: bytes, where: str) -> None:
