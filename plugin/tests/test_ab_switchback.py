@@ -1,0 +1,187 @@
+"""Switchbacks: the randomisation interval against scipy's test, its coverage, looks and carry-over."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from ab_experiments import THUMBS, experiment
+from scipy.stats import binomtest, permutation_test
+from sglang_power.experiments.analysis.effects import effects_of
+from sglang_power.experiments.analysis.observations import Column, Mask, Observations
+from sglang_power.experiments.analysis.results import Interval
+from sglang_power.experiments.analysis.switchback import (
+    alpha_at,
+    carry_over_p,
+    judge,
+    looks,
+    randomisation_interval,
+    window_values,
+)
+from sglang_power.types import FloatArray
+
+RUNS = 200
+PLAN = {"pool": "gpus", "window_s": 600.0}
+
+
+def windows(
+    count: int, effect: float, seed: int, *, propensity: float = 0.5, carried: float = 0.0
+) -> tuple[FloatArray, Mask]:
+    """Load that swings with the hour and with the day before, an effect, and what is carried over."""
+    random = np.random.default_rng(seed)
+    treated = random.random(count) < propensity
+    noise = np.convolve(random.normal(size=count + 4), np.full(5, 0.4), mode="valid")
+    load = np.sin(np.arange(count) / 7.0) + noise
+    before = np.append(treated[0], treated[:-1])
+    return load + effect * treated + carried * before, treated
+
+
+def covers(ends: tuple[float, float] | None, truth: float) -> bool:
+    assert ends is not None
+    return ends[0] <= truth <= ends[1]
+
+
+@pytest.mark.parametrize("propensity", [0.5, 0.2])
+def test_covers_although_windows_are_not_alike(propensity: float) -> None:
+    """Fails where a binomial test at 0.001 rejects "misses in at most 5% of the runs"."""
+    missed = 0
+    for seed in range(RUNS):
+        values, treated = windows(60, 1.5, seed, propensity=propensity)
+        missed += not covers(randomisation_interval(values, treated, 0.05, tail=5), 1.5)
+    assert binomtest(missed, RUNS, 0.05, alternative="greater").pvalue > 0.001
+    # It is not just wide.
+    assert binomtest(missed, RUNS, 0.05, alternative="less").pvalue > 0.001
+
+
+def test_the_ends_are_where_scipys_test_begins_to_reject() -> None:
+    """By another route: the effect is taken off, and scipy permutes."""
+    values, treated = windows(50, 1.0, 3)
+    ends = randomisation_interval(values, treated, 0.05, tail=100)
+    assert ends is not None
+
+    def p_value(effect: float) -> float:
+        test = permutation_test(
+            (values[treated] - effect, values[~treated]),
+            lambda arm, control, axis: arm.mean(axis=axis) - control.mean(axis=axis),
+            n_resamples=4_000,
+            vectorized=True,
+            rng=np.random.default_rng(1),
+        )
+        return float(test.pvalue)
+
+    margin = 0.15 * (ends[1] - ends[0])
+    for end, outward in ((ends[0], -margin), (ends[1], margin)):
+        assert p_value(end + outward) < 0.05 < p_value(end - outward)
+
+
+def test_the_arms_swap_the_sign() -> None:
+    values, treated = windows(80, 2.0, 4)
+    one, other = (randomisation_interval(values, rows, 0.05) for rows in (treated, ~treated))
+    assert one is not None
+    assert other is not None
+    assert one == pytest.approx((-other[1], -other[0]), abs=0.1)
+    assert one[0] > 0.0
+
+
+def test_too_few_windows_of_an_arm_exclude_nothing() -> None:
+    values = np.linspace(0.0, 1.0, 40)
+    assert randomisation_interval(values, np.arange(40) == 0, 0.02) is None
+    found, _ = judge(Column(values), np.arange(40) == 0, min_windows=40, alpha=0.05)
+    assert "too few of 40 windows" in str(found.why_none)
+
+
+def test_looks_double_and_spend_alpha_once() -> None:
+    assert looks(39, 40) == []
+    assert looks(40, 40) == [40]
+    assert looks(400, 40) == [40, 80, 160, 320]
+    assert math.fsum(alpha_at(k, 0.05) for k in range(1, 1_000)) < 0.05
+    assert alpha_at(1, 0.05) == 0.025
+
+
+def test_it_is_judged_at_planned_looks_only() -> None:
+    values, treated = windows(100, 2.0, 5)
+
+    def after(count: int) -> Interval:
+        return judge(Column(values[:count]), treated[:count], min_windows=40, alpha=0.05)[0]
+
+    assert after(39).why_none == "not enough data: 39 windows, 40 are needed"
+    assert after(40).low is not None
+    assert after(79) == after(40)
+    assert after(80) != after(40)
+    path = judge(Column(values), treated, min_windows=40, alpha=0.05)[1]
+    assert [point.units for point in path] == [40, 80]
+    assert (path[-1].low, path[-1].high) == (after(80).low, after(80).high)
+
+
+def test_looking_at_all_planned_looks_keeps_alpha() -> None:
+    """The union over the looks at 40, 80 and 160 windows; unspent alpha at each would exceed it."""
+    missed = naive = 0
+    for seed in range(RUNS):
+        values, treated = windows(160, 0.0, seed)
+        for k, look in enumerate(looks(160, 40), start=1):
+            rows = values[:look], treated[:look]
+            if not covers(randomisation_interval(*rows, alpha_at(k, 0.05), tail=5), 0.0):
+                missed += 1
+                break
+        ends = [randomisation_interval(values[:n], treated[:n], 0.05, tail=5) for n in range(40, 161, 10)]
+        naive += not all(covers(end, 0.0) for end in ends)
+    assert binomtest(missed, RUNS, 0.05, alternative="greater").pvalue > 0.001
+    assert binomtest(naive, RUNS, 0.05, alternative="greater").pvalue < 0.001
+
+
+def test_a_ratio_of_windows_is_a_difference_of_ratios() -> None:
+    random = np.random.default_rng(6)
+    treated = random.random(200) < 0.5
+    counts = 10.0 + random.poisson(40.0, 200).astype(np.float64)
+    column = Column((5.0 + 1.0 * treated) * counts, counts)
+    found, _ = judge(column, treated, min_windows=40, alpha=0.05)
+    assert found.estimate == pytest.approx(1.0)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 1.0 < found.high
+    assert found.high - found.low < 0.2
+    assert np.isfinite(window_values(Column(np.zeros(3), np.zeros(3)))).all()
+
+
+def test_carry_over_is_found_and_rarely_invented() -> None:
+    """Without it p < 0.05 in at most 5% of the runs, whatever the arm's effect; with it nearly always."""
+    invented = found = 0
+    for seed in range(100):
+        for carried in (0.0, 1.5):
+            values, treated = windows(160, 1.0, seed, carried=carried)
+            p = carry_over_p(Column(values[1:]), treated[1:], treated[:-1])
+            assert p is not None
+            if carried:
+                found += p < 0.05
+            else:
+                invented += p < 0.05
+    assert binomtest(invented, 100, 0.05, alternative="greater").pvalue > 0.001
+    assert found > 90
+
+
+def test_carry_over_needs_windows_after_both_arms() -> None:
+    treated = np.array([True, False] * 20)
+    assert carry_over_p(Column(np.linspace(0.0, 1.0, 40)), treated, ~treated) is None
+
+
+def observed(values: FloatArray, treated: Mask) -> Observations:
+    arms = np.where(treated, "power", "plain").tolist()
+    return Observations(arms, {"thumbs": Column(values)}, {"plain": 5_000, "power": 5_000})
+
+
+def test_effects_of_a_switchback() -> None:
+    tested = experiment(kind="switchback", unit=None, switchback=PLAN, metrics={"thumbs": THUMBS})
+    values, treated = windows(90, 1.0, 7)
+    (effect,) = effects_of(observed(values, treated), tested)
+    assert effect.interval.method == "randomisation"
+    assert effect.interval == judge(Column(values), treated, min_windows=40, alpha=0.05)[0]
+    assert [point.units for point in effect.path] == [40, 80]
+    assert effect.units == 90
+    assert effect.carry_over_p == carry_over_p(Column(values[1:]), treated[1:], treated[:-1])
+
+
+def test_the_same_report_twice() -> None:
+    values, treated = windows(90, 1.0, 8)
+    tested = experiment(kind="switchback", unit=None, switchback=PLAN, metrics={"thumbs": THUMBS})
+    assert effects_of(observed(values, treated), tested) == effects_of(observed(values, treated), tested)
