@@ -147,6 +147,12 @@ def test_the_order_of_arms_and_other_experiments_mean_nothing() -> None:
     assert values([(forward, 0)], "exp") == values([(other, 0), (backward, 0)], "exp")
 
 
+def test_the_order_of_weights_in_a_phase_means_nothing() -> None:
+    ranges = [("a", WHOLE)]
+    weights = {"a": 5000, "b": 3000, "c": 2000}
+    assert reweighted(ranges, weights) == reweighted(ranges, dict(reversed(weights.items())))
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [({"a": 5000, "b": 5000}, {"a": 3000, "b": 7000}), ({"a": 9900, "b": 100}, {"a": 9000, "b": 1000})],
