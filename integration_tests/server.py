@@ -30,6 +30,9 @@ KEEP_ALIVE_S = 60
 """SGLang closes idle connections after 5 s, just when httpx's pool gives them up: a request sent into that
 moment is lost (httpx.ReadError). The server has to be the more patient of the two."""
 
+WORKER_HEALTH_S = 120
+"""Uvicorn kills a tokenizer worker that answers no ping for 10 s, which importing takes on a busy machine."""
+
 
 @dataclass(frozen=True)
 class ServerSpec:
@@ -103,6 +106,7 @@ def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "SGLANG_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
+        "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": str(WORKER_HEALTH_S),
         **spec.environment,
     }
     with log.open("w") as sink:

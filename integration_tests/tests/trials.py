@@ -7,18 +7,23 @@ requests without that header are nobody's.
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from sglang_power.experiments.analysis.report import report
+from sglang_power.experiments.analysis.requests import Scope
+from sglang_power.experiments.analysis.results import Report
+from sglang_power.experiments.catalogue import config_hash, read_experiment
 
-from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, running
 from integration_tests.tests.clients import PROMPT, WAIT_S
 
 UNIT_KEY, FEEDBACK_KEY = "unit key", "feedback key"
@@ -60,6 +65,7 @@ class Ground:
             "primary": {"metric": "good", "min_effect": 0.0},
             **fields,
         }
+        self.experiments.mkdir(parents=True, exist_ok=True)
         path = self.experiments / f"{name}.yaml"
         half = path.with_suffix(".half")
         half.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -74,7 +80,6 @@ class Ground:
 
     def spec(self, *arguments: str, **environment: str) -> ServerSpec:
         """The pivot model behind two tokenizer workers, with experiments."""
-        self.experiments.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.yaml"
         settings = {"directory": str(self.experiments), "log": str(self.log)}
         config.write_text(yaml.safe_dump({"experiments": settings}))
@@ -94,10 +99,43 @@ class Ground:
         )
 
 
+class Trials:
+    """A server that can be started again on the same ground."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground, self._stack = ground, ExitStack()
+        self.server = self._started()
+
+    def _started(self, *arguments: str) -> Server:
+        return self._stack.enter_context(running(self.ground.spec(*arguments), self.ground.folder))
+
+    def restart(self, *arguments: str) -> Server:
+        """Stop the server, and start it with the same files."""
+        self.stop()
+        self.server = self._started(*arguments)
+        return self.server
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._stack.close()
+
+
 def ask(server: Server, headers: dict[str, str], path: str = "/generate", **body: Any) -> httpx.Response:
     """One short request."""
     asked = {"text": PROMPT, "sampling_params": SHORT} if path == "/generate" else {"model": "trials"}
     return httpx.post(server.url + path, json={**asked, **body}, headers=headers, timeout=WAIT_S)
+
+
+def feedback(server: Server, *, key: str | None = FEEDBACK_KEY, **sent: Any) -> httpx.Response:
+    """POST feedback."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.post(server.url + "/sglang_power/feedback", headers=headers, timeout=WAIT_S, **sent)
+
+
+def reported(ground: Ground, path: Path) -> Report:
+    """The report of an experiment, as of when all outcome windows have closed."""
+    experiment = read_experiment(path)
+    return report(ground.log, Scope(experiment, config_hash(experiment), 0, time.time() + 2 * 86_400))
 
 
 def exposure_of(answer: Any) -> str | None:
@@ -121,9 +159,12 @@ def drive(
     *,
     at_once: int = 48,
     timeout: float = WAIT_S,
+    api_key: str = "",
     **body: Any,
 ) -> Traffic:
     """One request per entry of `units`, many at once; a client that times out has status 0."""
+
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def all_of_them() -> list[tuple[int, str | None]]:
         limits, turn = httpx.Limits(max_connections=at_once), asyncio.Semaphore(at_once)
@@ -133,7 +174,7 @@ def drive(
                 asked = {"text": PROMPT, "sampling_params": SHORT, **body}
                 async with turn:
                     try:
-                        response = await client.post("/generate", json=asked, headers={header: unit})
+                        response = await client.post("/generate", json=asked, headers={header: unit, **key})
                     except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.NetworkError):
                         return 0, None
                 ok = response.status_code == httpx.codes.OK
@@ -143,6 +184,14 @@ def drive(
 
     results = asyncio.run(all_of_them())
     return Traffic([status for status, _ in results], [exposure for _, exposure in results])
+
+
+def assigned(ground: Ground, experiment: str) -> dict[str, set[str]]:
+    """Unit, as the log calls it -> its arms."""
+    arms: dict[str, set[str]] = collections.defaultdict(set)
+    for line in ground.lines("enrolment", experiment):
+        arms[line["unit"]].add(line["arm"])
+    return arms
 
 
 def arms_of(ground: Ground, experiment: str, traffic: Traffic) -> list[str]:
@@ -166,14 +215,3 @@ def wait_until(holds: Callable[[], bool], server: Server) -> None:
 def wait_taken(ground: Ground, server: Server, experiment: str, changes: int = 1) -> None:
     """Wait until every worker has told of so many changes of an experiment."""
     wait_until(lambda: len(ground.lines("change", experiment)) >= WORKERS * changes, server)
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    """A counter's value; 0 where it was never counted."""
-    text = httpx.get(server.url + "/metrics", timeout=WAIT_S, follow_redirects=True).text
-    total = 0.0
-    for line in text.splitlines():
-        matched = re.match(rf"{name}(?:_total)?\{{(.*)\}} (\S+)$", line)
-        if matched and all(f'{key}="{value}"' in matched[1] for key, value in labels.items()):
-            total += float(matched[2])
-    return total

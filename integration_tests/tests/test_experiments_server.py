@@ -1,0 +1,185 @@
+"""Experiments through the real server with two tokenizer workers: who is enrolled, and what is said of it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from integration_tests.tests.clients import PROMPT, WAIT_S, events, eventually, metric
+from integration_tests.tests.trials import (
+    SHORT,
+    WORKERS,
+    Ground,
+    Trials,
+    ask,
+    assigned,
+    drive,
+    exposure_of,
+    reported,
+    wait_taken,
+    wait_until,
+)
+
+pytestmark = pytest.mark.server
+
+Json = dict[str, Any]
+
+UNITS = [f"user {number}" for number in range(1_000)]
+REQUESTS = 10_000
+PROBLEMS = "sglang_power_experiment_reload_problems_total"
+NOT_ENROLLED = "sglang_power_experiment_not_enrolled_total"
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    """The experiment `main` is there from the start; the others come while the server runs."""
+    ground = Ground(tmp_path_factory.mktemp("trials"))
+    ground.write("main")
+    trials = Trials(ground)
+    yield trials
+    trials.stop()
+
+
+def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(trials: Trials) -> None:
+    """10,000 requests of 1,000 units. The split is 50/50 within 5 standard deviations (1 in 1.7 million)."""
+    ground = trials.ground
+    traffic = drive(trials.server, "x-main", [UNITS[i % len(UNITS)] for i in range(REQUESTS)])
+    assert set(traffic.statuses) == {200}
+    exposures = sorted(map(str, traffic.exposures))
+    assert len(set(exposures)) == REQUESTS
+    eventually(lambda: len(ground.lines("completion", "main")) >= REQUESTS, "every completion line")
+    enrolments, completions = ground.lines("enrolment", "main"), ground.lines("completion", "main")
+    assert sorted(line["exposure_id"] for line in enrolments) == exposures
+    assert sorted(line["exposure_id"] for line in completions) == exposures
+    assert {line["outcome"] for line in completions} == {"ok"}
+    assert not any(unit in str(line) for unit in UNITS[:20] for line in enrolments[:500]), "names are hashed"
+    arms = assigned(ground, "main")
+    assert len(arms) == len(UNITS)
+    assert all(len(each) == 1 for each in arms.values()), "whichever worker took a request"
+    share = sum(each == {"power"} for each in arms.values()) / len(arms)
+    assert abs(share - 0.5) < 5 * 0.5 / len(arms) ** 0.5
+    assert len([file for file in ground.log.glob("*.jsonl") if "enrolment" in file.read_text()]) == WORKERS
+
+
+def test_the_completion_counts_the_tokens_of_all_children(trials: Trials) -> None:
+    answers = [ask(trials.server, {"x-main": unit}).json() for unit in UNITS[:12]]
+    wanted = {str(exposure_of(answer)) for answer in answers}
+
+    def lines() -> dict[str, Json]:
+        found = trials.ground.lines("completion", "main")
+        return {line["exposure_id"]: line for line in found if line["exposure_id"] in wanted}
+
+    eventually(lambda: len(lines()) == len(answers), "every completion line")
+    ran: collections.Counter[str] = collections.Counter()
+    for answer in answers:
+        meta, line = answer["meta_info"], lines()[str(exposure_of(answer))]
+        ran[line["sampler"]] += 1
+        if line["arm"] == "power":
+            expected = meta["power"]["decoded_tokens"], meta["power"]["prefilled_tokens"]
+            assert meta["power"]["children"] == 3, "the prompt, one block, one step"
+        else:
+            expected = meta["completion_tokens"], meta["prompt_tokens"] - meta["cached_tokens"]
+        assert (line["tokens"]["decoded"], line["tokens"]["prefilled"]) == expected
+    assert set(ran) == {"none", "power"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "body"),
+    [
+        ("own_sampler", {"sampling_params": {**SHORT, "custom_params": {"sampler": "none"}}}),
+        ("own_sampler", {"sampling_params": SHORT, "sampler": "none"}),
+        ("greedy", {"sampling_params": {**SHORT, "temperature": 0.0}}),
+        ("seed", {"sampling_params": {**SHORT, "sampling_seed": 5}}),
+        ("unsupported", {"sampling_params": {**SHORT, "temperature": 0.7}}),
+        ("unsupported", {"sampling_params": {**SHORT, "stop_regex": "[0-9]"}}),
+        ("not_eligible", {"sampling_params": {**SHORT, "max_new_tokens": 1}}),
+        ("batch", {"text": [PROMPT, PROMPT], "sampling_params": SHORT}),
+    ],
+)
+def test_what_cannot_be_enrolled_runs_as_without_the_experiment(
+    trials: Trials, reason: str, body: Json
+) -> None:
+    before = metric(trials.server, NOT_ENROLLED, experiment="main", reason=reason)
+    enrolled = len(trials.ground.lines("enrolment", "main"))
+    response = ask(trials.server, {"x-main": UNITS[0]}, **body)
+    assert response.status_code == httpx.codes.OK, response.text
+    answers = response.json()
+    for answer in answers if isinstance(answers, list) else [answers]:
+        assert "power" not in answer["meta_info"]
+    assert metric(trials.server, NOT_ENROLLED, experiment="main", reason=reason) == before + 1
+    assert len(trials.ground.lines("enrolment", "main")) == enrolled
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-main": ""}])
+def test_requests_without_a_unit_are_nobodys(trials: Trials, headers: dict[str, str]) -> None:
+    before = metric(trials.server, NOT_ENROLLED, experiment="main", reason="no_unit")
+    assert "power" not in ask(trials.server, headers).json()["meta_info"]
+    assert metric(trials.server, NOT_ENROLLED, experiment="main", reason="no_unit") == before + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: bool) -> None:
+    """The unit is OpenAI's `user`; among eight users both arms occur (fixed names, so always or never)."""
+    trials.ground.write("user", unit={"field": "user"})
+    wait_taken(trials.ground, trials.server, "user")
+    path = "/v1/completions" if endpoint == "completions" else "/v1/chat/completions"
+    prompt: Json = (
+        {"prompt": PROMPT}
+        if endpoint == "completions"
+        else {"messages": [{"role": "user", "content": PROMPT}]}
+    )
+    asked = {"model": "trials", "max_tokens": 4, "temperature": 1.0, "stream": stream, **prompt}
+    samplers = set()
+    for unit in UNITS[:8]:
+        body = {**asked, "user": unit}
+        if stream:
+            told = [
+                event["metadata"]["power"]
+                for event in events(trials.server, path, body)
+                if event.get("metadata")
+            ]
+        else:
+            response = httpx.post(trials.server.url + path, json=body, timeout=WAIT_S)
+            told = [response.json()["metadata"]["power"]]
+        ((report,),) = told
+        samplers.add(report["sampler"])
+        lines = trials.ground.lines("enrolment", "user")
+        (line,) = [line for line in lines if line["exposure_id"] == report["exposure_id"]]
+        assert (line["endpoint"], line["stream"]) == (endpoint, stream)
+    assert samplers == {"none", "power"}
+
+
+def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
+    ground, server = trials.ground, trials.server
+    path = ground.write("edited")
+    wait_taken(ground, server, "edited")
+    problems = metric(server, PROBLEMS)
+    path.write_text(path.read_text().replace("weight: 5000", "weight: 4000"))
+    wait_until(lambda: metric(server, PROBLEMS) >= problems + WORKERS, server)
+    assert f"{path}, line" in server.log_text()
+    assert "weights sum to 8000" in server.log_text()
+    assert exposure_of(ask(server, {"x-edited": UNITS[0]}).json()) is not None
+    path.unlink()
+
+
+def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None:
+    ground, server = trials.ground, trials.server
+    ground.write("killed")
+    wait_taken(ground, server, "killed")
+    first = drive(server, "x-killed", UNITS[:20])
+    assert None not in first.exposures
+    path = ground.write("killed", kill=True)
+    wait_taken(ground, server, "killed", changes=2)
+    later = drive(server, "x-killed", UNITS[:20])
+    assert set(later.statuses) == {200}
+    assert set(later.exposures) == {None}
+    eventually(lambda: len(ground.lines("completion", "killed")) == 20, "every completion line")
+    assert metric(server, NOT_ENROLLED, experiment="killed", reason="killed") == 20
+    made = reported(ground, path)
+    assert made.killed is not None
+    assert made.verdict.decision != "ship"

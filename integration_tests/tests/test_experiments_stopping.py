@@ -1,0 +1,169 @@
+"""What the log of experiments survives: clients that leave, a server that is started again, kill -9.
+
+The tests of this module share a ground, in their order: later ones look at what earlier ones left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sglang_power.experiments.analysis.reading import Unreadable, lines
+
+from integration_tests.tests.clients import WAIT_S, eventually
+from integration_tests.tests.trials import (
+    PLAIN,
+    POWER,
+    SHORT,
+    WORKERS,
+    Ground,
+    Trials,
+    ask,
+    assigned,
+    drive,
+    exposure_of,
+    feedback,
+    reported,
+    wait_taken,
+)
+
+pytestmark = pytest.mark.server
+
+UNITS = [f"user {number}" for number in range(1_000)]
+SERVER_KEY = "server key"
+UNKNOWN = "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15
+"""Shaped like an exposure id."""
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    """The experiment `main` is there from the start."""
+    ground = Ground(tmp_path_factory.mktemp("trials"))
+    ground.write("main")
+    trials = Trials(ground)
+    yield trials
+    trials.stop()
+
+
+def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials) -> None:
+    path = trials.ground.write("liked")
+    wait_taken(trials.ground, trials.server, "liked")
+    for i, unit in enumerate(UNITS[:40]):
+        exposure = exposure_of(ask(trials.server, {"x-liked": unit}).json())
+        sent = {"exposure_id": exposure, "metric": "good", "value": float(i % 2)}
+        assert feedback(trials.server, json=sent).status_code == httpx.codes.ACCEPTED
+    sent = {"exposure_id": UNKNOWN, "metric": "good", "value": 1.0}
+    assert feedback(trials.server, json=sent).status_code == httpx.codes.ACCEPTED, "nothing is looked up"
+    eventually(lambda: count(trials.ground.log, "feedback") == 41, "every line of feedback")
+    made = reported(trials.ground, path)
+    assert (made.units, made.excluded.unmatched_feedback) == (40, 1)
+    assert sum((arm.means["good"] or 0.0) * arm.units for arm in made.arms) == pytest.approx(20)
+
+
+def count(log: Path, kind: str) -> int:
+    """Whole lines of a kind."""
+    return sum(line.type == kind for line in lines(log, Unreadable()))
+
+
+@pytest.mark.parametrize(
+    ("status", "field", "sent"),
+    [
+        (401, "Authorization", {"key": None, "json": {}}),
+        (401, "Authorization", {"key": "another", "json": {}}),
+        (400, "body", {"content": b"no json"}),
+        (400, "exposure_id='x'", {"json": {"exposure_id": "x", "metric": "good", "value": 1.0}}),
+        (400, "exposure_id=None", {"json": {"metric": "good", "value": 1.0}}),
+        (400, "value=", {"json": {"exposure_id": UNKNOWN, "metric": "good", "value": "much"}}),
+        (413, "max_feedback_bytes", {"content": b"x" * 5000}),
+    ],
+)
+def test_bad_feedback_is_refused_by_name(
+    trials: Trials, status: int, field: str, sent: dict[str, Any]
+) -> None:
+    before = count(trials.ground.log, "feedback")
+    response = feedback(trials.server, **sent)
+    assert response.status_code == status
+    assert field in response.json()["error"]["message"]
+    assert count(trials.ground.log, "feedback") == before
+
+
+def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(trials: Trials) -> None:
+    ground = trials.ground
+    slow = {"sampler": "power", "block_size": 4, "steps": 2_000, "early_rejection": False}
+    path = ground.write(
+        "impatient",
+        arms=[PLAIN, {"name": "slow", "sampler": slow, "weight": 5000}],
+        metrics={"gone": {"source": "outcome", "outcomes": ["disconnect", "lost"]}},
+        primary={"metric": "gone", "min_effect": 0.0},
+    )
+    wait_taken(ground, trials.server, "impatient")
+    params = {**SHORT, "max_new_tokens": 48, "ignore_eos": True}
+    traffic = drive(trials.server, "x-impatient", UNITS[:60], at_once=8, timeout=3.0, sampling_params=params)
+    assert traffic.statuses.count(0) > 20, "the clients of the slow arm left"
+
+    def all_have_ended() -> bool:
+        return len(ground.lines("completion", "impatient")) == len(ground.lines("enrolment", "impatient"))
+
+    eventually(all_have_ended, "a completion line for every client that left")
+    made = reported(ground, path)
+    assert sum(made.srm.units.values()) == 60, "enrolled before they could leave"
+    assert not made.srm.red
+    outcomes = {arm.name: arm.outcomes for arm in made.arms}
+    assert outcomes["slow"].get("disconnect", 0) == made.srm.units["slow"]
+    assert outcomes["plain"].get("ok", 0) > 0
+    means = {arm.name: arm.means["gone"] for arm in made.arms}
+    assert means["slow"] == 1.0
+
+
+def test_a_restart_moves_nobody_and_a_reweighting_the_fewest(trials: Trials) -> None:
+    """40/60 instead of 50/50 moves 10% of the units: 100 of 1,000, within the 10 that are one point."""
+    ground = trials.ground
+    assert None not in drive(trials.server, "x-main", UNITS).exposures
+    server = trials.restart("--api-key", SERVER_KEY)
+    assert httpx.get(server.url + "/sglang_power/status", timeout=WAIT_S).status_code == 401
+    again = drive(server, "x-main", UNITS, api_key=SERVER_KEY)
+    assert None not in again.exposures
+    arms = assigned(ground, "main")
+    assert len(arms) == len(UNITS)
+    assert all(len(each) == 1 for each in arms.values()), "an unchanged file moves nobody"
+    sent = {"exposure_id": again.exposures[0], "metric": "good", "value": 1.0}
+    assert feedback(server, json=sent).status_code == httpx.codes.ACCEPTED, "it has a key of its own"
+    ground.write("main", arms=[{**PLAIN, "weight": 4000}, {**POWER, "weight": 6000}])
+
+    def taken() -> bool:
+        configs = [line["config"] for line in ground.lines("change", "main")]
+        return len(configs) == 3 * WORKERS
+
+    eventually(taken, "both workers take the new weights")
+    drive(server, "x-main", UNITS, api_key=SERVER_KEY)
+    moved = [each for each in assigned(ground, "main").values() if len(each) == 2]
+    assert 90 <= len(moved) <= 110
+
+
+def test_kill_9_loses_at_most_a_second_and_tears_at_most_the_last_lines(trials: Trials) -> None:
+    ground, server = trials.ground, trials.server
+    known = drive(server, "x-main", UNITS[:300], api_key=SERVER_KEY)
+    assert None not in known.exposures
+    time.sleep(1.0)  # the stated bound
+    os.killpg(server.pid, signal.SIGKILL)
+    eventually(lambda: not answers(server.url), "the server is gone")
+    unreadable = Unreadable()
+    enrolled = {line.exposure_id for line in lines(ground.log, unreadable) if line.type == "enrolment"}
+    assert {str(exposure) for exposure in known.exposures} <= enrolled
+    assert unreadable.bad == 0
+    assert unreadable.torn <= WORKERS
+
+
+def answers(url: str) -> bool:
+    """Whether anybody listens."""
+    try:
+        httpx.get(url + "/health", timeout=WAIT_S)
+    except httpx.HTTPError:
+        return False
+    return True
