@@ -141,9 +141,18 @@ def _unit_of(experiment: Experiment, facts: Facts, now: float) -> str | None:
     if experiment.switchback is not None:
         return str(int(now // experiment.switchback.window_s))
     assert experiment.unit is not None
-    if experiment.unit.header is not None:
-        return facts.headers.get(experiment.unit.header.lower()) or None
-    return facts.user or None
+    header = experiment.unit.header
+    name = facts.user if header is None else facts.headers.get(header.lower())
+    return name if name and _is_text(name) else None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name has bytes to be hashed; JSON lets lone surrogates through."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _in_washout(switchback: Switchback, now: float) -> bool:

@@ -145,7 +145,7 @@ class EnrolledRun:
             return ("abort", None) if code is None or code < 500 else ("error", f"status {int(code)}")
         if self._fallback is not None:
             return "fallback", self._fallback
-        if any(report.get("stopped_by") == "deadline" for report in reports):
+        if any(report.get("stopped_by") == "deadline_ms" for report in reports):
             return "deadline", None
         return "ok", None
 

@@ -224,5 +224,7 @@ class Desk:
     def _tell(self, change: Change, experiment: Experiment | None) -> None:
         logger.info("experiment %s: %s, phase %d", change.experiment, change.why, change.phase)
         self._log.write(change)
-        if experiment is not None:
+        if experiment is None:
+            self.counters.removed(change.experiment)
+        else:
             self.counters.changed(experiment, change.phase, change.enrolling)
