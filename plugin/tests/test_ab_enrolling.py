@@ -1,0 +1,176 @@
+"""Who joins which experiment: every reason not to, the order of experiments, testers and windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sglang_power.errors import RequestError
+from sglang_power.experiments.assignment import assigner_of
+from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.enrolling import Enrolled, Enroller, Facts
+from sglang_power.experiments.model import Arm, Experiment
+from sglang_power.experiments.settings import ExperimentSettings
+from sglang_power.experiments.state import State
+
+PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"}
+POWER = {"name": "power", "sampler": {"sampler": "power"}, "weight": 5000}
+FACTS = Facts("m", "generate", False, 8, {"x-user": "u"}, None, None)
+NOW = 1_000_000.0
+
+
+def loaded(name: str = "e", state: State | None = None, **fields: Any) -> Loaded:
+    """An experiment in force."""
+    values = {
+        "name": name,
+        "owner": "o",
+        "hypothesis": "h",
+        "unit": {"header": "X-User"},
+        "arms": (PLAIN, POWER),
+        "metrics": {"m": {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}},
+        "primary": {"metric": "m", "min_effect": 0.0},
+        **fields,
+    }
+    experiment = Experiment.model_validate(values)
+    return Loaded(experiment, config_hash(experiment), State() if state is None else state)
+
+
+class Desk:
+    """An enroller with what it refused."""
+
+    def __init__(self, *experiments: Loaded, key: bytes = b"key") -> None:
+        settings = ExperimentSettings(directory="unused", log="unused")  # type: ignore[arg-type]
+        assigner = assigner_of(settings)
+        assigner.load(experiments)
+        self.experiments, self.refused, self.asked = experiments, list[tuple[str, str]](), list[str]()
+        self._enroller = Enroller(assigner, key, lambda one, why: self.refused.append((one.name, why)))
+
+    async def enrol(self, unfit: str = "", now: float = NOW, **facts: Any) -> Enrolled | None:
+        """Enrol a request that every arm but one can serve."""
+
+        def fits(arm: Arm) -> bool:
+            self.asked.append(arm.name)
+            return arm.name != unfit
+
+        return await self._enroller.enrol(self.experiments, dataclasses.replace(FACTS, **facts), fits, now)
+
+
+async def test_a_user_has_one_arm_and_a_hash_for_a_name() -> None:
+    desk = Desk(loaded())
+    places = [await desk.enrol(headers={"x-user": f"u{i % 20}"}) for i in range(60)]
+    arms: dict[str, set[str]] = {}
+    for place in places:
+        assert place is not None
+        arms.setdefault(place.unit, set()).add(place.arm.name)
+    assert len(arms) == 20
+    assert {len(each) for each in arms.values()} == {1}
+    assert set.union(*arms.values()) == {"plain", "power"}
+    other = Desk(loaded(), key=b"another")
+    there = [await other.enrol(headers={"x-user": f"u{i}"}) for i in range(20)]
+    assert {place.arm.name for place in there if place} == {"plain", "power"}
+    assert arms.keys().isdisjoint({place.unit for place in there if place}), (
+        "the key hashes, it does not assign"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "fields", "facts"),
+    [
+        ("killed", {"kill": True}, {}),
+        ("not_eligible", {"eligibility": {"models": ("other",)}}, {}),
+        ("not_eligible", {"eligibility": {"endpoints": ("chat",)}}, {}),
+        ("not_eligible", {}, {"endpoint": "/v1/responses"}),
+        ("not_eligible", {"eligibility": {"min_max_new_tokens": 9}}, {}),
+        ("own_sampler", {}, {"excluded": "own_sampler"}),
+        ("seed", {}, {"excluded": "seed"}),
+        ("greedy", {}, {"excluded": "greedy"}),
+        ("batch", {}, {"excluded": "batch"}),
+        ("no_unit", {}, {"headers": {}}),
+        ("no_unit", {}, {"headers": {"x-user": ""}}),
+        ("no_unit", {"unit": {"field": "user"}}, {}),
+        ("no_unit", {"unit": {"field": "user"}}, {"user": "\ud800"}),
+        ("unsupported", {}, {"unfit": "power"}),
+        ("unsupported", {}, {"unfit": "plain"}),
+    ],
+)
+async def test_every_reason_not_to_join(
+    reason: str, fields: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    desk = Desk(loaded(**fields))
+    assert await desk.enrol(**facts) is None
+    assert desk.refused == [("e", reason)]
+    if reason != "unsupported":
+        assert not desk.asked, "no arm is asked in vain"
+
+
+async def test_a_rolled_back_experiment_takes_nobody() -> None:
+    desk = Desk(loaded(state=State(killed=True, reason="a guardrail")))
+    assert await desk.enrol() is None
+    assert desk.refused == [("e", "killed")]
+
+
+async def test_an_open_limit_is_enough_tokens() -> None:
+    assert await Desk(loaded()).enrol(max_new_tokens=None) is not None
+
+
+async def test_the_first_experiment_that_fits_has_the_request() -> None:
+    desk = Desk(loaded("a", kill=True), loaded("b", unit={"field": "user"}), loaded("c"), loaded("d"))
+    place = await desk.enrol()
+    assert place is not None
+    assert place.loaded.experiment.name == "c"
+    assert desk.refused == [("a", "killed"), ("b", "no_unit")]
+
+
+async def test_units_of_another_experiment_of_the_namespace_go_on_to_it() -> None:
+    halves = [
+        loaded(name, namespace={"name": "n", "first": at, "last": at + 5000})
+        for name, at in (("a", 0), ("b", 5000))
+    ]
+    desk = Desk(*halves)
+    places = [await desk.enrol(headers={"x-user": f"u{i}"}) for i in range(40)]
+    assert all(place is not None for place in places)
+    names = [place.loaded.experiment.name for place in places if place]
+    assert set(names) == {"a", "b"}
+    assert desk.refused == [("a", "namespace")] * names.count("b")
+
+
+@pytest.mark.parametrize("arm", ["plain", "power"])
+async def test_a_tester_of_the_list_chooses_and_is_marked(arm: str) -> None:
+    desk = Desk(loaded(qa={"units": ("u",)}))
+    place = await desk.enrol(headers={"x-user": "u", "x-sglang-power-arm": arm})
+    assert place is not None
+    assert (place.arm.name, place.override) == (arm, True)
+
+
+async def test_others_do_not_choose() -> None:
+    desk = Desk(loaded(qa={"units": ("u",)}))
+    for i in range(20):
+        own = await desk.enrol(headers={"x-user": f"v{i}"})
+        place = await desk.enrol(headers={"x-user": f"v{i}", "x-sglang-power-arm": "power"})
+        assert own == place
+        assert place is not None
+        assert not place.override
+
+
+async def test_a_tester_who_names_no_arm_is_told() -> None:
+    desk = Desk(loaded(qa={"units": ("u",)}))
+    with pytest.raises(RequestError, match=r"x-sglang-power-arm='neither': no served arm .*plain, power"):
+        await desk.enrol(headers={"x-user": "u", "x-sglang-power-arm": "neither"})
+
+
+async def test_a_window_has_one_arm_for_everybody_and_a_washout() -> None:
+    window = {"pool": "p", "window_s": 100.0, "washout_s": 10.0}
+    desk = Desk(loaded(kind="switchback", unit=None, switchback=window))
+    seen: dict[str, set[str]] = {}
+    for i in range(2_000):
+        now = NOW + i
+        place = await desk.enrol(now=now, headers={"x-user": f"u{i}"})
+        assert place is not None
+        assert place.unit == str(int(now // 100))
+        assert place.washout == (now % 100 < 10)
+        seen.setdefault(place.unit, set()).add(place.arm.name)
+    assert len(seen) == 20
+    assert {len(arms) for arms in seen.values()} == {1}
+    assert set.union(*seen.values()) == {"plain", "power"}
