@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ab_experiments import PLAIN, THUMBS, document
 from pydantic import BaseModel
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.records import (
@@ -22,25 +23,19 @@ HOUR = 3600.0
 CONFIG = "0123456789abcdef"
 """Hash of the experiment's file in all lines, unless said otherwise."""
 
-BEFORE: dict[str, Any] = {
-    "name": "power-vs-plain",
-    "owner": "search team",
-    "hypothesis": "Power sampling gives better answers.",
-    "unit": {"field": "user"},
-    "arms": [
-        {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"},
-        {"name": "power", "sampler": {"preset": "power"}, "weight": 5000},
-    ],
-    "metrics": {
-        "thumbs": {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0},
+BEFORE = document(
+    name="power-vs-plain",
+    arms=[PLAIN, {"name": "power", "sampler": {"preset": "power"}, "weight": 5000}],
+    metrics={
+        "thumbs": THUMBS,
         "failed": {"source": "outcome", "outcomes": ["error", "deadline", "lost"]},
         "tokens": {"source": "tokens"},
     },
-    "primary": {"metric": "thumbs", "min_effect": 0.02},
-    "guardrails": [{"metric": "failed", "margin": 0.05}],
-    "minimum_run": {"days": 0.0, "units": 100},
-    "outcome_window_h": 1.0,
-}
+    primary={"metric": "thumbs", "min_effect": 0.02},
+    guardrails=[{"metric": "failed", "margin": 0.05}],
+    minimum_run={"days": 0.0, "units": 100},
+    outcome_window_h=1.0,
+)
 """A complete experiment; tests replace parts of it."""
 
 

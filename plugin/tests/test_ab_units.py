@@ -6,25 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from ab_lines import CONFIG, HOUR, Lines, experiment
 from sglang_power.experiments.analysis.observations import Column
 from sglang_power.experiments.analysis.requests import Joined, Scope, joined
-from sglang_power.experiments.analysis.units import Population, kept_shares, population
-
-RAMP = [
-    {"weights": {"plain": 9000, "power": 1000}},
-    {"weights": {"plain": 5000, "power": 5000}},
-    {"weights": {"plain": 5000, "power": 5000}},
-]
+from sglang_power.experiments.analysis.units import Population, population
 
 
-def read(
-    log: Path, *, now: float = 100 * HOUR, phase: int = 0, **changes: Any
-) -> tuple[Population, dict[str, int]]:
+def read(log: Path, *, now: float = 100 * HOUR, **changes: Any) -> tuple[Population, dict[str, int]]:
     """Who is analysed, and every reason for which something is not, with its count."""
-    found: Joined = joined(log, Scope(experiment(**changes), CONFIG, phase, now))
+    found: Joined = joined(log, Scope(experiment(**changes), CONFIG, 0, now))
     people = population(found)
     return people, dict(found.excluded + people.excluded)
 
@@ -159,6 +150,16 @@ def test_of_several_values_for_one_answer_the_last_within_the_window_counts(tmp_
     assert reasons == {"duplicate_feedback": 2, "late_outcomes": 1}
 
 
+def test_a_tester_is_out_with_all_requests(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("tester", "plain", 0.0)
+    log.enrol("tester", "power", 1.0, override=True)
+    log.request("user", "plain", 2.0)
+    people, reasons = read(log.write(tmp_path))
+    assert [unit.name for unit in people.enrolled] == ["user"]
+    assert reasons == {"overrides": 2}
+
+
 def test_a_kill_freezes_the_analysis(tmp_path: Path) -> None:
     log = Lines()
     log.request("closed", "plain", 0.0)
@@ -265,59 +266,3 @@ def test_a_mean_of_values_at_a_bound_stays_within_it(tmp_path: Path) -> None:
     )
     assert sum([0.1] * 3) / 3 > 0.1
     assert values(people, "thumbs") == [0.1]
-
-
-def test_units_that_moved_are_out_of_the_statistics_but_in_the_sample_ratio(tmp_path: Path) -> None:
-    log = Lines()
-    log.request("moved", "plain", 0.0)
-    log.request("stayed", "power", 0.0)
-    for unit, arm in [("moved", "power"), ("stayed", "power"), ("new", "plain")]:
-        log.request(unit, arm, 10.0, phase=1)
-    people, reasons = read(log.write(tmp_path), phase=1, ramp=RAMP)
-    assert [unit.name for unit in people.enrolled] == ["moved", "new", "stayed"]
-    assert [unit.name for unit in people.kept] == ["new", "stayed"]
-    assert reasons == {"moved_units": 1}
-    first, nothing = read(tmp_path, phase=0, ramp=RAMP)
-    assert [unit.name for unit in first.kept] == ["moved", "stayed"]
-    assert nothing == {}
-
-
-@pytest.mark.parametrize(
-    ("phases", "phase", "shares"),
-    [
-        ([1], 1, {"plain": 1.0, "power": 1.0}),
-        ([1, 2], 2, {"plain": 1.0, "power": 1.0}),
-        ([0, 1], 1, {"plain": 0.2, "power": 1.0}),
-        ([0, 1, 2], 2, {"plain": 0.2, "power": 1.0}),
-    ],
-)
-def test_which_share_of_the_returning_units_is_kept(
-    phases: list[int], phase: int, shares: dict[str, float]
-) -> None:
-    assert kept_shares(experiment(ramp=RAMP), phases, phase) == pytest.approx(shares)
-
-
-def test_an_arm_that_starts_from_nothing_has_no_returning_units() -> None:
-    ramp = [{"weights": {"plain": 10_000, "power": 0}}, {"weights": {"plain": 5000, "power": 5000}}]
-    assert kept_shares(experiment(ramp=ramp), [0, 1], 1) == {"plain": 0.0, "power": 0.0}
-    assert kept_shares(experiment(ramp=ramp), [0], 0) == {"plain": 1.0, "power": 0.0}
-
-
-def test_the_arms_keep_the_weights_of_the_phase_among_returning_units(tmp_path: Path) -> None:
-    """Phase 0 at 90/10, phase 1 at 50/50, 2,000 units in both: 1,000 stay plain, 200 power, 800 move.
-
-    Of the 1,000 a fifth is kept, each by a coin of its own name (fixed, so this test has no error rate).
-    """
-    log = Lines()
-    for number in range(2000):
-        before = "plain" if number < 1800 else "power"
-        log.enrol(f"u{number}", before, 0.0)
-        log.enrol(f"u{number}", "plain" if number < 1000 else "power", 10.0, phase=1)
-    people, reasons = read(log.write(tmp_path), phase=1, ramp=RAMP)
-    arms = np.asarray(people.observations.arms)
-    assert reasons["moved_units"] == 800
-    assert np.sum(arms == "power") == 200
-    assert np.sum(arms == "plain") == pytest.approx(200, abs=3 * np.sqrt(160))
-    assert reasons["returning_units"] == 1000 - np.sum(arms == "plain")
-    again, _ = read(tmp_path, phase=1, ramp=RAMP)
-    assert [unit.name for unit in again.kept] == [unit.name for unit in people.kept]

@@ -102,6 +102,7 @@ class Joined:
         units: name -> unit, everybody who was enrolled.
         requests: exposure -> request within its unit's window; None for those known but not counted.
         earlier: unit -> phase -> arm, before this phase.
+        testers: units that chose their arm at least once; none of their requests counts.
         shadows: arm -> tally.
         excluded: reason -> how many, as in `results.Excluded`.
         killed: when the first server heard of a kill.
@@ -112,6 +113,7 @@ class Joined:
     units: dict[str, Unit] = field(default_factory=dict)
     requests: dict[str, Request | None] = field(default_factory=dict)
     earlier: dict[str, dict[int, str]] = field(default_factory=dict)
+    testers: set[str] = field(default_factory=set)
     shadows: dict[str, ShadowTally] = field(default_factory=dict)
     excluded: Counter[str] = field(default_factory=Counter)
     unreadable: Unreadable = field(default_factory=Unreadable)
@@ -179,6 +181,7 @@ def _request(result: Joined, line: Enrolment) -> Request | None:
         result.excluded["other_configuration"] += 1
     elif line.override:
         result.excluded["overrides"] += 1
+        result.testers.add(line.unit)
     elif line.washout:
         result.excluded["washout"] += 1
     elif line.phase < scope.phase:
@@ -201,11 +204,20 @@ def _unit(result: Joined, line: Enrolment) -> Unit:
 
 
 def _settle(result: Joined) -> None:
-    """Drop what was enrolled after the kill or after its unit's window: both are known only now."""
+    """Drop what only now is known not to count: of testers, after the kill, after the unit's window."""
     for exposure, request in result.requests.items():
-        if request is not None and not _in_time(result, request, request.at):
+        if request is None:
+            continue
+        if request.unit.name in result.testers:
+            result.excluded["overrides"] += 1
             result.requests[exposure] = None
-    result.units = {name: unit for name, unit in result.units.items() if unit.first <= result.frozen}
+        elif not _in_time(result, request, request.at):
+            result.requests[exposure] = None
+    result.units = {
+        name: unit
+        for name, unit in result.units.items()
+        if unit.first <= result.frozen and name not in result.testers
+    }
 
 
 def _in_time(result: Joined, request: Request, at: float) -> bool:

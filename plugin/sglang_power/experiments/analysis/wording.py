@@ -12,7 +12,7 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's controls, formats (directions, zero widths), surrogates, and separators of lines."""
 
 EXCLUDED = {
-    "overrides": "requests of testers who chose their arm",
+    "overrides": "requests of testers, who may choose their arm",
     "washout": "requests within the washout of a switchback's window",
     "moved_units": "units that changed their arm since an earlier phase",
     "returning_units": "units of earlier phases, dropped at random to keep the phase's weights",

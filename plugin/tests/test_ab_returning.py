@@ -1,0 +1,80 @@
+"""Units that were there in earlier phases of a ramp: who is kept, so that the arms stay comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ab_lines import CONFIG, HOUR, Lines, experiment
+from sglang_power.experiments.analysis.requests import Scope, joined
+from sglang_power.experiments.analysis.units import Population, kept_shares, population
+
+RAMP = [
+    {"weights": {"plain": 9000, "power": 1000}},
+    {"weights": {"plain": 5000, "power": 5000}},
+    {"weights": {"plain": 5000, "power": 5000}},
+]
+
+
+def read(log: Path, phase: int) -> tuple[Population, dict[str, int]]:
+    """Who is analysed in a phase, and why others are not."""
+    found = joined(log, Scope(experiment(ramp=RAMP), CONFIG, phase, 100 * HOUR))
+    people = population(found)
+    return people, dict(found.excluded + people.excluded)
+
+
+def test_units_that_moved_are_out_of_the_statistics_but_in_the_sample_ratio(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("moved", "plain", 0.0)
+    log.request("stayed", "power", 0.0)
+    for unit, arm in [("moved", "power"), ("stayed", "power"), ("new", "plain")]:
+        log.request(unit, arm, 10.0, phase=1)
+    people, reasons = read(log.write(tmp_path), 1)
+    assert [unit.name for unit in people.enrolled] == ["moved", "new", "stayed"]
+    assert [unit.name for unit in people.kept] == ["new", "stayed"]
+    assert reasons == {"moved_units": 1}
+    first, nothing = read(tmp_path, 0)
+    assert [unit.name for unit in first.kept] == ["moved", "stayed"]
+    assert nothing == {}
+
+
+@pytest.mark.parametrize(
+    ("phases", "phase", "shares"),
+    [
+        ([1], 1, {"plain": 1.0, "power": 1.0}),
+        ([1, 2], 2, {"plain": 1.0, "power": 1.0}),
+        ([0, 1], 1, {"plain": 0.2, "power": 1.0}),
+        ([0, 1, 2], 2, {"plain": 0.2, "power": 1.0}),
+    ],
+)
+def test_which_share_of_the_returning_units_is_kept(
+    phases: list[int], phase: int, shares: dict[str, float]
+) -> None:
+    assert kept_shares(experiment(ramp=RAMP), phases, phase) == pytest.approx(shares)
+
+
+def test_an_arm_that_starts_from_nothing_has_no_returning_units() -> None:
+    ramp = [{"weights": {"plain": 10_000, "power": 0}}, {"weights": {"plain": 5000, "power": 5000}}]
+    assert kept_shares(experiment(ramp=ramp), [0, 1], 1) == {"plain": 0.0, "power": 0.0}
+    assert kept_shares(experiment(ramp=ramp), [0], 0) == {"plain": 1.0, "power": 0.0}
+
+
+def test_the_arms_keep_the_weights_of_the_phase_among_returning_units(tmp_path: Path) -> None:
+    """Phase 0 at 90/10, phase 1 at 50/50, 2,000 units in both: 1,000 stay plain, 200 power, 800 move.
+
+    Of the 1,000 a fifth is kept, each by a coin of its own name (fixed, so this test has no error rate).
+    """
+    log = Lines()
+    for number in range(2000):
+        before = "plain" if number < 1800 else "power"
+        log.enrol(f"u{number}", before, 0.0)
+        log.enrol(f"u{number}", "plain" if number < 1000 else "power", 10.0, phase=1)
+    people, reasons = read(log.write(tmp_path), 1)
+    arms = np.asarray(people.observations.arms)
+    assert reasons["moved_units"] == 800
+    assert np.sum(arms == "power") == 200
+    assert np.sum(arms == "plain") == pytest.approx(200, abs=3 * np.sqrt(160))
+    assert reasons["returning_units"] == 1000 - np.sum(arms == "plain")
+    again, _ = read(tmp_path, 1)
+    assert [unit.name for unit in again.kept] == [unit.name for unit in people.kept]
