@@ -117,6 +117,15 @@ def test_running_requests_are_not_lost_yet(tmp_path: Path) -> None:
     assert found.excluded.open_windows == 1
 
 
+def test_a_phase_may_give_an_arm_nobody(tmp_path: Path) -> None:
+    ramp = [{"weights": {"plain": 10_000, "power": 0}}, {"weights": {"plain": 5000, "power": 5000}}]
+    found = made(played(tmp_path, {"plain": 0.5}), ramp=ramp)
+    assert found.verdict.decision == "keep running"
+    assert not found.srm.red
+    assert found.arms[1].means == {"thumbs": None, "failed": None, "tokens": None}
+    assert "one of the arms has no weight in this phase" in show.text(found)
+
+
 def test_cost_is_estimated_where_a_price_is_declared(tmp_path: Path) -> None:
     log = Lines()
     log.request("u1", "plain", 0.0, decoded=100, prefilled=50)

@@ -143,7 +143,7 @@ def test_what_does_not_count_changes_nothing_and_is_counted(
 def test_of_several_values_for_one_answer_the_last_within_the_window_counts(tmp_path: Path) -> None:
     log = Lines()
     exposure = log.request("u1", "plain", 0.0)
-    for value, at in [(0.5, 30.0), (1.0, 20.0), (0.75, 40.0), (0.0, HOUR + 1.0)]:
+    for value, at in [(0.5, 30.0), (0.75, 40.0), (1.0, 20.0), (0.0, HOUR + 1.0)]:
         log.say(exposure, value, at)
     people, reasons = read(log.write(tmp_path))
     assert values(people, "thumbs") == [0.75]
@@ -177,6 +177,18 @@ def test_a_kill_that_is_not_known_yet_does_nothing(tmp_path: Path) -> None:
     log.kill(2 * HOUR)
     people, reasons = read(log.write(tmp_path), now=1.5 * HOUR)
     assert (len(people.observations), reasons) == (1, {})
+
+
+def test_later_lines_are_as_if_they_were_not_written_yet(tmp_path: Path) -> None:
+    log = Lines()
+    exposure = log.enrol("u1", "plain", 0.0)
+    log.enrol("u2", "power", 20.0)
+    log.complete(exposure, "plain", 20.0)
+    log.say(exposure, 1.0, 20.0)
+    log.kill(20.0)
+    found = joined(log.write(tmp_path), Scope(experiment(), CONFIG, 0, 10.0))
+    assert (list(found.units), found.killed, found.until) == (["u1"], None, 0.0)
+    assert +found.excluded == {}
 
 
 def test_other_experiments_in_the_same_log_are_not_unmatched(tmp_path: Path) -> None:
