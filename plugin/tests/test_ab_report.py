@@ -129,10 +129,12 @@ def test_a_phase_may_give_an_arm_nobody(tmp_path: Path) -> None:
 def test_cost_is_estimated_where_a_price_is_declared(tmp_path: Path) -> None:
     log = Lines()
     log.request("u1", "plain", 0.0, decoded=100, prefilled=50)
+    log.request("u1", "plain", 1.0, decoded=40, prefilled=50)
     gpu = {"source": "tokens", "gpu_seconds_per_token": {"decoded": 0.01, "prefilled": 0.002}}
     thumbs = {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}
     found = made(log.write(tmp_path), metrics={"thumbs": thumbs, "gpu": gpu}, guardrails=[])
-    assert [arm.gpu_seconds_per_request for arm in found.arms] == [pytest.approx(1.1), None]
+    assert [arm.gpu_seconds_per_request for arm in found.arms] == [pytest.approx(0.8), None]
+    assert found.arms[0].means["gpu"] == pytest.approx(0.8)
     assert "GPU seconds (estimated)" in show.text(found)
 
 
