@@ -172,10 +172,11 @@ def test_twenty_units_with_and_without_the_event_are_needed_in_each_arm() -> Non
 def test_the_smallest_arm_counts() -> None:
     values = np.tile([0.0, 0.0, 1.0, 1.0], 200)
     treated = np.arange(800) < 30
-    known = told(Column(values), treated)
-    assert known.rare[-1] == 14
-    assert known.smallest[-1] == 30
-    assert not known.mask.any()
+    for rows in (treated, ~treated):
+        known = told(Column(values), rows)
+        assert known.rare[-1] == 14
+        assert known.smallest[-1] == 30
+        assert not known.mask.any()
 
 
 def test_skewed_metrics_need_more_units() -> None:

@@ -103,7 +103,7 @@ def test_carry_over_mixes_the_arm_of_the_window_before() -> None:
 
 
 def test_a_large_lift_ships_and_a_large_loss_stops() -> None:
-    assumed = Assumptions(base={"thumbs": 0.3}, lift={"thumbs": 0.3}, units=2_000, runs=20, looks=8)
+    assumed = Assumptions(base={"thumbs": 0.3}, lift={"thumbs": 0.3}, units=2_000, runs=10, looks=8)
     won = simulate(quick(), assumed)
     assert won.shipped.share > 0.9
     assert won.stopped.count == 0
@@ -117,7 +117,7 @@ def test_a_large_lift_ships_and_a_large_loss_stops() -> None:
 
 
 def test_equal_arms_are_rarely_told_apart() -> None:
-    found = simulate(quick(), Assumptions(base={"thumbs": 0.3}, units=1_500, runs=60, looks=10))
+    found = simulate(quick(), Assumptions(base={"thumbs": 0.3}, units=1_500, runs=30, looks=10))
     assert found.false_positives.low < 0.05
     assert found.false_ships.count <= found.false_positives.count
     assert found.false_ships == found.shipped
@@ -127,9 +127,9 @@ def test_equal_arms_are_rarely_told_apart() -> None:
 def test_the_minimum_run_is_kept() -> None:
     """With 1,000 units a day, three days are 3,000 units."""
     slow = quick(minimum_run={"days": 3.0, "units": 500})
-    assumed = Assumptions(base={"thumbs": 0.3}, lift={"thumbs": 0.4}, units=2_000, runs=5, looks=4)
+    assumed = Assumptions(base={"thumbs": 0.3}, lift={"thumbs": 0.4}, units=2_000, runs=3, looks=4)
     assert simulate(slow, assumed).shipped.count == 0
-    assert simulate(slow, assumed.model_copy(update={"units_per_day": 600.0})).shipped.count == 5
+    assert simulate(slow, assumed.model_copy(update={"units_per_day": 600.0})).shipped.count == 3
 
 
 def switchback(carry_over: float) -> SimulationResult:

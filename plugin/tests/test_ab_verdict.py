@@ -164,6 +164,8 @@ def test_of_two_arms_the_surer_one_ships() -> None:
     for effects in (better + cot, cot + better):
         told = verdict(EXPERIMENT, effects, GREEN, 1_000, 7.0)
         assert (told.decision, told.arm) == ("ship", "cot")
+    sure_of_one = [*better, effect("primary", (0.9, 0.95), control="matched")]
+    assert verdict(EXPERIMENT, [*sure_of_one, *cot], GREEN, 1_000, 7.0).arm == "cot"
 
 
 def test_an_arm_that_ships_ends_it_though_another_is_worse() -> None:
