@@ -175,11 +175,12 @@ def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None
     assert None not in first.exposures
     path = ground.write("killed", kill=True)
     wait_taken(ground, server, "killed", changes=2)
+    refused = metric(server, NOT_ENROLLED, experiment="killed", reason="killed")
     later = drive(server, "x-killed", UNITS[:20])
     assert set(later.statuses) == {200}
     assert set(later.exposures) == {None}
     eventually(lambda: len(ground.lines("completion", "killed")) == 20, "every completion line")
-    assert metric(server, NOT_ENROLLED, experiment="killed", reason="killed") == 20
+    assert metric(server, NOT_ENROLLED, experiment="killed", reason="killed") == refused + 20
     made = reported(ground, path)
     assert made.killed is not None
     assert made.verdict.decision != "ship"

@@ -88,7 +88,7 @@ class Ground:
             "trials",
             [
                 *["--page-size", "1", "--tokenizer-worker-num", str(WORKERS), "--enable-metrics"],
-                *["--enable-priority-scheduling", *arguments],
+                *["--enable-priority-scheduling", "--log-level-http", "warning", *arguments],
             ],
             {
                 "SGLANG_POWER_CONFIG": str(config),
@@ -106,13 +106,13 @@ class Trials:
         self.ground, self._stack = ground, ExitStack()
         self.server = self._started()
 
-    def _started(self, *arguments: str) -> Server:
-        return self._stack.enter_context(running(self.ground.spec(*arguments), self.ground.folder))
+    def _started(self) -> Server:
+        return self._stack.enter_context(running(self.ground.spec(), self.ground.folder))
 
-    def restart(self, *arguments: str) -> Server:
+    def restart(self) -> Server:
         """Stop the server, and start it with the same files."""
         self.stop()
-        self.server = self._started(*arguments)
+        self.server = self._started()
         return self.server
 
     def stop(self) -> None:
@@ -159,12 +159,9 @@ def drive(
     *,
     at_once: int = 48,
     timeout: float = WAIT_S,
-    api_key: str = "",
     **body: Any,
 ) -> Traffic:
     """One request per entry of `units`, many at once; a client that times out has status 0."""
-
-    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def all_of_them() -> list[tuple[int, str | None]]:
         limits, turn = httpx.Limits(max_connections=at_once), asyncio.Semaphore(at_once)
@@ -174,7 +171,7 @@ def drive(
                 asked = {"text": PROMPT, "sampling_params": SHORT, **body}
                 async with turn:
                     try:
-                        response = await client.post("/generate", json=asked, headers={header: unit, **key})
+                        response = await client.post("/generate", json=asked, headers={header: unit})
                     except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.NetworkError):
                         return 0, None
                 ok = response.status_code == httpx.codes.OK
