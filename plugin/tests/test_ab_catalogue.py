@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ab_experiments import PLAIN, POWER, write
 from sglang_power.errors import ConfigError, RequestError
-from sglang_power.experiments.catalogue import Catalogue, Loaded
+from sglang_power.experiments.catalogue import Catalogue, Loaded, unchecked
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.state import State, state_path, write_state
 from sglang_power.serving.config import load_config
@@ -40,12 +40,8 @@ def test_the_shipped_experiments_fit_the_shipped_configuration() -> None:
     assert CONFIGS.parent / config.experiments.directory == CONFIGS / "experiments"
 
 
-def runs_anything(_experiment: Experiment, _arm: Arm) -> None:
-    """A server that refuses nothing."""
-
-
 def catalogue(directory: Path) -> Catalogue:
-    return Catalogue(directory, runs_anything)
+    return Catalogue(directory, unchecked)
 
 
 def changes(each: Catalogue) -> list[tuple[str, str, int, bool]]:
@@ -53,8 +49,8 @@ def changes(each: Catalogue) -> list[tuple[str, str, int, bool]]:
 
 
 def test_all_files_are_loaded_in_order_of_names(tmp_path: Path) -> None:
-    for name in ("b", "c", "a"):
-        write(tmp_path, name=name)
+    for file, name in enumerate(("b", "c", "a")):
+        write(tmp_path, f"file-{file}", name=name)
     (tmp_path / "README.md").write_text("not an experiment")
     each = catalogue(tmp_path)
     assert [one.experiment.name for one in each.experiments] == ["a", "b", "c"]
@@ -98,6 +94,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"name": "same"}, {"name": "same"}, "name", "'same' is also the name"),
     ({"namespace": LOW}, {"namespace": {**HIGH, "first": 4999}}, "namespace.first", r"units \[0, 5000\)"),
     ({"namespace": {**LOW, "last": 10_000}}, {"namespace": HIGH}, "namespace.first", "experiment 'a'"),
+    ({"namespace": HIGH}, {"namespace": {**LOW, "last": 5001}}, "namespace.first", r"units \[5000, 10000\)"),
     (
         {"holdout": {"name": "year", "share": 500}},
         {"holdout": {"name": "year", "share": 400}},

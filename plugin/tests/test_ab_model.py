@@ -177,6 +177,15 @@ def test_a_state_is_written_and_read(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["exp.state.json"]
 
 
+def test_whoever_is_reading_a_state_reads_one_and_not_two(tmp_path: Path) -> None:
+    path = state_path(tmp_path / "exp.yaml")
+    write_state(path, State(phase=1))
+    old = path.read_text()
+    with path.open() as reader:
+        write_state(path, State(phase=2))
+        assert reader.read() == old
+
+
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = state_path(tmp_path / "exp.yaml")
     write_state(path, State(phase=1))

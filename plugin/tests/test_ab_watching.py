@@ -10,11 +10,12 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from ab_experiments import write
 from sglang_power.experiments import watching
-from sglang_power.experiments.catalogue import Catalogue
+from sglang_power.experiments.catalogue import Catalogue, unchecked
 from sglang_power.experiments.state import State, state_path, write_state
 from sglang_power.experiments.watching import watch
 
@@ -33,7 +34,7 @@ class Told:
 @asynccontextmanager
 async def watched(directory: Path) -> AsyncIterator[tuple[Catalogue, Told]]:
     """A catalogue under watch; the watch must end by itself when it is told to stop."""
-    catalogue, told, stop = Catalogue(directory, lambda _experiment, _arm: None), Told(), asyncio.Event()
+    catalogue, told, stop = Catalogue(directory, unchecked), Told(), asyncio.Event()
     task = asyncio.create_task(watch(catalogue, told, stop))
     try:
         yield catalogue, told
@@ -80,7 +81,7 @@ async def test_every_kind_of_edit_is_seen(folder: Path) -> None:
 
 async def test_a_change_before_the_watch_is_in_place_is_seen(folder: Path) -> None:
     path = write(folder)
-    catalogue, stop = Catalogue(folder, lambda _experiment, _arm: None), asyncio.Event()
+    catalogue, stop = Catalogue(folder, unchecked), asyncio.Event()
     path.unlink()
     task = asyncio.create_task(watch(catalogue, lambda _problems: None, stop))
     await until(lambda: not catalogue.experiments)
@@ -120,6 +121,8 @@ async def test_a_directory_behind_a_link_that_is_swapped(tmp_path: Path) -> None
     link, other = tmp_path / "link", tmp_path / "other"
     link.symlink_to("one")
     async with watched(link) as (catalogue, _told):
+        write(tmp_path / "one", name="one", kill=True)
+        await until(lambda: enrolling(catalogue) == [False])  # the watch is in place
         other.symlink_to("two")
         other.replace(link)
         await until(lambda: names(catalogue) == ["two"])
@@ -157,11 +160,23 @@ async def test_without_notifications_every_tick_reads(folder: Path, monkeypatch:
         await until(lambda: enrolling(catalogue) == [False])
 
 
-async def test_what_changes_nothing_is_not_told(folder: Path) -> None:
+async def test_it_reads_after_changes_and_tells_of_what_they_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scripted watch: ticks without a change, a change of nothing, an edit."""
     write(folder)
-    async with watched(folder) as (catalogue, told):
-        (folder / "notes.txt").write_text("nothing")
-        write(folder.parent).replace(folder / "exp.yaml")
-        write(folder.parent, name="marker").replace(folder / "marker.yaml")
-        await until(lambda: "marker" in names(catalogue))
-        assert told.times == 1
+    catalogue, told, stop = Catalogue(folder, unchecked), Told(), asyncio.Event()
+    read = Mock(side_effect=catalogue.reload)
+    monkeypatch.setattr(catalogue, "reload", read)
+
+    async def scripted(*_paths: Path, **_options: object) -> AsyncIterator[set[str]]:
+        for changes in (set(), set(), {"notes.txt"}, set()):
+            yield changes
+        write(folder, kill=True)
+        yield {"exp.yaml"}
+        stop.set()
+
+    monkeypatch.setattr(watching, "awatch", scripted)
+    await asyncio.wait_for(watch(catalogue, told, stop), 10)
+    assert read.call_count == 3
+    assert told.times == 1
