@@ -153,6 +153,8 @@ def run_check(options: argparse.Namespace) -> int:
             found = [one.experiment for one in Catalogue(path, _check_arm).experiments]
         else:
             found = [read_experiment(path, _check_arm)]
+        if not found:
+            raise ConfigError(f"{path}: there is no *.yaml in it")
         for experiment in found:
             print(f"{path}: {experiment.name} is valid{_left_open(experiment)}")
     return 0

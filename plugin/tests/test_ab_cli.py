@@ -181,6 +181,11 @@ def _twice(file: Path) -> list[str]:
     return ["check", str(file.parent)]
 
 
+def _empty(file: Path) -> list[str]:
+    file.unlink()
+    return ["check", str(file.parent)]
+
+
 def _no_log(file: Path) -> list[str]:
     return ["report", str(file), "--log", str(file.parent / "nowhere")]
 
@@ -232,6 +237,7 @@ def _bad_share(file: Path) -> list[str]:
         (_bad_sampler, "arms.1.sampler.alpha"),
         (_not_plain, "means nothing without a sampler"),
         (_twice, "is also the name of the experiment"),
+        (_empty, "there is no *.yaml in it"),
         (_no_log, "is no directory"),
         (_no_file, "power-vs-plain.yamlx"),
         (_no_phase, "--phase: there is no phase 1"),

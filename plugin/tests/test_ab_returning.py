@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ab_lines import CONFIG, HOUR, Lines, experiment
+from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope, joined
+from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.units import Population, kept_shares, population
 
 RAMP = [
@@ -15,6 +18,8 @@ RAMP = [
     {"weights": {"plain": 5000, "power": 5000}},
     {"weights": {"plain": 5000, "power": 5000}},
 ]
+NAMES = random.Random(5).sample([f"u{number:04d}" for number in range(2000)], 2000)
+"""In an order of their own, so that the arms alternate in order of names, as they do in order of arrival."""
 
 
 def read(log: Path, phase: int) -> tuple[Population, dict[str, int]]:
@@ -60,21 +65,37 @@ def test_an_arm_that_starts_from_nothing_has_no_returning_units() -> None:
     assert kept_shares(experiment(ramp=ramp), [0], 0) == {"plain": 1.0, "power": 0.0}
 
 
-def test_the_arms_keep_the_weights_of_the_phase_among_returning_units(tmp_path: Path) -> None:
-    """Phase 0 at 90/10, phase 1 at 50/50, 2,000 units in both: 1,000 stay plain, 200 power, 800 move.
-
-    Of the 1,000 a fifth is kept, each by a coin of its own name (fixed, so this test has no error rate).
-    """
+@pytest.fixture
+def ramped(tmp_path: Path) -> Path:
+    """Phase 0 at 90/10, phase 1 at 50/50, 2,000 units in both: 1,000 stay plain, 200 power, 800 move."""
     log = Lines()
-    for number in range(2000):
-        before = "plain" if number < 1800 else "power"
-        log.enrol(f"u{number}", before, 0.0)
-        log.enrol(f"u{number}", "plain" if number < 1000 else "power", 10.0, phase=1)
-    people, reasons = read(log.write(tmp_path), 1)
+    for number, unit in enumerate(NAMES):
+        log.enrol(unit, "plain" if number < 1800 else "power", 0.0)
+        log.enrol(unit, "plain" if number < 1000 else "power", 10.0, phase=1)
+    return log.write(tmp_path)
+
+
+def test_the_arms_keep_the_weights_of_the_phase_among_returning_units(ramped: Path) -> None:
+    """Of the 1,000 a fifth is kept, each by a coin of its own name: fixed, so there is no error rate."""
+    people, reasons = read(ramped, 1)
     arms = np.asarray(people.observations.arms)
     assert reasons["moved_units"] == 800
     assert np.sum(arms == "power") == 200
     assert np.sum(arms == "plain") == pytest.approx(200, abs=3 * np.sqrt(160))
     assert reasons["returning_units"] == 1000 - np.sum(arms == "plain")
-    again, _ = read(tmp_path, 1)
+    again, _ = read(ramped, 1)
     assert [unit.name for unit in again.kept] == [unit.name for unit in people.kept]
+
+
+def test_the_sample_ratio_is_judged_by_all_units_of_the_phase(ramped: Path) -> None:
+    found = report(ramped, Scope(experiment(ramp=RAMP), CONFIG, 1, 100 * HOUR))
+    assert found.srm.units == {"plain": 1000, "power": 1000}
+    assert not found.srm.red
+    assert found.units < 500
+
+
+def test_control_without_the_coin_the_sample_ratio_of_the_analysed_would_be_off(ramped: Path) -> None:
+    people, _ = read(ramped, 1)
+    stayed = [unit.arm for unit in people.enrolled if unit.name not in NAMES[1000:1800]]
+    assert srm(stayed, {"plain": 5000, "power": 5000}).red
+    assert not srm([unit.arm for unit in people.kept], {"plain": 5000, "power": 5000}).red
