@@ -66,7 +66,10 @@ def judged(experiment: Experiment) -> list[Judged]:
 
 
 def alpha_per_pair(experiment: Experiment) -> float:
-    """The experiment's alpha, split over its arm x control pairs (Bonferroni)."""
+    """The experiment's alpha, split over its arm x control pairs (Bonferroni).
+
+    Every metric has its alpha to itself: a guardrail's intervals, too, miss with a chance of alpha at most.
+    """
     return experiment.alpha / len(experiment.pairs)
 
 

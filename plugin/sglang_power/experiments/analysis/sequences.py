@@ -20,7 +20,7 @@ from sglang_power.experiments.analysis.results import Interval, Point
 from sglang_power.types import FloatArray
 
 RESOLUTION = 2_500
-"""Candidate effects of a betting sequence per width of the bounds, at 50/50; GRID_LIMIT in all."""
+"""Candidate effects of a betting sequence per width of the metric's bounds; at most GRID_LIMIT in all."""
 
 GRID_LIMIT = 100_001
 
@@ -93,8 +93,8 @@ def sequence(
 
     Bounded values: betting (Waudby-Smith and Ramdas 2024, theorem 3), valid for any law and any number of
     units, intersected over time. Others: asymptotic (Waudby-Smith et al. 2024), from when `enough` agrees,
-    and not intersected, because early intervals are the least reliable. 100,000 units take about a second by
-    betting and 10 ms otherwise.
+    and not intersected, because early intervals are the least reliable. 100,000 units take half a second by
+    betting and 20 ms otherwise.
 
     Args:
         column: one value per unit; with `counts` a ratio metric, whose effect is a difference of ratios.
