@@ -118,7 +118,8 @@ class EnrolledRun:
 
     @property
     def _may_fall_back(self) -> bool:
-        return self._place.loaded.experiment.on_error == "default_sampler"
+        """Whether the default sampler may answer for the arm; it cannot answer for itself."""
+        return self._place.loaded.experiment.on_error == "default_sampler" and self._plans != [self._plan]
 
     def _see(self, response: Any) -> None:
         """Note the answers of one response, and name the exposure in them."""
@@ -156,7 +157,7 @@ class EnrolledRun:
         experiment, now = self._place.loaded.experiment, time.monotonic()
         final = [self._last[index] for index in sorted(self._last)]
         meta = final[0]["meta_info"] if final else {}
-        text = "".join(answer.get("text") or "" for answer in final)
+        text = self._text(final)
         line = Completion(
             at=time.time(),
             exposure_id=self._id,
@@ -175,6 +176,12 @@ class EnrolledRun:
         if outcome == "ok":
             served = Served(self._id, self._place, text)
             self._desk.shadows.start(self._desk, self._host, self._body, served)
+
+    def _text(self, final: list[Answer]) -> str | None:
+        """All that was answered; None where the server streams pieces that nobody put together."""
+        if self._facts.stream and self._host.manager.server_args.incremental_streaming_output:
+            return None
+        return "".join(answer.get("text") or "" for answer in final)
 
     def _tokens(self, final: list[Answer]) -> Tokens:
         """Of all children where there were any; else what SGLang says of its own answers."""

@@ -37,11 +37,11 @@ WAITING = 64
 
 @dataclass(frozen=True)
 class Served:
-    """What a shadow is compared with: the exposure, its place, and the text that was served."""
+    """What a shadow is compared with: the exposure, its place, and the text that was served, if known."""
 
     exposure_id: str
     place: Enrolled
-    text: str
+    text: str | None
 
 
 class Shadows:
@@ -78,7 +78,7 @@ class Shadows:
             outcome=outcome,
             tokens=Tokens(decoded=meter.decoded, prefilled=meter.prefilled),
             e2e_s=time.monotonic() - began,
-            same_text=None if text is None else text == served.text,
+            same_text=None if None in (text, served.text) else text == served.text,
         )
         desk.shadow_ran(experiment, line)
 
