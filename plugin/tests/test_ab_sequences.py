@@ -51,7 +51,8 @@ def test_covers_a_true_difference_at_every_look(
     bounds: tuple[float, float] | None, propensity: float
 ) -> None:
     """Fails where a binomial test at 0.001 rejects "misses in at most 5% of the runs"."""
-    runs = [of(*run, bounds=bounds, propensity=propensity) for run in many((0.3, 0.5), 900, propensity)]
+    units = 600 if bounds else 900
+    runs = [of(*run, bounds=bounds, propensity=propensity) for run in many((0.3, 0.5), units, propensity)]
     missed = sum(not covers(found, 0.2) for found in runs)
     assert binomtest(missed, RUNS, 0.05, alternative="greater").pvalue > 0.001
     assert np.mean([found.low[-1] for found in runs]) > -0.2
