@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from sglang_power.experiments.catalogue import Loaded, config_hash
 from sglang_power.experiments.model import Experiment
+from sglang_power.experiments.state import State
 
 UNITS = [f"user-{i}" for i in range(20_000)]
 """Fixed names, so that every count of a test is the same in every run."""
@@ -16,6 +18,12 @@ PLAIN: dict[str, Any] = {"name": "plain", "sampler": {"sampler": "none"}, "weigh
 POWER: dict[str, Any] = {"name": "power", "sampler": {"sampler": "power", "alpha": 2.0}, "weight": 5000}
 
 THUMBS: dict[str, Any] = {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}
+
+
+SPACED: dict[str, Any] = {
+    "namespace": {"name": "chat", "first": 0, "last": 5000},
+    "holdout": {"name": "year", "share": 1000},
+}
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -43,6 +51,12 @@ def weighted(weights: dict[str, int]) -> list[dict[str, Any]]:
 def experiment(**changes: Any) -> Experiment:
     """A validated experiment; see `document`."""
     return Experiment.model_validate_json(json.dumps(document(**changes)))
+
+
+def loaded(phase: int = 0, **changes: Any) -> Loaded:
+    """The same as a catalogue has it."""
+    each = experiment(**changes)
+    return Loaded(each, config_hash(each), State(phase=phase))
 
 
 def write(directory: Path, file: str | None = None, **changes: Any) -> Path:
