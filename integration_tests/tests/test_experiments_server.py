@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sglang_power.cli import describe
 
 from integration_tests.tests.clients import PROMPT, WAIT_S, events, eventually, metric
 from integration_tests.tests.trials import (
@@ -184,3 +185,5 @@ def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None
     made = reported(ground, path)
     assert made.killed is not None
     assert made.verdict.decision != "ship"
+    status = httpx.get(server.url + "/sglang_power/status", timeout=WAIT_S).json()
+    assert {"experiment main: enrolling", "experiment killed: not enrolling"} <= set(describe(status))

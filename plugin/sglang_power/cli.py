@@ -184,5 +184,7 @@ def describe(status: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"limits: {status['limits']}")
     lines.append(f"presets: {', '.join(status['presets']) or 'none'}; default: {status['default'] or 'none'}")
+    for name, enrolling in status["experiments"].items():
+        lines.append(f"experiment {name}: {'enrolling' if enrolling else 'not enrolling'}")
     lines.append("power sampling is live" if is_healthy(status) else "power sampling is NOT live")
     return lines
