@@ -16,6 +16,7 @@ import pytest
 from integration_tests import server
 from integration_tests.law_model import write_law_model
 from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
+from integration_tests.tests.trials import Ground, Trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
@@ -144,3 +145,21 @@ def law_server(logs: Path, law_model: Path) -> Iterator[Server]:
     )
     with server.running(spec, logs) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def one_trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    """Behind `trials`, which brings it back after a test that killed it."""
+    ground = Ground(tmp_path_factory.mktemp("trials"))
+    ground.write("main")
+    one = Trials(ground)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def trials(one_trials: Trials) -> Trials:
+    """Two tokenizer workers and the experiment `main`; others come while the server runs."""
+    if not one_trials.is_alive():
+        one_trials.restart()
+    return one_trials

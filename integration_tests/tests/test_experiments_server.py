@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import httpx
@@ -14,15 +14,13 @@ from integration_tests.tests.clients import PROMPT, WAIT_S, events, eventually, 
 from integration_tests.tests.trials import (
     SHORT,
     WORKERS,
-    Ground,
     Trials,
     ask,
-    assigned,
     drive,
     exposure_of,
     reported,
-    wait_taken,
     wait_until,
+    write_and_wait,
 )
 
 pytestmark = pytest.mark.server
@@ -32,17 +30,8 @@ Json = dict[str, Any]
 UNITS = [f"user {number}" for number in range(1_000)]
 REQUESTS = 10_000
 PROBLEMS = "sglang_power_experiment_reload_problems_total"
+EXPOSURE = re.compile(r'"type":"enrolment","exposure_id":"([0-9a-f]+)"')
 NOT_ENROLLED = "sglang_power_experiment_not_enrolled_total"
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    """The experiment `main` is there from the start; the others come while the server runs."""
-    ground = Ground(tmp_path_factory.mktemp("trials"))
-    ground.write("main")
-    trials = Trials(ground)
-    yield trials
-    trials.stop()
 
 
 def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(trials: Trials) -> None:
@@ -50,20 +39,32 @@ def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(tri
     ground = trials.ground
     traffic = drive(trials.server, "x-main", [UNITS[i % len(UNITS)] for i in range(REQUESTS)])
     assert set(traffic.statuses) == {200}
-    exposures = sorted(map(str, traffic.exposures))
-    assert len(set(exposures)) == REQUESTS
-    eventually(lambda: len(ground.lines("completion", "main")) >= REQUESTS, "every completion line")
-    enrolments, completions = ground.lines("enrolment", "main"), ground.lines("completion", "main")
-    assert sorted(line["exposure_id"] for line in enrolments) == exposures
-    assert sorted(line["exposure_id"] for line in completions) == exposures
-    assert {line["outcome"] for line in completions} == {"ok"}
-    assert not any(unit in str(line) for unit in UNITS[:20] for line in enrolments[:500]), "names are hashed"
-    arms = assigned(ground, "main")
+    exposures = set(map(str, traffic.exposures))
+    assert len(exposures) == REQUESTS
+
+    def lines(kind: str) -> list[Json]:
+        return [line for line in ground.lines(kind, "main") if line["exposure_id"] in exposures]
+
+    eventually(lambda: len(lines("completion")) >= REQUESTS, "every completion line")
+    for kind in ("enrolment", "completion"):
+        assert collections.Counter(line["exposure_id"] for line in lines(kind)) == collections.Counter(
+            exposures
+        )
+    assert {line["outcome"] for line in lines("completion")} == {"ok"}
+    assert not any(unit in str(line) for unit in UNITS[:20] for line in lines("enrolment")), (
+        "names are hashed"
+    )
+    arms: dict[str, set[str]] = collections.defaultdict(set)
+    for line in lines("enrolment"):
+        arms[line["unit"]].add(line["arm"])
     assert len(arms) == len(UNITS)
     assert all(len(each) == 1 for each in arms.values()), "whichever worker took a request"
     share = sum(each == {"power"} for each in arms.values()) / len(arms)
     assert abs(share - 0.5) < 5 * 0.5 / len(arms) ** 0.5
-    assert len([file for file in ground.log.glob("*.jsonl") if "enrolment" in file.read_text()]) == WORKERS
+    writers = [
+        file for file in ground.log.glob("*.jsonl") if exposures & set(EXPOSURE.findall(file.read_text()))
+    ]
+    assert len(writers) == WORKERS
 
 
 def test_the_completion_counts_the_tokens_of_all_children(trials: Trials) -> None:
@@ -126,8 +127,8 @@ def test_requests_without_a_unit_are_nobodys(trials: Trials, headers: dict[str, 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: bool) -> None:
     """The unit is OpenAI's `user`; among eight users both arms occur (fixed names, so always or never)."""
-    trials.ground.write("user", unit={"field": "user"})
-    wait_taken(trials.ground, trials.server, "user")
+    if not trials.ground.lines("change", "user"):
+        write_and_wait(trials, "user", unit={"field": "user"})
     path = "/v1/completions" if endpoint == "completions" else "/v1/chat/completions"
     prompt: Json = (
         {"prompt": PROMPT}
@@ -156,9 +157,8 @@ def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: 
 
 
 def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
-    ground, server = trials.ground, trials.server
-    path = ground.write("edited")
-    wait_taken(ground, server, "edited")
+    server = trials.server
+    path = write_and_wait(trials, "edited")
     problems = metric(server, PROBLEMS)
     path.write_text(path.read_text().replace("weight: 5000", "weight: 4000"))
     wait_until(lambda: metric(server, PROBLEMS) >= problems + WORKERS, server)
@@ -170,12 +170,10 @@ def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
 
 def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None:
     ground, server = trials.ground, trials.server
-    ground.write("killed")
-    wait_taken(ground, server, "killed")
+    write_and_wait(trials, "killed")
     first = drive(server, "x-killed", UNITS[:20])
     assert None not in first.exposures
-    path = ground.write("killed", kill=True)
-    wait_taken(ground, server, "killed", changes=2)
+    path = write_and_wait(trials, "killed", kill=True)
     refused = metric(server, NOT_ENROLLED, experiment="killed", reason="killed")
     later = drive(server, "x-killed", UNITS[:20])
     assert set(later.statuses) == {200}

@@ -1,14 +1,10 @@
-"""What the log of experiments survives: clients that leave, a server that is started again, kill -9.
-
-The tests of this module share a ground, in their order: later ones look at what earlier ones left.
-"""
+"""What the log of experiments survives: clients that leave, a server that is started again, kill -9."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import httpx
 import pytest
 from sglang_power.experiments.analysis.reading import Unreadable, lines
 
-from integration_tests.tests.clients import WAIT_S, eventually
+from integration_tests.tests.clients import eventually
 from integration_tests.tests.trials import (
     PLAIN,
     POWER,
@@ -30,7 +26,7 @@ from integration_tests.tests.trials import (
     exposure_of,
     feedback,
     reported,
-    wait_taken,
+    write_and_wait,
 )
 
 pytestmark = pytest.mark.server
@@ -40,19 +36,8 @@ UNKNOWN = "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15
 """Shaped like an exposure id."""
 
 
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    """The experiment `main` is there from the start."""
-    ground = Ground(tmp_path_factory.mktemp("trials"))
-    ground.write("main")
-    trials = Trials(ground)
-    yield trials
-    trials.stop()
-
-
 def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials) -> None:
-    path = trials.ground.write("liked")
-    wait_taken(trials.ground, trials.server, "liked")
+    path = write_and_wait(trials, "liked")
     for i, unit in enumerate(UNITS[:40]):
         exposure = exposure_of(ask(trials.server, {"x-liked": unit}).json())
         sent = {"exposure_id": exposure, "metric": "good", "value": float(i % 2)}
@@ -95,13 +80,13 @@ def test_bad_feedback_is_refused_by_name(
 def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(trials: Trials) -> None:
     ground = trials.ground
     slow = {"sampler": "power", "block_size": 4, "steps": 2_000, "early_rejection": False}
-    path = ground.write(
+    path = write_and_wait(
+        trials,
         "impatient",
         arms=[PLAIN, {"name": "slow", "sampler": slow, "weight": 5000}],
         metrics={"gone": {"source": "outcome", "outcomes": ["disconnect", "lost"]}},
         primary={"metric": "gone", "min_effect": 0.0},
     )
-    wait_taken(ground, trials.server, "impatient")
     params = {**SHORT, "max_new_tokens": 48, "ignore_eos": True}
     traffic = drive(trials.server, "x-impatient", UNITS[:60], at_once=8, timeout=3.0, sampling_params=params)
     assert traffic.statuses.count(0) > 20, "the clients of the slow arm left"
@@ -133,8 +118,7 @@ def test_a_restart_moves_nobody_and_a_reweighting_the_fewest(trials: Trials) -> 
     arms = assigned(ground, "main")
     assert len(arms) == len(UNITS)
     assert all(len(each) == 1 for each in arms.values()), "an unchanged file moves nobody"
-    ground.write("main", arms=[{**PLAIN, "weight": 4000}, {**POWER, "weight": 6000}])
-    wait_taken(ground, server, "main", changes=3)
+    write_and_wait(trials, "main", arms=[{**PLAIN, "weight": 4000}, {**POWER, "weight": 6000}])
     drive(server, "x-main", UNITS)
     changed = after_reweighting(ground)
     assert changed.keys() == arms.keys()
@@ -157,18 +141,9 @@ def test_kill_9_loses_at_most_a_second_and_tears_at_most_the_last_lines(trials: 
     assert None not in known.exposures
     time.sleep(1.0)  # the stated bound
     os.killpg(server.pid, signal.SIGKILL)
-    eventually(lambda: not answers(server.url), "the server is gone")
+    eventually(lambda: not trials.is_alive(), "the server is gone")
     unreadable = Unreadable()
     enrolled = {line.exposure_id for line in lines(ground.log, unreadable) if line.type == "enrolment"}
     assert {str(exposure) for exposure in known.exposures} <= enrolled
     assert unreadable.bad == 0
     assert unreadable.torn <= WORKERS
-
-
-def answers(url: str) -> bool:
-    """Whether anybody listens."""
-    try:
-        httpx.get(url + "/health", timeout=WAIT_S)
-    except httpx.HTTPError:
-        return False
-    return True

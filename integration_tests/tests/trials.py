@@ -119,6 +119,14 @@ class Trials:
         """Stop the server."""
         self._stack.close()
 
+    def is_alive(self) -> bool:
+        """Whether anybody listens."""
+        try:
+            httpx.get(self.server.url + "/health", timeout=WAIT_S)
+        except httpx.HTTPError:
+            return False
+        return True
+
 
 def ask(server: Server, headers: dict[str, str], path: str = "/generate", **body: Any) -> httpx.Response:
     """One short request."""
@@ -209,6 +217,9 @@ def wait_until(holds: Callable[[], bool], server: Server) -> None:
         time.sleep(0.1)
 
 
-def wait_taken(ground: Ground, server: Server, experiment: str, changes: int = 1) -> None:
-    """Wait until every worker has told of so many changes of an experiment."""
-    wait_until(lambda: len(ground.lines("change", experiment)) >= WORKERS * changes, server)
+def write_and_wait(trials: Trials, name: str, **fields: Any) -> Path:
+    """Write an experiment's file, and wait until every worker has taken it."""
+    before = len(trials.ground.lines("change", name))
+    path = trials.ground.write(name, **fields)
+    wait_until(lambda: len(trials.ground.lines("change", name)) >= before + WORKERS, trials.server)
+    return path
