@@ -1,0 +1,142 @@
+"""What the end-to-end tests of experiments run and read: their files, graded traffic, lines by process.
+
+Family R of the pivot model is graded by its clients, as users would: one problem is one unit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+from sglang_power.experiments.analysis.report import report
+from sglang_power.experiments.analysis.requests import Scope
+from sglang_power.experiments.analysis.results import Report
+from sglang_power.experiments.catalogue import config_hash, read_experiment
+
+from integration_tests.pivot.problems import Problem, is_correct
+from integration_tests.server import Server
+from integration_tests.tests.clients import WAIT_S, eventually
+from integration_tests.tests.trials import FEEDBACK_KEY, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
+
+Json: TypeAlias = dict[str, Any]
+
+LATER_S = 2 * 86_400.0
+"""Beyond every outcome window."""
+
+OPERATIONS, UNITS = 6, 180
+HORIZON = 48
+GRADED: Json = {
+    "arms": [
+        {**PLAIN, "weight": 2000},
+        {
+            "name": "best_of",
+            "sampler": {"sampler": "best_of", "samples": 28},
+            "weight": 4000,
+            "control": "compute_matched",
+        },
+        {
+            "name": "power",
+            "sampler": {
+                **{"sampler": "power", "alpha": 4.0, "proposal_temperature": 1.0},
+                **{"block_size": 2, "lookback_blocks": 4, "steps": 8, "cut": "entropy", "cut_beta": 1.0},
+            },
+            "weight": 4000,
+        },
+    ],
+    "metrics": {
+        "correct": {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0},
+        "failed": {"source": "outcome", "outcomes": ["error", "fallback", "lost"]},
+    },
+    "primary": {"metric": "correct", "min_effect": 0.05},
+    "minimum_run": {"days": 0.0, "units": UNITS},
+}
+"""One problem per unit. The samples of best_of decode about as much as a chain does."""
+
+CHAIN: Json = {"sampler": "power", "block_size": 4, "steps": 1}
+BROKEN: Json = {"name": "broken", "sampler": {**CHAIN, "reward": "gone"}, "weight": 5000}
+"""Its reward's endpoint does not exist, which shows only when it is called."""
+
+WINDOW_S, WASHOUT_S = 3.0, 1.0
+SHADOW_BUDGET = 40
+SHADOWED: Json = {
+    "arms": [PLAIN, POWER, {"name": "deep", "sampler": CHAIN, "weight": 0, "shadow": True}],
+    "shadow": {"tokens_per_hour": SHADOW_BUDGET},
+}
+
+
+def reported(ground: Ground, name: str, log: Path | None = None) -> Report:
+    """The report of an experiment when all its outcome windows have closed."""
+    experiment = read_experiment(ground.experiments / f"{name}.yaml")
+    scope = Scope(experiment, config_hash(experiment), 0, time.time() + LATER_S)
+    return report(log or ground.log, scope)
+
+
+def completed(ground: Ground, name: str, count: int) -> dict[str, Json]:
+    """Exposure -> completion line, once there are so many."""
+    eventually(lambda: len(ground.lines("completion", name)) >= count, f"{count} completions of {name}")
+    return {line["exposure_id"]: line for line in ground.lines("completion", name)}
+
+
+def whole_lines(ground: Ground, kind: str) -> list[Json]:
+    """Lines of a kind that name no experiment."""
+    texts = [text for file in ground.log.glob("*.jsonl") for text in file.read_text().splitlines()]
+    return [json.loads(text) for text in texts if f'"type":"{kind}"' in text and text.endswith("}")]
+
+
+def enrolled(ground: Ground, name: str) -> dict[str, Json]:
+    """Exposure -> enrolment line."""
+    return {line["exposure_id"]: line for line in ground.lines("enrolment", name)}
+
+
+async def answer_and_grade(url: str, asked: list[Problem]) -> None:
+    """One request per problem, by a unit of its own, and what its client says of the answer."""
+    turn = asyncio.Semaphore(48)
+    key = {"Authorization": f"Bearer {FEEDBACK_KEY}"}
+    params = {"max_new_tokens": HORIZON, "temperature": 1.0}
+
+    async def one(client: httpx.AsyncClient, problem: Problem) -> None:
+        body = {"text": problem.text, "sampling_params": params}
+        async with turn:
+            answer = (await client.post("/generate", json=body, headers={"x-graded": problem.text})).json()
+            right = float(is_correct(problem, answer["text"]))
+            told = {"exposure_id": exposure_of(answer), "metric": "correct", "value": right}
+            response = await client.post("/sglang_power/feedback", json=told, headers=key)
+        assert response.status_code == httpx.codes.ACCEPTED, response.text
+
+    async with httpx.AsyncClient(base_url=url, timeout=3 * WAIT_S) as client:
+        await asyncio.gather(*(one(client, problem) for problem in asked))
+
+
+def shadow_tokens(ground: Ground) -> list[list[int]]:
+    """Decoded tokens of the shadow's runs in their order, for each process that had any."""
+    files = [
+        [json.loads(text) for text in file.read_text().splitlines()] for file in ground.log.glob("*.jsonl")
+    ]
+    each = [[line["tokens"]["decoded"] for line in lines if line["type"] == "shadow"] for lines in files]
+    return [tokens for tokens in each if tokens]
+
+
+def by_units(running: Server, name: str, **body: Any) -> list[httpx.Response]:
+    """One request of each of some units."""
+    return [ask(running, {f"x-{name}": f"user {number}"}, **body) for number in range(12)]
+
+
+def events_of(running: Server, headers: dict[str, str], body: Json) -> list[Json]:
+    """The chunks of a stream."""
+    response = httpx.post(running.url + "/generate", json=body, headers=headers, timeout=WAIT_S)
+    lines = [line for line in response.text.splitlines() if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def shared_windows(ground: Ground) -> int:
+    """Windows in the logs of all workers."""
+    units = []
+    for file in ground.log.glob("*.jsonl"):
+        lines = [json.loads(text) for text in file.read_text().splitlines() if '"windows"' in text]
+        units.append({line["unit"] for line in lines if line["type"] == "enrolment"})
+    return len(set.intersection(*units)) if len(units) == WORKERS else 0

@@ -1,0 +1,302 @@
+"""Experiments end to end: graded answers to a verdict, shadow arms, failing arms, switchbacks, testers.
+
+Statistical claim of the first test: on problems of six operations power is right in about 0.8 of its answers,
+best_of at as many tokens in about 0.25, plain in about 0.12. With 180 units the experiment then ships in more
+than 99 of 100 runs; who has which arm is fixed by the units' names, the answers are random draws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from sglang_power.experiments.analysis.results import Report
+from sglang_power.experiments.assignment import Assigned, Assigner
+from sglang_power.experiments.catalogue import Catalogue
+from sglang_power.experiments.providers import Embedded
+
+from integration_tests import server
+from integration_tests.pivot.problems import problems
+from integration_tests.server import Server
+from integration_tests.tests.clients import PROMPT, eventually, quiet
+from integration_tests.tests.pivot_trials import (
+    BROKEN,
+    GRADED,
+    LATER_S,
+    OPERATIONS,
+    SHADOW_BUDGET,
+    SHADOWED,
+    UNITS,
+    WASHOUT_S,
+    WINDOW_S,
+    Json,
+    answer_and_grade,
+    by_units,
+    completed,
+    enrolled,
+    events_of,
+    reported,
+    shadow_tokens,
+    shared_windows,
+    whole_lines,
+)
+from integration_tests.tests.trials import (
+    PLAIN,
+    SHORT,
+    WORKERS,
+    Ground,
+    ask,
+    drive,
+    exposure_of,
+)
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """All experiments of this file, each with units of its own."""
+    ground = Ground(tmp_path_factory.mktemp("trials"))
+    ground.write("graded", **GRADED)
+    ground.write("shadowed", **SHADOWED)
+    ground.write("fragile", arms=[PLAIN, BROKEN])
+    ground.write("strict", arms=[PLAIN, BROKEN], on_error="error")
+    ground.write("tested", qa={"units": ["a tester"]})
+    ground.write(
+        "windows",
+        kind="switchback",
+        unit=None,
+        eligibility={"endpoints": ["completions"]},
+        switchback={"pool": "here", "window_s": WINDOW_S, "washout_s": WASHOUT_S},
+    )
+    return ground
+
+
+@pytest.fixture(scope="module")
+def trials(ground: Ground) -> Iterator[Server]:
+    """Two tokenizer workers, and a reward that nobody serves."""
+    spec = ground.spec()
+    config = Path(spec.environment["SGLANG_POWER_CONFIG"])
+    gone = {"rewards": {"gone": {"url": "http://127.0.0.1:9/score", "retries": 0}}}
+    config.write_text(config.read_text() + yaml.safe_dump(gone))
+    with server.running(spec, ground.folder) as running:
+        yield running
+
+
+# --- shadow arms need priorities; no other server is alive yet ---
+
+
+def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path) -> None:
+    ground = Ground(tmp_path)
+    ground.write("shadowed", **SHADOWED)
+    spec = ground.spec()
+    arguments = [one for one in spec.arguments if one != "--enable-priority-scheduling"]
+    never = server.running(replace(spec, arguments=arguments), tmp_path)
+    with pytest.raises(RuntimeError, match="ended while starting") as refused, never:
+        pass
+    told = str(refused.value)
+    assert "shadow='deep': shadow arms run at low priority" in told
+    assert "--enable-priority-scheduling" in told
+
+
+# --- from graded answers to a verdict ---
+
+
+@pytest.fixture(scope="module")
+def graded(ground: Ground, trials: Server) -> Report:
+    """The experiment on family R, from its requests to its report."""
+    drawn = problems("R", 8 * UNITS, seed=6)
+    asked = [problem for problem in drawn if len(problem.operations) == OPERATIONS][:UNITS]
+    assert len(asked) == UNITS
+    asyncio.run(answer_and_grade(trials.url, asked))
+    completed(ground, "graded", UNITS)
+    eventually(lambda: len(whole_lines(ground, "feedback")) == UNITS, "all feedback is written")
+    return reported(ground, "graded")
+
+
+def test_power_ships_against_plain_and_against_as_much_compute(graded: Report) -> None:
+    assert (graded.verdict.decision, graded.verdict.arm) == ("ship", "power"), graded.verdict.reason
+    assert graded.units == UNITS
+    assert not graded.srm.red
+    against = {effect.control: effect.interval for effect in graded.effects if effect.role == "primary"}
+    assert set(against) == {"plain", "best_of"}
+    assert all(interval.low is not None and interval.low >= 0.05 for interval in against.values())
+    assert not any(vars(graded.excluded).values()), graded.excluded
+
+
+def test_the_report_shows_what_it_costs(graded: Report) -> None:
+    cost = {arm.name: arm.tokens_per_request["decoded"] for arm in graded.arms}
+    assert cost["power"] > 10 * cost["plain"]
+    assert cost["power"] <= cost["best_of"] < 2 * cost["power"], "compute-matched, not below"
+    assert all(arm.outcomes == {"ok": arm.requests} for arm in graded.arms)
+
+
+def test_with_plain_and_power_exchanged_nothing_ships(ground: Ground, graded: Report, tmp_path: Path) -> None:
+    other = {"plain": "power", "power": "plain"}
+    lines = [line for kind in ("enrolment", "completion") for line in ground.lines(kind, "graded")]
+    lines = [{**line, "arm": other.get(line["arm"], line["arm"])} for line in lines]
+    swapped = lines + whole_lines(ground, "feedback")
+    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in swapped))
+    made = reported(ground, "graded", tmp_path)
+    assert made.units == graded.units
+    assert (made.verdict.decision, made.verdict.arm) == ("stop", "power"), made.verdict.reason
+
+
+def test_the_command_writes_the_same_report(ground: Ground, graded: Report, tmp_path: Path) -> None:
+    document, page = tmp_path / "report.json", tmp_path / "report.html"
+    command = [str(Path(sys.executable).with_name("sglang-power")), "ab", "report"]
+    asked = [str(ground.experiments / "graded.yaml"), "--log", str(ground.log)]
+    options = ["--now", str(time.time() + LATER_S), "--json", str(document), "--html", str(page)]
+    done = subprocess.run([*command, *asked, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "VERDICT: ship power" in done.stdout
+    assert Report.model_validate_json(document.read_text()) == graded
+    drawn = page.read_text()
+    assert graded.verdict.reason in drawn
+    for arm in graded.arms:
+        assert f"{arm.tokens_per_request['decoded']:.1f}" in drawn
+
+
+# --- shadow arms ---
+
+
+def test_shadows_run_beside_what_is_served_until_their_budget_is_spent(
+    ground: Ground, trials: Server
+) -> None:
+    traffic = drive(trials, "x-shadowed", [f"user {number}" for number in range(80)])
+    assert set(traffic.statuses) == {httpx.codes.OK}
+    served = completed(ground, "shadowed", len(traffic.statuses))
+    eventually(lambda: sum(sum(one) >= SHADOW_BUDGET for one in shadow_tokens(ground)) == WORKERS, "shadows")
+    quiet(trials)
+    spent = shadow_tokens(ground)
+    assert all(sum(tokens[:-1]) < SHADOW_BUDGET for tokens in spent), "the last one was started within it"
+    for line in ground.lines("shadow", "shadowed"):
+        pair = served[line["exposure_id"]]
+        assert (line["arm"], line["served"], line["outcome"]) == ("deep", pair["arm"], "ok")
+        assert line["same_text"] in (True, False)
+    assert {line["arm"] for line in served.values()} == {"plain", "power"}
+    drive(trials, "x-shadowed", [f"user {number}" for number in range(20)])
+    completed(ground, "shadowed", len(traffic.statuses) + 20)
+    quiet(trials)
+    assert shadow_tokens(ground) == spent
+    (shadow,) = reported(ground, "shadowed").shadows
+    assert (shadow.name, shadow.runs) == ("deep", sum(map(len, spent)))
+
+
+# --- arms that fail ---
+
+
+def test_the_default_sampler_answers_for_an_arm_that_fails(ground: Ground, trials: Server) -> None:
+    answers = [response.json() for response in by_units(trials, "fragile")]
+    assert all(answer["text"] and answer["meta_info"]["power"]["sampler"] == "none" for answer in answers)
+    lines = completed(ground, "fragile", len(answers))
+    outcomes = {(line["arm"], line["outcome"], line["sampler"]) for line in lines.values()}
+    assert outcomes == {("plain", "ok", "none"), ("broken", "fallback", "none")}
+    assert {str(exposure_of(answer)) for answer in answers} == set(lines) == set(enrolled(ground, "fragile"))
+    made = reported(ground, "fragile")
+    assert sum(made.srm.units.values()) == len(answers)
+    assert not made.srm.red
+
+
+@pytest.mark.parametrize("name", ["fragile", "strict"])
+def test_streams_of_an_arm_that_fails(ground: Ground, trials: Server, name: str) -> None:
+    known = set(enrolled(ground, name))
+    ends: dict[str, list[Json]] = {"plain": [], "broken": []}
+    for number in range(12):
+        body = {"text": PROMPT, "sampling_params": SHORT, "stream": True}
+        chunks = events_of(trials, {f"x-{name}": f"user {number}"}, body)
+        eventually(lambda: len(enrolled(ground, name)) > len(known), "its enrolment")
+        (new,) = set(enrolled(ground, name)) - known
+        known.add(new)
+        assert {exposure_of(chunk) for chunk in chunks} == {new}
+        ends[enrolled(ground, name)[new]["arm"]].append(chunks[-1])
+    assert all(ends.values())
+    whole = ends["plain"] + (ends["broken"] if name == "fragile" else [])
+    assert all(
+        one["text"] and one["meta_info"]["finish_reason"]["type"] in ("stop", "length") for one in whole
+    )
+    if name == "strict":
+        codes = {one["meta_info"]["finish_reason"]["status_code"] for one in ends["broken"]}
+        assert codes == {httpx.codes.BAD_GATEWAY}
+    lines = completed(ground, name, len(known)).values()
+    failed = {line["outcome"] for line in lines if line["arm"] == "broken"}
+    assert failed == {"fallback" if name == "fragile" else "error"}
+
+
+def test_where_errors_are_asked_for_the_request_fails(ground: Ground, trials: Server) -> None:
+    before = set(enrolled(ground, "strict"))
+    statuses = [response.status_code for response in by_units(trials, "strict")]
+    assert set(statuses) == {httpx.codes.OK, httpx.codes.BAD_GATEWAY}
+    lines = completed(ground, "strict", len(before) + len(statuses))
+    new = [line for exposure, line in lines.items() if exposure not in before]
+    failed = [line for line in new if line["arm"] == "broken"]
+    assert {line["outcome"] for line in failed} == {"error"}
+    assert len(failed) == statuses.count(httpx.codes.BAD_GATEWAY)
+
+
+# --- switchbacks ---
+
+
+def test_a_window_has_one_arm_on_all_workers(ground: Ground, trials: Server) -> None:
+    """The arms are those that the flags give in this process, too: any server of the pool would agree."""
+    body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 1.0}
+
+    def seen() -> bool:
+        for _ in range(8):
+            assert ask(trials, {}, "/v1/completions", **body).status_code == httpx.codes.OK
+        lines = ground.lines("enrolment", "windows")
+        return {line["arm"] for line in lines} == {"plain", "power"} and shared_windows(ground) >= 3
+
+    eventually(seen, "both arms, and three windows that both workers had requests in")
+    loaded = Catalogue(ground.experiments, lambda *_: None).experiments
+    (switchback,) = (one for one in loaded if one.experiment.name == "windows")
+    assigner = Assigner(Embedded())
+    assigner.load(loaded)
+    lines = ground.lines("enrolment", "windows")
+    for line in lines:
+        assert asyncio.run(assigner.assign(switchback, line["unit"])) == Assigned(line["arm"])
+        window, into = divmod(line["at"], WINDOW_S)
+        if 0.3 < into < WINDOW_S - 0.3:  # a request is assigned a moment before its line is written
+            assert line["unit"] == str(int(window))
+        if 0.3 < into < WASHOUT_S - 0.3 or into > WASHOUT_S + 0.3:
+            assert line["washout"] == (into < WASHOUT_S)
+    made = reported(ground, "windows")
+    assert made.excluded.washout == sum(line["washout"] for line in lines) > 0
+    assert made.units == len({line["unit"] for line in lines if not line["washout"]})
+
+
+# --- testers ---
+
+
+def test_only_a_tester_may_choose_an_arm_and_is_not_analysed(ground: Ground, trials: Server) -> None:
+    choose = "x-sglang-power-arm"
+    for arm, sampler in (("plain", "none"), ("power", "power"), ("plain", "none")):
+        answer = ask(trials, {"x-tested": "a tester", choose: arm}).json()
+        assert answer["meta_info"]["power"]["sampler"] == sampler
+    others = [
+        {ask(trials, {"x-tested": unit, choose: arm}).json()["meta_info"]["power"]["sampler"] for arm in both}
+        for both in [("plain", "power")]
+        for unit in (f"user {number}" for number in range(8))
+    ]
+    assert all(len(samplers) == 1 for samplers in others), "the header means nothing of others"
+    completed(ground, "tested", 3 + 16)
+    lines = ground.lines("enrolment", "tested")
+    assert sorted(line["override"] for line in lines) == [False] * 16 + [True] * 3
+    made = reported(ground, "tested")
+    assert (made.units, made.excluded.overrides) == (8, 3)
+
+
+def test_a_tester_who_names_no_arm_is_told_so(trials: Server) -> None:
+    response = ask(trials, {"x-tested": "a tester", "x-sglang-power-arm": "powr"})
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert "x-sglang-power-arm='powr'" in response.text
+    assert "Name one of plain, power" in response.text
