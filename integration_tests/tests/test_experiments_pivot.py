@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from sglang_power.experiments.analysis import wording
 from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.assignment import Assigned, Assigner
 from sglang_power.experiments.catalogue import Catalogue
@@ -163,7 +164,7 @@ def test_the_command_writes_the_same_report(ground: Ground, graded: Report, tmp_
     drawn = page.read_text()
     assert graded.verdict.reason in drawn
     for arm in graded.arms:
-        assert f"{arm.tokens_per_request['decoded']:.1f}" in drawn
+        assert f"<td>{wording.number(arm.tokens_per_request['decoded'])}</td>" in drawn
 
 
 # --- shadow arms ---
