@@ -1,8 +1,8 @@
 """Experiments end to end: graded answers to a verdict, shadow arms, failing arms, switchbacks, testers.
 
-Statistical claim of the first test: on problems of six operations power is right in about 0.8 of its answers,
-best_of at as many tokens in about 0.25, plain in about 0.12. With 180 units the experiment then ships in more
-than 99 of 100 runs; who has which arm is fixed by the units' names, the answers are random draws.
+Statistical claim of the first tests: on problems of six operations power is right in 0.75 of its answers or
+more, best_of at more tokens in about 0.2, plain in about 0.15. 180 units then ship it in 99 of 100 runs;
+who has which arm is fixed by the units' names, the answers are random draws.
 """
 
 from __future__ import annotations
@@ -50,15 +50,7 @@ from integration_tests.tests.pivot_trials import (
     shared_windows,
     whole_lines,
 )
-from integration_tests.tests.trials import (
-    PLAIN,
-    SHORT,
-    WORKERS,
-    Ground,
-    ask,
-    drive,
-    exposure_of,
-)
+from integration_tests.tests.trials import PLAIN, SHORT, WORKERS, Ground, ask, drive, exposure_of
 
 pytestmark = pytest.mark.server
 
@@ -102,9 +94,9 @@ def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path) -> None:
     spec = ground.spec()
     arguments = [one for one in spec.arguments if one != "--enable-priority-scheduling"]
     never = server.running(replace(spec, arguments=arguments), tmp_path)
-    with pytest.raises(RuntimeError, match="ended while starting") as refused, never:
+    with pytest.raises(RuntimeError, match="ended while starting"), never:
         pass
-    told = str(refused.value)
+    told = (tmp_path / "trials.log").read_text()
     assert "shadow='deep': shadow arms run at low priority" in told
     assert "--enable-priority-scheduling" in told
 
@@ -144,8 +136,8 @@ def test_the_report_shows_what_it_costs(graded: Report) -> None:
 def test_with_plain_and_power_exchanged_nothing_ships(ground: Ground, graded: Report, tmp_path: Path) -> None:
     other = {"plain": "power", "power": "plain"}
     lines = [line for kind in ("enrolment", "completion") for line in ground.lines(kind, "graded")]
-    lines = [{**line, "arm": other.get(line["arm"], line["arm"])} for line in lines]
-    swapped = lines + whole_lines(ground, "feedback")
+    swapped = [{**line, "arm": other.get(line["arm"], line["arm"])} for line in lines]
+    swapped += whole_lines(ground, "feedback")
     (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in swapped))
     made = reported(ground, "graded", tmp_path)
     assert made.units == graded.units
@@ -222,9 +214,8 @@ def test_streams_of_an_arm_that_fails(ground: Ground, trials: Server, name: str)
         ends[enrolled(ground, name)[new]["arm"]].append(chunks[-1])
     assert all(ends.values())
     whole = ends["plain"] + (ends["broken"] if name == "fragile" else [])
-    assert all(
-        one["text"] and one["meta_info"]["finish_reason"]["type"] in ("stop", "length") for one in whole
-    )
+    assert all(one["text"] for one in whole)
+    assert {one["meta_info"]["finish_reason"]["type"] for one in whole} <= {"stop", "length"}
     if name == "strict":
         codes = {one["meta_info"]["finish_reason"]["status_code"] for one in ends["broken"]}
         assert codes == {httpx.codes.BAD_GATEWAY}
