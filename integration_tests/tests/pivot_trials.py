@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
-from sglang_power.experiments.analysis.report import report
-from sglang_power.experiments.analysis.requests import Scope
-from sglang_power.experiments.analysis.results import Report
-from sglang_power.experiments.catalogue import config_hash, read_experiment
 
 from integration_tests.pivot.problems import Problem, is_correct
 from integration_tests.server import Server
@@ -23,9 +17,6 @@ from integration_tests.tests.clients import WAIT_S, eventually
 from integration_tests.tests.trials import FEEDBACK_KEY, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
 
 Json: TypeAlias = dict[str, Any]
-
-LATER_S = 2 * 86_400.0
-"""Beyond every outcome window."""
 
 OPERATIONS, UNITS = 6, 180
 HORIZON = 48
@@ -66,13 +57,6 @@ SHADOWED: Json = {
     "arms": [PLAIN, POWER, {"name": "deep", "sampler": CHAIN, "weight": 0, "shadow": True}],
     "shadow": {"tokens_per_hour": SHADOW_BUDGET},
 }
-
-
-def reported(ground: Ground, name: str, log: Path | None = None) -> Report:
-    """The report of an experiment when all its outcome windows have closed."""
-    experiment = read_experiment(ground.experiments / f"{name}.yaml")
-    scope = Scope(experiment, config_hash(experiment), 0, time.time() + LATER_S)
-    return report(log or ground.log, scope)
 
 
 def completed(ground: Ground, name: str, count: int) -> dict[str, Json]:

@@ -32,7 +32,6 @@ from integration_tests.tests.clients import PROMPT, eventually, quiet
 from integration_tests.tests.pivot_trials import (
     BROKEN,
     GRADED,
-    LATER_S,
     OPERATIONS,
     SHADOW_BUDGET,
     SHADOWED,
@@ -45,12 +44,21 @@ from integration_tests.tests.pivot_trials import (
     completed,
     enrolled,
     events_of,
-    reported,
     shadow_tokens,
     shared_windows,
     whole_lines,
 )
-from integration_tests.tests.trials import PLAIN, SHORT, WORKERS, Ground, ask, drive, exposure_of
+from integration_tests.tests.trials import (
+    LATER_S,
+    PLAIN,
+    SHORT,
+    WORKERS,
+    Ground,
+    ask,
+    drive,
+    exposure_of,
+    reported,
+)
 
 pytestmark = pytest.mark.server
 

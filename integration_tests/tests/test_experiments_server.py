@@ -173,14 +173,14 @@ def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None
     write_and_wait(trials, "killed")
     first = drive(server, "x-killed", UNITS[:20])
     assert None not in first.exposures
-    path = write_and_wait(trials, "killed", kill=True)
+    write_and_wait(trials, "killed", kill=True)
     refused = metric(server, NOT_ENROLLED, experiment="killed", reason="killed")
     later = drive(server, "x-killed", UNITS[:20])
     assert set(later.statuses) == {200}
     assert set(later.exposures) == {None}
     eventually(lambda: len(ground.lines("completion", "killed")) == 20, "every completion line")
     assert metric(server, NOT_ENROLLED, experiment="killed", reason="killed") == refused + 20
-    made = reported(ground, path)
+    made = reported(ground, "killed")
     assert made.killed is not None
     assert made.verdict.decision != "ship"
     status = httpx.get(server.url + "/sglang_power/status", timeout=WAIT_S).json()

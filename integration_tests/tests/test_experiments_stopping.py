@@ -37,7 +37,7 @@ UNKNOWN = "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15
 
 
 def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials) -> None:
-    path = write_and_wait(trials, "liked")
+    write_and_wait(trials, "liked")
     for i, unit in enumerate(UNITS[:40]):
         exposure = exposure_of(ask(trials.server, {"x-liked": unit}).json())
         sent = {"exposure_id": exposure, "metric": "good", "value": float(i % 2)}
@@ -45,7 +45,7 @@ def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials
     sent = {"exposure_id": UNKNOWN, "metric": "good", "value": 1.0}
     assert feedback(trials.server, json=sent).status_code == httpx.codes.ACCEPTED, "nothing is looked up"
     eventually(lambda: count(trials.ground.log, "feedback") == 41, "every line of feedback")
-    made = reported(trials.ground, path)
+    made = reported(trials.ground, "liked")
     assert (made.units, made.excluded.unmatched_feedback) == (40, 1)
     assert sum((arm.means["good"] or 0.0) * arm.units for arm in made.arms) == pytest.approx(20)
 
@@ -80,7 +80,7 @@ def test_bad_feedback_is_refused_by_name(
 def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(trials: Trials) -> None:
     ground = trials.ground
     slow = {"sampler": "power", "block_size": 4, "steps": 2_000, "early_rejection": False}
-    path = write_and_wait(
+    write_and_wait(
         trials,
         "impatient",
         arms=[PLAIN, {"name": "slow", "sampler": slow, "weight": 5000}],
@@ -95,7 +95,7 @@ def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(tri
         return len(ground.lines("completion", "impatient")) == len(ground.lines("enrolment", "impatient"))
 
     eventually(all_have_ended, "a completion line for every client that left")
-    made = reported(ground, path)
+    made = reported(ground, "impatient")
     assert sum(made.srm.units.values()) == 60, "enrolled before they could leave"
     assert not made.srm.red
     outcomes = {arm.name: arm.outcomes for arm in made.arms}

@@ -29,6 +29,9 @@ from integration_tests.tests.clients import PROMPT, WAIT_S
 UNIT_KEY, FEEDBACK_KEY = "unit key", "feedback key"
 WORKERS = 2
 
+LATER_S = 2 * 86_400.0
+"""By when the outcome windows of a day have closed."""
+
 SHORT = {"max_new_tokens": 4, "temperature": 1.0}
 """What most requests ask for: few tokens, nothing of their own about how to sample."""
 
@@ -140,10 +143,10 @@ def feedback(server: Server, *, key: str | None = FEEDBACK_KEY, **sent: Any) -> 
     return httpx.post(server.url + "/sglang_power/feedback", headers=headers, timeout=WAIT_S, **sent)
 
 
-def reported(ground: Ground, path: Path) -> Report:
-    """The report of an experiment, as of when all outcome windows have closed."""
-    experiment = read_experiment(path)
-    return report(ground.log, Scope(experiment, config_hash(experiment), 0, time.time() + 2 * 86_400))
+def reported(ground: Ground, name: str, log: Path | None = None) -> Report:
+    """The report of an experiment, as of when all its outcome windows have closed."""
+    experiment = read_experiment(ground.experiments / f"{name}.yaml")
+    return report(log or ground.log, Scope(experiment, config_hash(experiment), 0, time.time() + LATER_S))
 
 
 def exposure_of(answer: Any) -> str | None:

@@ -25,7 +25,7 @@ from sglang_power.sglang_host.intake import Fields
 from sglang_power.sglang_host.meter import Meter, metered
 from sglang_power.sglang_host.openai import notes_of
 from sglang_power.sglang_host.orchestrator import Host, respond
-from sglang_power.sglang_host.plan import Plan
+from sglang_power.sglang_host.plan import PlainPlan, Plan
 from sglang_power.sglang_host.shadows import Served
 
 GONE = "is disconnected from the client side"
@@ -104,7 +104,7 @@ class EnrolledRun:
                 async for response in source:
                     if not started and self._may_fall_back and (failure := _failure(response)):
                         raise HTTPException(failure["status_code"], failure["message"])
-                    started = True
+                    started = started or _says_something(response)
                     yield response
                 return
         except (PowerError, HTTPException) as error:
@@ -121,15 +121,20 @@ class EnrolledRun:
         """Whether the default sampler may answer for the arm; it cannot answer for itself."""
         return self._place.loaded.experiment.on_error == "default_sampler" and self._plans != [self._plan]
 
+    @property
+    def _runs_plain(self) -> bool:
+        """Whether SGLang itself answers."""
+        plan = self._plan if self._fallback is None else self._plans[0]
+        return isinstance(plan, PlainPlan)
+
     def _see(self, response: Any) -> None:
         """Note the answers of one response, and name the exposure in them."""
         notes = notes_of(self._host.obj)
         for number, answer in enumerate(response if isinstance(response, list) else [response]):
             index = answer.get("index", number)
-            plain = "power" not in answer["meta_info"]
-            power = answer["meta_info"].setdefault("power", plain_report())
+            power = answer["meta_info"].setdefault("power", plain_report() if self._runs_plain else {})
             power["exposure_id"] = self._id
-            if notes is not None and plain:
+            if notes is not None and self._runs_plain:
                 notes.takes(index, answer)
             if self._first_text is None and answer.get("text"):
                 self._first_text = time.monotonic()
@@ -191,6 +196,12 @@ class EnrolledRun:
         for answer in final:
             meter.count(answer["meta_info"])
         return Tokens(decoded=meter.decoded, prefilled=meter.prefilled)
+
+
+def _says_something(response: Any) -> bool:
+    """Whether it has a part of an answer; streams may begin with chunks that only tell progress."""
+    answers = response if isinstance(response, list) else [response]
+    return any(answer.get("text") or answer["meta_info"].get("finish_reason") for answer in answers)
 
 
 def _failure(response: Any) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import sglang
 import sglang_power
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.assignment import assigner_of
-from sglang_power.experiments.catalogue import Catalogue
+from sglang_power.experiments.catalogue import Catalogue, Check
 from sglang_power.experiments.counters import Counters
 from sglang_power.experiments.enrolling import Enrolled, Enroller, Facts
 from sglang_power.experiments.log import LineLog
@@ -57,17 +57,20 @@ def desk_of(manager: Any) -> Desk | None:
     return _desks.get(manager)
 
 
-def check_experiments(config: ServerConfig) -> None:
-    """What can be known of the experiments before a server runs.
+def check_experiments(config: ServerConfig, server_args: Any = None) -> None:
+    """What can be known of the experiments before a desk is opened.
+
+    Args:
+        config: the server's configuration.
+        server_args: SGLang's, once they are known.
 
     Raises:
         ConfigError: see `open_desk`.
     """
     if config.experiments is not None:
         _unit_key(config.experiments)
-        assigner_of(config.experiments).load(
-            Catalogue(config.experiments.directory, _checked(config)).experiments
-        )
+        catalogue = Catalogue(config.experiments.directory, _checked(config, server_args))
+        assigner_of(config.experiments).load(catalogue.experiments)
 
 
 def _unit_key(settings: ExperimentSettings) -> bytes:
@@ -78,14 +81,14 @@ def _unit_key(settings: ExperimentSettings) -> bytes:
     return key.encode()
 
 
-def _checked(config: ServerConfig, manager: Any = None) -> Any:
+def _checked(config: ServerConfig, server_args: Any) -> Check:
     """What the catalogue checks every arm with."""
-    model = "*" if manager is None else manager.served_model_name
+    model = "*" if server_args is None else server_args.served_model_name
 
     def check(_: Experiment, arm: Arm) -> None:
         if arm.sampler.get("sampler") != NO_SAMPLER:
             config.resolve(dict(arm.sampler), model)
-        if arm.shadow and manager is not None and not manager.server_args.enable_priority_scheduling:
+        if arm.shadow and server_args is not None and not server_args.enable_priority_scheduling:
             problem = "shadow arms run at low priority, which this server does not know"
             raise RequestError("shadow", arm.name, problem, "Start it with --enable-priority-scheduling")
 
@@ -111,7 +114,7 @@ class Desk:
         self._log = LineLog(settings.log, settings.rotate_mb * MEBIBYTE, self.counters.log_trouble)
         self._events = EvaluationEvents(settings.provider) if settings.open_telemetry else None
         self._assigner = assigner_of(settings)
-        self._catalogue = Catalogue(settings.directory, _checked(config, manager))
+        self._catalogue = Catalogue(settings.directory, _checked(config, manager.server_args))
         self._enroller = Enroller(self._assigner, _unit_key(settings), self.counters.not_enrolled)
         self.shadows = Shadows()
         self._stop = asyncio.Event()

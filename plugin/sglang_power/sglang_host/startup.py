@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang_power.errors import ConfigError
 from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
-from sglang_power.sglang_host.experiment_desk import desk_of, open_desk
+from sglang_power.sglang_host.experiment_desk import check_experiments, desk_of, open_desk
 from sglang_power.sglang_host.feedback_route import add_feedback_route
 from sglang_power.sglang_host.status import add_status_route
 
@@ -20,12 +20,13 @@ def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-    manager = global_state.tokenizer_manager
+    manager, config = global_state.tokenizer_manager, server_config()
     add_status_route(app, manager)
-    if not isinstance(manager, TokenizerManager):
-        return  # the main process of a server with several tokenizer workers, which serves nothing itself
     try:
-        open_desk(manager, server_config())
+        if not isinstance(manager, TokenizerManager):  # the main process of several tokenizer workers
+            check_experiments(config, manager.server_args)
+            return
+        open_desk(manager, config)
     except ConfigError as error:
         raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error
     if (desk := desk_of(manager)) is not None:
