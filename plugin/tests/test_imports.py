@@ -45,8 +45,9 @@ ALLOWED: dict[str, set[str]] = {
         "yaml_files",
     },
     "frontend": {"types", "errors", "rng", "algorithms", "answers", "fields", "request", "frontend"},
-    "viewer": {"errors", "viewer"},
-    "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "experiments"},
+    "visible": set(),
+    "viewer": {"errors", "visible", "viewer"},
+    "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "visible", "experiments"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 

@@ -8,10 +8,8 @@ policy lets the browser run that script and that style alone, by their hashes.
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
-import unicodedata
 from importlib import resources
 from typing import Any
 
@@ -19,15 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sglang_power.viewer.record import TraceRecord
 from sglang_power.viewer.story import sentences
+from sglang_power.visible import spelled
 
 SCRIPTS = ("common.js", "tree.js", "chain.js", "main.js")
 """Parts of the page's script, which run in one function."""
 
 _MARKUP = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 """With everything outside of ASCII escaped too, no JSON text ends a script element or a line early."""
-
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's controls, formats (directions, zero widths), surrogates, and separators of lines."""
 
 _SHOWN = {"\n": "↵\n", "\t": "⇥"}
 
@@ -91,15 +87,7 @@ def _facts(record: TraceRecord) -> list[list[str]]:
 
 def visible(text: str) -> str:
     """The text with every control and direction character spelled out, e.g. as ⟨U+202E⟩."""
-    return "".join(map(_visible_character, text))
-
-
-@functools.lru_cache(maxsize=4096)
-def _visible_character(character: str) -> str:
-    if character in _SHOWN:
-        return _SHOWN[character]
-    hidden = unicodedata.category(character) in _INVISIBLE
-    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+    return "".join(_SHOWN.get(character) or spelled(character) for character in text)
 
 
 def _visible_strings(value: Any) -> Any:

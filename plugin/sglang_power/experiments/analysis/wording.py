@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import UTC, datetime
 
 from sglang_power.experiments.analysis.results import Effect, Report
 from sglang_power.experiments.analysis.verdict import beyond, gain, within
-
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's controls, formats (directions, zero widths), surrogates, and separators of lines."""
+from sglang_power.visible import spelled
 
 EXCLUDED = {
     "overrides": "requests of testers, who may choose their arm",
@@ -39,11 +36,7 @@ _ONE_LINE = str.maketrans("\n\r\t", "   ")
 
 def visible(text: str) -> str:
     """The text on one line, with every control and direction character spelled out, e.g. as ⟨U+202E⟩."""
-    return "".join(map(_visible_character, text.translate(_ONE_LINE)))
-
-
-def _visible_character(character: str) -> str:
-    return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _INVISIBLE else character
+    return "".join(map(spelled, text.translate(_ONE_LINE)))
 
 
 def number(value: float | None) -> str:
