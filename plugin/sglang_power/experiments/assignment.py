@@ -21,7 +21,7 @@ from sglang_power.experiments.providers import (
     UnansweredError,
     installed_provider,
 )
-from sglang_power.experiments.settings import ExperimentSettings
+from sglang_power.experiments.settings import EMBEDDED, ExperimentSettings
 
 Reason: TypeAlias = NoAnswer | Literal["holdout", "namespace", "unknown_arm"]
 """Why a unit has no arm; "unknown_arm": the provider named an arm that is not served."""
@@ -91,7 +91,7 @@ def assigner_of(settings: ExperimentSettings) -> Assigner:
     Raises:
         ConfigError: its provider is not installed, or cannot be made.
     """
-    if settings.provider == "embedded":
+    if settings.provider == EMBEDDED:
         return Assigner(Embedded())
     provider = installed_provider(settings.provider)
     return Assigner(External(provider, settings.deadline_ms, settings.breaker))

@@ -22,7 +22,7 @@ from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
 from sglang_power.errors import ConfigError
-from sglang_power.experiments.settings import Breaker
+from sglang_power.experiments.settings import EMBEDDED, Breaker
 from sglang_power.extensions import extensions
 
 if TYPE_CHECKING:  # of the extra [ab]
@@ -138,7 +138,7 @@ def installed_provider(name: str) -> FeatureProvider:
     """
     found = {point: (named, factory) for point, named, factory in extensions(ENTRY_POINTS)}
     if name not in found:
-        known = ", ".join(sorted({"embedded", *found}))
+        known = ", ".join(sorted({EMBEDDED, *found}))
         raise ConfigError(f"experiments.provider={name!r}: no such provider. Installed are: {known}")
     named, factory = found[name]
     try:

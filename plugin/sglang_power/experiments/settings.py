@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sglang_power.fields import Positive, PositiveFloat
+
+EMBEDDED = "embedded"
+"""The provider that evaluates flags in the server's own process."""
 
 
 class Breaker(BaseModel):
@@ -49,7 +52,7 @@ class ExperimentSettings(BaseModel):
     rotate_mb: Positive = 64
     log_text: bool = False
     open_telemetry: bool = False
-    provider: Literal["embedded"] | str = "embedded"
+    provider: Annotated[str, Field(min_length=1)] = EMBEDDED
     deadline_ms: PositiveFloat = 20.0
     breaker: Breaker = Breaker()
     max_feedback_bytes: Positive = 4096

@@ -24,7 +24,7 @@ from sglang_power.experiments.enrolling import Enrolled, Enroller, Facts
 from sglang_power.experiments.log import LineLog
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Change, Completion, Enrolment, ShadowRun
-from sglang_power.experiments.settings import ExperimentSettings
+from sglang_power.experiments.settings import EMBEDDED, ExperimentSettings
 from sglang_power.experiments.telemetry import EvaluationEvents
 from sglang_power.experiments.watching import watch
 from sglang_power.request import NO_SAMPLER
@@ -70,7 +70,8 @@ def check_experiments(config: ServerConfig, server_args: Any = None) -> None:
     if config.experiments is not None:
         _unit_key(config.experiments)
         catalogue = Catalogue(config.experiments.directory, _checked(config, server_args))
-        assigner_of(config.experiments).load(catalogue.experiments)
+        if config.experiments.provider == EMBEDDED:  # another one is made where it is asked, in the desk
+            assigner_of(config.experiments).load(catalogue.experiments)
 
 
 def _unit_key(settings: ExperimentSettings) -> bytes:
