@@ -16,7 +16,7 @@ import pytest
 from integration_tests import server
 from integration_tests.law_model import write_law_model
 from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
-from integration_tests.tests.trials import Ground, Trials
+from integration_tests.tests.trials import MAIN, Ground, Trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
@@ -151,7 +151,7 @@ def law_server(logs: Path, law_model: Path) -> Iterator[Server]:
 def one_trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
     """Behind `trials`, which brings it back after a test that killed it."""
     ground = Ground(tmp_path_factory.mktemp("trials"))
-    ground.write("main")
+    ground.write("main", arms=MAIN)
     one = Trials(ground)
     yield one
     one.stop()

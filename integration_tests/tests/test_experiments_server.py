@@ -35,7 +35,7 @@ NOT_ENROLLED = "sglang_power_experiment_not_enrolled_total"
 
 
 def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(trials: Trials) -> None:
-    """10,000 requests of 1,000 units. The split is 50/50 within 5 standard deviations (1 in 1.7 million)."""
+    """10,000 requests of 1,000 units. The split is 80/20 within 5 standard deviations (1 in 1.7 million)."""
     ground = trials.ground
     traffic = drive(trials.server, "x-main", [UNITS[i % len(UNITS)] for i in range(REQUESTS)])
     assert set(traffic.statuses) == {200}
@@ -60,7 +60,7 @@ def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(tri
     assert len(arms) == len(UNITS)
     assert all(len(each) == 1 for each in arms.values()), "whichever worker took a request"
     share = sum(each == {"power"} for each in arms.values()) / len(arms)
-    assert abs(share - 0.5) < 5 * 0.5 / len(arms) ** 0.5
+    assert abs(share - 0.2) < 5 * (0.2 * 0.8 / len(arms)) ** 0.5
     writers = [
         file for file in ground.log.glob("*.jsonl") if exposures & set(EXPOSURE.findall(file.read_text()))
     ]
@@ -68,7 +68,7 @@ def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(tri
 
 
 def test_the_completion_counts_the_tokens_of_all_children(trials: Trials) -> None:
-    answers = [ask(trials.server, {"x-main": unit}).json() for unit in UNITS[:12]]
+    answers = [ask(trials.server, {"x-main": unit}).json() for unit in UNITS[:24]]
     wanted = {str(exposure_of(answer)) for answer in answers}
 
     def lines() -> dict[str, Json]:

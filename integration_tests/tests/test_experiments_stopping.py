@@ -15,7 +15,7 @@ from sglang_power.experiments.analysis.reading import Unreadable, lines
 from integration_tests.tests.clients import eventually
 from integration_tests.tests.trials import (
     PLAIN,
-    POWER,
+    REWEIGHTED,
     SHORT,
     WORKERS,
     Ground,
@@ -106,7 +106,7 @@ def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(tri
 
 
 def test_a_restart_moves_nobody_and_a_reweighting_the_fewest(trials: Trials) -> None:
-    """40/60 instead of 50/50: whoever moves goes the way that the weights went, so nobody moves in vain.
+    """70/30 instead of 80/20: whoever moves goes the way that the weights went, so nobody moves in vain.
 
     That is the fewest for these units. It is 10% of all units, and of these 1,000 within 3 standard
     deviations (27); they are fixed, so that it always is or never.
@@ -118,7 +118,7 @@ def test_a_restart_moves_nobody_and_a_reweighting_the_fewest(trials: Trials) -> 
     arms = assigned(ground, "main")
     assert len(arms) == len(UNITS)
     assert all(len(each) == 1 for each in arms.values()), "an unchanged file moves nobody"
-    write_and_wait(trials, "main", arms=[{**PLAIN, "weight": 4000}, {**POWER, "weight": 6000}])
+    write_and_wait(trials, "main", arms=REWEIGHTED)
     drive(server, "x-main", UNITS)
     changed = after_reweighting(ground)
     assert changed.keys() == arms.keys()

@@ -39,6 +39,11 @@ PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "contr
 POWER = {"name": "power", "sampler": {"sampler": "power", "block_size": 4, "steps": 1}, "weight": 5000}
 """One Metropolis-Hastings step."""
 
+MAIN, REWEIGHTED = (
+    [{**PLAIN, "weight": 10_000 - weight}, {**POWER, "weight": weight}] for weight in (2_000, 3_000)
+)
+"""Arms of the experiment with the most traffic: mostly plain, which is the cheaper one."""
+
 Json = dict[str, Any]
 
 
