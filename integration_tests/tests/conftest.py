@@ -28,10 +28,10 @@ def no_thread_is_left() -> Iterator[None]:
     """The interpreter would wait for such a thread at its end, for ever if it waits for work."""
     before = set(threading.enumerate())
     yield
-    gc.collect()  # programs that failed are held by their tracebacks
     deadline = time.monotonic() + THREAD_END_S
     while left := [one for one in set(threading.enumerate()) - before if not one.daemon]:
         assert time.monotonic() < deadline, f"threads that do not end: {left}"
+        gc.collect()  # programs that failed are held by their tracebacks
         time.sleep(0.05)
 
 
