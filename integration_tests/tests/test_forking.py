@@ -24,8 +24,6 @@ Json = dict[str, Any]
 
 HORIZON = 40
 STEPS = 12
-PAGE = 16
-"""Of the matrix server."""
 
 
 def fresh_prompt(seed: int) -> str:
@@ -91,12 +89,12 @@ def predicted(prompt_tokens: int, cuts: Sequence[int], page: int) -> int:
     return sum((prompt_tokens + m - 1) % page + 1 for m in [0, *cuts])
 
 
-@pytest.mark.parametrize(("name", "page", "count"), [("pivot_server", 1, 16), ("matrix_server", PAGE, 6)])
-def test_forks_recompute_what_the_page_size_predicts(
-    request: pytest.FixtureRequest, name: str, page: int, count: int
-) -> None:
-    """With chunked prefill, two data-parallel ranks and forced retractions on the matrix server."""
-    server: Server = request.getfixturevalue(name)
+def test_forks_recompute_nothing_but_their_last_token(pivot_server: Server) -> None:
+    check_what_forks_recompute(pivot_server, page=1, count=16)
+
+
+def check_what_forks_recompute(server: Server, *, page: int, count: int) -> None:
+    """The counters of some requests, four at a time, against what the page size predicts."""
     bodies = [power_body(fresh_prompt(10_000 * page + i), i, return_trace=True) for i in range(count)]
     spent, per_fork = [], []
     for (answer,) in generate_all(server, bodies, at_once=4):

@@ -26,6 +26,7 @@ from integration_tests.tests.clients import (
     together,
 )
 from integration_tests.tests.test_branch_server import shape
+from integration_tests.tests.test_forking import check_what_forks_recompute
 
 pytestmark = pytest.mark.server
 
@@ -42,6 +43,10 @@ def long_prompt(seed: int, operations: int = 50) -> str:
 def retracted(answer: dict[str, Any]) -> int:
     """How often children of this request were retracted."""
     return int(answer["meta_info"]["num_retractions"])
+
+
+def test_forks_recompute_what_the_page_size_predicts(matrix_server: Server) -> None:
+    check_what_forks_recompute(matrix_server, page=PAGE, count=6)
 
 
 def test_sixteen_long_prompts_at_once(matrix_server: Server) -> None:
