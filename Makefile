@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo,test,check]" ./integration_tests/torch_cpu
+	$(BIN)/python -m pip install --quiet --editable ".[demo,test,check]" ./integration_tests/torch_cpu
 	touch $@
 
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
