@@ -82,9 +82,11 @@ class Ground:
 
     def lines(self, kind: str, experiment: str) -> list[Json]:
         """Whole lines of a kind, of all processes, in no order."""
+        wanted = f'"type":"{kind}"', f'"experiment":"{experiment}"'
         texts = [line for file in self.log.glob("*.jsonl") for line in file.read_text().splitlines()]
-        found = [json.loads(text) for text in texts if f'"type":"{kind}"' in text and text.endswith("}")]
-        return [line for line in found if line.get("experiment") == experiment]
+        return [
+            json.loads(text) for text in texts if all(part in text for part in wanted) and text.endswith("}")
+        ]
 
     def spec(self, *arguments: str, **environment: str) -> ServerSpec:
         """The pivot model behind two tokenizer workers, with experiments."""
