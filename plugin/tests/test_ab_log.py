@@ -154,7 +154,8 @@ def test_trouble_and_its_end_are_each_said_once(
     assert "5 lines were dropped" in told[1]
 
 
-def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hang_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Make every write wait until the event is set."""
     goes_on, write = threading.Event(), os.write
 
     def hang(file: int, data: memoryview) -> int:
@@ -162,6 +163,11 @@ def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch
         return write(file, data)
 
     monkeypatch.setattr(os, "write", hang)
+    return goes_on
+
+
+def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = hang_disk(monkeypatch)
     monkeypatch.setattr(log_module, "QUEUED_BYTES", 1000)
     log, lost = opened(tmp_path)
     for number in range(100):
@@ -196,13 +202,7 @@ def test_what_was_written_makes_room_for_more(tmp_path: Path, monkeypatch: pytes
 def test_a_server_ends_though_its_disk_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    goes_on, write = threading.Event(), os.write
-
-    def hang(file: int, data: memoryview) -> int:
-        goes_on.wait()
-        return write(file, data)
-
-    monkeypatch.setattr(os, "write", hang)
+    goes_on = hang_disk(monkeypatch)
     monkeypatch.setattr(log_module, "CLOSE_SECONDS", 0.01)
     log, _ = opened(tmp_path)
     log.write(line(0))
