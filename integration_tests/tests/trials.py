@@ -209,12 +209,6 @@ def assigned(ground: Ground, experiment: str) -> dict[str, set[str]]:
     return arms
 
 
-def arms_of(ground: Ground, experiment: str, traffic: Traffic) -> list[str]:
-    """The arm of every request, by the enrolment line of its exposure."""
-    arms = {line["exposure_id"]: line["arm"] for line in ground.lines("enrolment", experiment)}
-    return [arms[exposure] for exposure in traffic.exposures if exposure is not None]
-
-
 def wait_until(holds: Callable[[], bool], server: Server) -> None:
     """Wait for something that becomes true; requests of nobody keep both workers awake meanwhile."""
     deadline = time.monotonic() + WAIT_S

@@ -17,7 +17,7 @@ from fastapi import HTTPException
 from sglang_power.errors import PowerError, RequestError
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.feedback import exposure_id
-from sglang_power.experiments.records import Completion, Outcome, Tokens
+from sglang_power.experiments.records import Completion, Outcome
 from sglang_power.serving.report import plain_report
 from sglang_power.sglang_host.answers import Answer
 from sglang_power.sglang_host.experiment_desk import Desk
@@ -171,7 +171,7 @@ class EnrolledRun:
             outcome=outcome,
             reason=reason,
             sampler=meta.get("power", {}).get("sampler"),
-            tokens=self._tokens(final),
+            tokens=self._meter.tokens(final),
             e2e_s=now - self._arrived,
             ttft_s=None if self._first_text is None else self._first_text - self._arrived,
             weight_version=meta.get("weight_version"),
@@ -187,15 +187,6 @@ class EnrolledRun:
         if self._facts.stream and self._host.manager.server_args.incremental_streaming_output:
             return None
         return "".join(answer.get("text") or "" for answer in final)
-
-    def _tokens(self, final: list[Answer]) -> Tokens:
-        """Of all children where there were any; else what SGLang says of its own answers."""
-        if self._meter.children:
-            return Tokens(decoded=self._meter.decoded, prefilled=self._meter.prefilled)
-        meter = Meter()
-        for answer in final:
-            meter.count(answer["meta_info"])
-        return Tokens(decoded=meter.decoded, prefilled=meter.prefilled)
 
 
 def _says_something(response: Any) -> bool:

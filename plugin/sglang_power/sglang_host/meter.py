@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from sglang_power.experiments.records import Tokens
 
 _METER = "_sglang_power_meter"
 
@@ -26,6 +28,13 @@ class Meter:
         self.children += 1
         self.decoded += meta.get("completion_tokens") or 0
         self.prefilled += max(0, (meta.get("prompt_tokens") or 0) - (meta.get("cached_tokens") or 0))
+
+    def tokens(self, answers: Sequence[Mapping[str, Any]]) -> Tokens:
+        """Of all children where there were any; else what SGLang says of its own answers."""
+        if not self.children:
+            for answer in answers:
+                self.count(answer["meta_info"])
+        return Tokens(decoded=self.decoded, prefilled=self.prefilled)
 
 
 @contextmanager

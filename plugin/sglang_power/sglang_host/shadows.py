@@ -19,7 +19,8 @@ from fastapi import HTTPException
 from sglang_power.errors import PowerError
 from sglang_power.experiments.enrolling import Enrolled
 from sglang_power.experiments.model import Arm, Experiment
-from sglang_power.experiments.records import Outcome, ShadowRun, Tokens
+from sglang_power.experiments.records import Outcome, ShadowRun
+from sglang_power.sglang_host.answers import Answer
 from sglang_power.sglang_host.intake import Fields
 from sglang_power.sglang_host.meter import Meter, metered
 from sglang_power.sglang_host.orchestrator import Host, respond
@@ -67,8 +68,10 @@ class Shadows:
             if not self._has_budget(experiment):
                 return
             meter, began = Meter(), time.monotonic()
-            outcome, text = await _answered(desk, host, body, arm, meter)
-            self._spent += meter.decoded
+            outcome, answers = await _answered(desk, host, body, arm, meter)
+            tokens = meter.tokens(answers)
+            self._spent += tokens.decoded
+        text = "".join(answer.get("text") or "" for answer in answers) if outcome == "ok" else None
         line = ShadowRun(
             at=time.time(),
             exposure_id=served.exposure_id,
@@ -76,7 +79,7 @@ class Shadows:
             arm=arm.name,
             served=served.place.arm.name,
             outcome=outcome,
-            tokens=Tokens(decoded=meter.decoded, prefilled=meter.prefilled),
+            tokens=tokens,
             e2e_s=time.monotonic() - began,
             same_text=None if None in (text, served.text) else text == served.text,
         )
@@ -101,8 +104,8 @@ def _copied(obj: Any, experiment: Experiment) -> Any:
 
 async def _answered(
     desk: Desk, host: Host, body: Fields | None, arm: Arm, meter: Meter
-) -> tuple[Outcome, str | None]:
-    """How a shadow's run ended, and its text."""
+) -> tuple[Outcome, list[Answer]]:
+    """How a shadow's run ended, and its answers."""
     try:
         plan = desk.plan_of(arm, host.obj, body)
         with metered(host.obj, meter):
@@ -110,9 +113,5 @@ async def _answered(
                 response = await anext(source)
     except (PowerError, HTTPException, ValueError) as error:
         logger.warning("shadow arm %s failed: %s", arm.name, type(error).__name__)
-        return "error", None
-    answers = response if isinstance(response, list) else [response]
-    if not meter.children:
-        for answer in answers:
-            meter.count(answer["meta_info"])
-    return "ok", "".join(answer.get("text") or "" for answer in answers)
+        return "error", []
+    return "ok", response if isinstance(response, list) else [response]
