@@ -9,7 +9,6 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,6 +16,7 @@ import html5lib
 import pytest
 from ab_reports import effect, full_report
 from jinja2 import Environment
+from planting import Place, places, planted
 from pydantic import ValidationError
 from sglang_power.experiments.analysis import page, plots
 from sglang_power.experiments.analysis.results import Report
@@ -52,31 +52,8 @@ def benign() -> Markup:
     return markup(page.rendered(full_report()))
 
 
-def places(value: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where strings stand in JSON; keys count, as the place that ends in "key:"."""
-    if isinstance(value, str):
-        yield path
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from places(item, (*path, index))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from places(item, (*path, key))
-            if path and path[-1] in ("outcomes", "slices", "means"):
-                yield (*path, key, "key:")
-
-
-def planted(content: Json, path: tuple[Any, ...], attack: str) -> Json:
-    """The report with an attack at one place."""
-    changed = json.loads(json.dumps(content))
-    is_key = path[-1] == "key:"
-    *above, last = path[:-1] if is_key else path
-    at = functools.reduce(lambda inner, key: inner[key], above, changed)
-    if is_key:
-        at[attack] = at.pop(last)
-    else:
-        at[last] = attack
-    return changed
+def has_free_keys(place: Place) -> bool:
+    return bool(place) and place[-1] in ("outcomes", "slices", "means")
 
 
 def spoilt(path: tuple[Any, ...], attack: str) -> Report | None:
@@ -87,7 +64,7 @@ def spoilt(path: tuple[Any, ...], attack: str) -> Report | None:
         return None
 
 
-PLACES = sorted(places(json.loads(full_report().model_dump_json())), key=str)
+PLACES = sorted(places(json.loads(full_report().model_dump_json()), has_free_keys), key=str)
 
 
 @pytest.fixture

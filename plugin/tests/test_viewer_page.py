@@ -9,11 +9,10 @@ import base64
 import functools
 import hashlib
 import json
-import operator
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import html5lib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planting import Place, places, planted
 from sglang_power import cli
 from sglang_power.errors import RecordError
 from sglang_power.viewer import page, rendered, validated
@@ -73,37 +73,13 @@ def benign() -> Markup:
     return markup(rendered(validated(json.loads(saved("tree_record"))), source="record.json"))
 
 
-def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where strings stand in JSON; keys of the parameters count, as the place ending in "key:"."""
-    if isinstance(value, str):
-        yield path
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from places(item, (*path, index))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from places(item, (*path, key))
-            if path[:1] == ("params",):
-                yield (*path, key, "key:")
-
-
-def planted(content: Json, path: tuple[str | int, ...], text: str) -> Json:
-    """The record with `text` at one place."""
-    changed = json.loads(json.dumps(content))
-    is_key = path[-1] == "key:"
-    *above, last = path[:-1] if is_key else path
-    at: Any = functools.reduce(operator.getitem, above, changed)
-    if is_key:
-        at[text] = at.pop(last)
-    else:
-        at[last] = text
-    result: Json = changed
-    return result
+def has_free_keys(place: Place) -> bool:
+    return place[:1] == ("params",)
 
 
 @functools.cache
 def everywhere(name: str) -> list[tuple[str | int, ...]]:
-    return sorted(places(json.loads(saved(name))), key=str)
+    return sorted(places(json.loads(saved(name)), has_free_keys), key=str)
 
 
 def valid(content: Json) -> TraceRecord | None:
