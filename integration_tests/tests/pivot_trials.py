@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import httpx
@@ -95,13 +96,29 @@ async def answer_and_grade(url: str, asked: list[Problem]) -> None:
         await asyncio.gather(*(one(client, problem) for problem in asked))
 
 
-def shadow_tokens(ground: Ground) -> list[list[int]]:
-    """Decoded tokens of the shadow's runs in their order, for each process that had any."""
-    files = [
-        [json.loads(text) for text in file.read_text().splitlines()] for file in ground.log.glob("*.jsonl")
-    ]
-    each = [[line["tokens"]["decoded"] for line in lines if line["type"] == "shadow"] for lines in files]
-    return [tokens for tokens in each if tokens]
+@dataclass(frozen=True)
+class ShadowedWorker:
+    """What a worker served in the experiment with a shadow, and the decoded tokens of its shadow's runs."""
+
+    served: int
+    tokens: list[int]
+
+
+def shadowed_workers(ground: Ground) -> dict[str, ShadowedWorker]:
+    """File of its log -> a worker, for all that served the experiment."""
+    workers = {}
+    for file in ground.log.glob("*.jsonl"):
+        lines = [json.loads(text) for text in file.read_text().splitlines() if '"shadowed"' in text]
+        tokens = [line["tokens"]["decoded"] for line in lines if line["type"] == "shadow"]
+        served = sum(line["type"] == "completion" for line in lines)
+        if served:
+            workers[file.name] = ShadowedWorker(served, tokens)
+    return workers
+
+
+def is_done_with_shadows(worker: ShadowedWorker) -> bool:
+    """Whether its budget is spent, or all that it served has had its shadow."""
+    return sum(worker.tokens) >= SHADOW_BUDGET or len(worker.tokens) == worker.served
 
 
 def by_units(running: Server, name: str, **body: Any) -> list[httpx.Response]:
