@@ -175,9 +175,7 @@ def test_shadows_run_beside_what_is_served_until_their_budget_is_spent(
     ground: Ground, trials: Server
 ) -> None:
     """Which worker takes a connection is nobody's choice: what holds, holds of each of them."""
-    asked = (
-        WORKERS * SHADOW_BUDGET
-    )  # a run decodes a token at least: one of them spends its budget
+    asked = WORKERS * SHADOW_BUDGET  # a run decodes a token at least: one of them spends its budget
     assert set(drive(trials, "x-shadowed", [f"user {number}" for number in range(asked)]).statuses) == {200}
     served = completed(ground, "shadowed", asked)
     assert {line["arm"] for line in served.values()} == {"plain", "power"}
