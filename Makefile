@@ -23,7 +23,7 @@ PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 SERVERS := integration_tests/tests
 # Beside the other tests with servers, on the second core: unit tests, and those that share a server with no others.
 BESIDE := $(SERVERS)/test_law_server.py $(SERVERS)/test_experiments_server.py \
-	$(SERVERS)/test_experiments_stopping.py $(SERVERS)/test_experiments_pivot.py
+	$(SERVERS)/test_experiments_pivot.py $(SERVERS)/test_experiments_stopping.py
 LOG := $(VENV)/beside.log
 
 test: $(STAMP)  ## the whole test suite in two processes; in file order, which keeps fewest servers in memory at once

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,11 +136,10 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended while starting:\n{server.log_text()[-4000:]}")
-        try:
+        with suppress(httpx.HTTPError):
             if httpx.get(server.url + "/health_generate", timeout=10).status_code == httpx.codes.OK:
                 return
-        except httpx.HTTPError:
-            time.sleep(0.5)
+        time.sleep(0.5)
     raise RuntimeError(f"the server did not start in {START_TIMEOUT_S} s:\n{server.log_text()[-4000:]}")
 
 

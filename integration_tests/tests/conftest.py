@@ -160,6 +160,5 @@ def one_trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
 @pytest.fixture
 def trials(one_trials: Trials) -> Trials:
     """Two tokenizer workers and the experiment `main`; others come while the server runs."""
-    if not one_trials.is_alive():
-        one_trials.restart()
+    one_trials.revive()
     return one_trials

@@ -15,7 +15,7 @@ import httpx
 from integration_tests.pivot.problems import Problem, is_correct
 from integration_tests.server import Server
 from integration_tests.tests.clients import WAIT_S, eventually
-from integration_tests.tests.trials import FEEDBACK_KEY, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
+from integration_tests.tests.trials import FEEDBACK_KEY, GONE, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
 
 Json: TypeAlias = dict[str, Any]
 
@@ -49,7 +49,7 @@ GRADED: Json = {
 """One problem per unit. The samples of best_of decode about as much as a chain does."""
 
 CHAIN: Json = {"sampler": "power", "block_size": 4, "steps": 1}
-BROKEN: Json = {"name": "broken", "sampler": {**CHAIN, "reward": "gone"}, "weight": 5000}
+BROKEN: Json = {"name": "broken", "sampler": {**CHAIN, "reward": GONE}, "weight": 5000}
 """Its reward's endpoint does not exist, which shows only when it is called."""
 
 WINDOW_S, WASHOUT_S = 3.0, 1.0
@@ -57,6 +57,19 @@ SHADOW_BUDGET = 40
 SHADOWED: Json = {
     "arms": [PLAIN, POWER, {"name": "deep", "sampler": CHAIN, "weight": 0, "shadow": True}],
     "shadow": {"tokens_per_hour": SHADOW_BUDGET},
+}
+EXPERIMENTS: dict[str, Json] = {
+    "graded": GRADED,
+    "shadowed": SHADOWED,
+    "fragile": {"arms": [PLAIN, BROKEN]},
+    "strict": {"arms": [PLAIN, BROKEN], "on_error": "error"},
+    "tested": {"qa": {"units": ["a tester"]}},
+    "windows": {
+        "kind": "switchback",
+        "unit": None,
+        "eligibility": {"endpoints": ["completions"]},
+        "switchback": {"pool": "here", "window_s": WINDOW_S, "washout_s": WASHOUT_S},
+    },
 }
 
 

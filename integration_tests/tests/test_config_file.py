@@ -10,9 +10,15 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from sglang.srt.server_args import prepare_server_args
+from sglang_power.errors import ConfigError
+from sglang_power.serving.config import load_config
+from sglang_power.sglang_host.experiment_desk import check_experiments
 
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
 from integration_tests.tests.clients import MESSAGES, PROMPT, client, post, power_of, raw_generate, reports
+from integration_tests.tests.pivot_trials import SHADOWED
+from integration_tests.tests.trials import Ground
 
 TIMEOUT_S = 180
 
@@ -107,6 +113,21 @@ def test_the_server_itself_does_not_start(tmp_path: Path) -> None:
     done = run(command, SGLANG_POWER_CONFIG=str(config))
     assert done.returncode != 0
     assert f"{config}, line 3, field 'presets.a.sampler': " in done.stderr + done.stdout
+
+
+def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SGLang's own arguments, as the process that starts the tokenizer workers checks them."""
+    ground = Ground(tmp_path)
+    ground.write("shadowed", **SHADOWED)
+    spec = ground.spec()
+    for name, value in spec.environment.items():
+        monkeypatch.setenv(name, value)
+    config = load_config(Path(spec.environment["SGLANG_POWER_CONFIG"]))
+    with_priorities = command_line(spec, free_port())[3:]  # without "python -m sglang.launch_server"
+    check_experiments(config, prepare_server_args(with_priorities))
+    without = [one for one in with_priorities if one != "--enable-priority-scheduling"]
+    with pytest.raises(ConfigError, match=r"shadow='deep': .* low priority.*--enable-priority-scheduling"):
+        check_experiments(config, prepare_server_args(without))
 
 
 # --- a default sampler per served model ---

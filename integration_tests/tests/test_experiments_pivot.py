@@ -12,29 +12,23 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from sglang_power.experiments.analysis import wording
 from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.assignment import Assigned, Assigner
 from sglang_power.experiments.catalogue import Catalogue
 from sglang_power.experiments.providers import Embedded
 
-from integration_tests import server
 from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
 from integration_tests.tests.clients import PROMPT, eventually, quiet
 from integration_tests.tests.pivot_trials import (
-    BROKEN,
-    GRADED,
+    EXPERIMENTS,
     OPERATIONS,
     SHADOW_BUDGET,
-    SHADOWED,
     UNITS,
     WASHOUT_S,
     WINDOW_S,
@@ -51,13 +45,14 @@ from integration_tests.tests.pivot_trials import (
 )
 from integration_tests.tests.trials import (
     LATER_S,
-    PLAIN,
     SHORT,
     WORKERS,
     Ground,
+    Trials,
     ask,
     drive,
     exposure_of,
+    load_and_wait,
     reported,
 )
 
@@ -65,49 +60,17 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """All experiments of this file, each with units of its own."""
-    ground = Ground(tmp_path_factory.mktemp("trials"))
-    ground.write("graded", **GRADED)
-    ground.write("shadowed", **SHADOWED)
-    ground.write("fragile", arms=[PLAIN, BROKEN])
-    ground.write("strict", arms=[PLAIN, BROKEN], on_error="error")
-    ground.write("tested", qa={"units": ["a tester"]})
-    ground.write(
-        "windows",
-        kind="switchback",
-        unit=None,
-        eligibility={"endpoints": ["completions"]},
-        switchback={"pool": "here", "window_s": WINDOW_S, "washout_s": WASHOUT_S},
-    )
-    return ground
+def ground(one_trials: Trials) -> Ground:
+    """All experiments of this file, each with units of its own, beside those that are there."""
+    one_trials.revive()
+    load_and_wait(one_trials, EXPERIMENTS)
+    return one_trials.ground
 
 
 @pytest.fixture(scope="module")
-def trials(ground: Ground) -> Iterator[Server]:
-    """Two tokenizer workers, and a reward that nobody serves."""
-    spec = ground.spec()
-    config = Path(spec.environment["SGLANG_POWER_CONFIG"])
-    gone = {"rewards": {"gone": {"url": "http://127.0.0.1:9/score", "retries": 0}}}
-    config.write_text(config.read_text() + yaml.safe_dump(gone))
-    with server.running(spec, ground.folder) as running:
-        yield running
-
-
-# --- shadow arms need priorities; no other server is alive yet ---
-
-
-def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path) -> None:
-    ground = Ground(tmp_path)
-    ground.write("shadowed", **SHADOWED)
-    spec = ground.spec()
-    arguments = [one for one in spec.arguments if one != "--enable-priority-scheduling"]
-    never = server.running(replace(spec, arguments=arguments), tmp_path)
-    with pytest.raises(RuntimeError, match="ended while starting"), never:
-        pass
-    told = (tmp_path / "trials.log").read_text()
-    assert "shadow='deep': shadow arms run at low priority" in told
-    assert "--enable-priority-scheduling" in told
+def trials(one_trials: Trials, ground: Ground) -> Server:  # noqa: ARG001  (its experiments)
+    """The server that has them."""
+    return one_trials.server
 
 
 # --- from graded answers to a verdict ---

@@ -158,7 +158,8 @@ def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: 
 
 def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
     server = trials.server
-    path = write_and_wait(trials, "edited")
+    write_and_wait(trials, "edited")
+    path = trials.ground.experiments / "edited.yaml"
     problems = metric(server, PROBLEMS)
     path.write_text(path.read_text().replace("weight: 5000", "weight: 4000"))
     wait_until(lambda: metric(server, PROBLEMS) >= problems + WORKERS, server)

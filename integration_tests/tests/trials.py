@@ -10,7 +10,7 @@ import asyncio
 import collections
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from integration_tests.tests.clients import PROMPT, WAIT_S
 
 UNIT_KEY, FEEDBACK_KEY = "unit key", "feedback key"
 WORKERS = 2
+GONE = "gone"
+"""A reward that nobody serves."""
 
 LATER_S = 2 * 86_400.0
 """By when the outcome windows of a day have closed."""
@@ -92,7 +94,8 @@ class Ground:
         """The pivot model behind two tokenizer workers, with experiments."""
         config = self.folder / "config.yaml"
         settings = {"directory": str(self.experiments), "log": str(self.log)}
-        config.write_text(yaml.safe_dump({"experiments": settings}))
+        rewards = {GONE: {"url": "http://127.0.0.1:9/score", "retries": 0}}
+        config.write_text(yaml.safe_dump({"experiments": settings, "rewards": rewards}))
         return ServerSpec(
             PIVOT_MODEL,
             "trials",
@@ -124,6 +127,11 @@ class Trials:
         self.stop()
         self.server = self._started()
         return self.server
+
+    def revive(self) -> None:
+        """Start the server where a test has killed it."""
+        if not self.is_alive():
+            self.restart()
 
     def stop(self) -> None:
         """Stop the server."""
@@ -179,10 +187,14 @@ def drive(
     timeout: float = WAIT_S,
     **body: Any,
 ) -> Traffic:
-    """One request per entry of `units`, many at once; a client that times out has status 0."""
+    """One request per entry of `units`, many at once; a client that times out has status 0.
+
+    Each has a connection of its own: of connections that are kept, one worker may have taken all.
+    """
 
     async def all_of_them() -> list[tuple[int, str | None]]:
-        limits, turn = httpx.Limits(max_connections=at_once), asyncio.Semaphore(at_once)
+        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=0)
+        turn = asyncio.Semaphore(at_once)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=timeout) as client:
 
             async def one(unit: str) -> tuple[int, str | None]:
@@ -221,9 +233,19 @@ def wait_until(holds: Callable[[], bool], server: Server) -> None:
         time.sleep(0.1)
 
 
-def write_and_wait(trials: Trials, name: str, **fields: Any) -> Path:
-    """Write an experiment's file, and wait until every worker has taken it."""
-    before = len(trials.ground.lines("change", name))
-    path = trials.ground.write(name, **fields)
-    wait_until(lambda: len(trials.ground.lines("change", name)) >= before + WORKERS, trials.server)
-    return path
+def load_and_wait(trials: Trials, experiments: Mapping[str, Json]) -> None:
+    """Write the files of experiments, and wait until every worker has taken all of them."""
+    ground = trials.ground
+    before = {name: len(ground.lines("change", name)) for name in experiments}
+    for name, fields in experiments.items():
+        ground.write(name, **fields)
+
+    def taken() -> bool:
+        return all(len(ground.lines("change", name)) >= before[name] + WORKERS for name in experiments)
+
+    wait_until(taken, trials.server)
+
+
+def write_and_wait(trials: Trials, name: str, **fields: Any) -> None:
+    """Write the file of one experiment, and wait until every worker has taken it."""
+    load_and_wait(trials, {name: fields})
