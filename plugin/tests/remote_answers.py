@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,22 @@ class Played:
         for token, answer in zip(tokens, told, strict=True):
             answer["output_ids"] = [token]
         return httpx.Response(200, json=told)
+
+
+@asynccontextmanager
+async def served(played: Played) -> AsyncIterator[str]:
+    """The URL of a socket at which `played` answers; mock transports have no pool of connections."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = httpx.Headers([tuple(field.split(": ", 1)) for field in fields if field])
+        content = await reader.readexactly(int(headers.get("content-length", 0)))
+        method, path, _ = line.split()
+        body = (await played(httpx.Request(method, f"http://played{path}", content=content))).content
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"http://{host}:{port}"

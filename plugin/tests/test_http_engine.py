@@ -1,7 +1,7 @@
 """HttpEngine on recorded answers: retries, deadlines, aborts, stops among forced tokens, ranks, errors.
 
 The transport plays answers of a real server, or failures; what a server does with the requests is tested on
-real ones. No time is measured. Error rate 0.
+real ones. No time is measured; what would wait for ever is given up after a minute. Error rate 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from remote_answers import FORCED, LETTER, PROMPT, RECORDED, STOP, Played, ok, recorded, scored
+from remote_answers import FORCED, LETTER, PROMPT, RECORDED, STOP, Played, ok, recorded, scored, served
 from sglang_power.algorithms.cuts import EntropyCut
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
@@ -140,6 +140,29 @@ async def test_cancelling_aborts_on_the_server() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert played.aborts == [played.bodies[0]["rid"]]
+
+
+async def test_a_deadline_aborts_though_no_connection_is_free() -> None:
+    played = Played([recorded("aborted")], hang=True)
+    options = QUICK.model_copy(update={"max_connections": 1})
+    async with served(played) as url, Remote(url, options) as remote, asyncio.timeout(60):
+        engine = await remote.engine(PROMPT)
+        late = await engine.generate(ContinuationCall((), 48, BASE, 1, deadline=time.time()))
+    assert late.cut_short
+
+
+async def test_generations_wait_for_one_of_the_connections() -> None:
+    played = Played([recorded("drawn")], hang=True)
+    options = QUICK.model_copy(update={"max_connections": 2})
+    async with Remote("http://played", options, httpx.MockTransport(played)) as remote:
+        engine = await remote.engine(PROMPT)
+        tasks = [asyncio.create_task(engine.generate(CALL)) for _ in range(3)]
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        at_once = len(played.generations)
+        tasks[0].cancel()
+        await asyncio.wait(tasks)
+    assert (at_once, len(played.generations)) == (2, 3)
 
 
 # --- stops --------------------------------------------------------------------------------------------

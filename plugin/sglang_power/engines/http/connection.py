@@ -48,7 +48,7 @@ class RemoteOptions(BaseModel):
         api_key: bearer token.
         timeout_s: seconds without an answer after which one request is given up.
         connect_timeout_s: seconds until a connection must stand.
-        max_connections: requests at once; more wait.
+        max_connections: requests at once, aborts aside; more wait.
         keepalive_s: seconds after which an idle connection is given up; SGLang does so after 5.
         retries: attempts after the first one, on lost connections, HTTP 429 and 503.
         backoff_s: seconds before the first retry; they double, plus up to as many at random.
@@ -69,14 +69,14 @@ class RemoteOptions(BaseModel):
     check_server: bool = True
 
     def client(self, url: str, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-        """A pool of connections; waiting for a free one has no time limit of its own."""
+        """A pool of connections without a limit of its own; see `Connection`."""
         key = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
         return httpx.AsyncClient(
             base_url=url,
             headers=key,
-            timeout=httpx.Timeout(self.timeout_s, connect=self.connect_timeout_s, pool=None),
+            timeout=httpx.Timeout(self.timeout_s, connect=self.connect_timeout_s),
             limits=httpx.Limits(
-                max_connections=self.max_connections,
+                max_connections=None,
                 max_keepalive_connections=self.max_connections,
                 keepalive_expiry=self.keepalive_s,
             ),
@@ -86,6 +86,9 @@ class RemoteOptions(BaseModel):
 
 class Connection:
     """A running server.
+
+    It counts the requests at once itself: in a pool with a limit, an abort would wait for a connection until
+    one of the generations that it is to end is over.
 
     Args:
         url: its base URL.
@@ -97,6 +100,7 @@ class Connection:
         self, url: str, options: RemoteOptions, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._http, self._options = options.client(url, transport), options
+        self._free = asyncio.Semaphore(options.max_connections)
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -140,9 +144,13 @@ class Connection:
             reraise=True,
         )
         try:
-            return await retrying(attempt, *args)
+            return await retrying(self._in_turn, attempt, *args)
         except httpx.HTTPError as error:
             raise HostError(f"{self._http.base_url} gave no answer: {error!r}") from error
+
+    async def _in_turn(self, attempt: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        async with self._free:
+            return await attempt(*args)
 
     async def _generate_once(self, body: Json, headers: dict[str, str], deadline: float | None) -> Any:
         rid = uuid.uuid4().hex
