@@ -109,7 +109,8 @@ async def served(played: Played) -> AsyncIterator[str]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = httpx.Headers([tuple(field.split(": ", 1)) for field in fields if field])
+        parts = [field.partition(": ") for field in fields if field]
+        headers = httpx.Headers([(name, value) for name, _, value in parts])
         content = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = line.split()
         body = (await played(httpx.Request(method, f"http://played{path}", content=content))).content
