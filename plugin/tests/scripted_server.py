@@ -35,12 +35,14 @@ class ScriptedServer:
 
     Attributes:
         requests: path and body of everything that was asked, in order.
+        headers, timeouts: of the same requests.
     """
 
     def __init__(self, script: Script | None = None, plugin: bool = True) -> None:
         self._script, self._plugin = script, plugin
         self.requests: list[tuple[str, Any]] = []
         self.headers: list[httpx.Headers] = []
+        self.timeouts: list[dict[str, float | None]] = []
 
     def client(self, **arguments: Any) -> Client:
         """A client of this server."""
@@ -55,6 +57,7 @@ class ScriptedServer:
         path = request.url.path
         self.requests.append((path, body))
         self.headers.append(request.headers)
+        self.timeouts.append(request.extensions["timeout"])
         if path == STATUS_ROUTE:
             return httpx.Response(200 if self._plugin else 404, json={"served_model": "fake"})
         if path == "/tokenize":

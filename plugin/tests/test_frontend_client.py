@@ -1,14 +1,20 @@
-"""The client: the probe, retries, and what HTTP failures become."""
+"""The client: the probe, retries, what HTTP failures become, and that backends share no fate."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from scripted_server import ScriptedServer, answer
 from sglang_power.errors import HostError, OverloadedError, RequestError, UnsupportedError
-from sglang_power.frontend.client import ATTEMPTS, Client
+from sglang_power.frontend import client
+from sglang_power.frontend.client import ATTEMPTS, Client, Clients
 
 BODY: dict[str, Any] = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
 
@@ -75,3 +81,78 @@ def test_a_tokenizer_that_writes_blanks_in_front_of_texts_is_refused(monkeypatch
         ScriptedServer().client().encode(["ab"])
     monkeypatch.undo()
     assert ScriptedServer().client().encode(["ab", "é"]) == [[*b"ab"], [*"é".encode()]]
+
+
+def test_the_probe_is_given_up_some_time_and_a_generation_is_not() -> None:
+    fake = ScriptedServer(lambda _: answer([65]))
+    fake.client().generate(BODY)
+    probe, generation = fake.timeouts
+    assert probe["read"] is not None
+    assert (generation["read"], generation["connect"]) == (None, probe["connect"])
+
+
+# --- one client per backend ---------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Backend:
+    base_url: str = "http://fake"
+    api_key: str | None = None
+    verify: str | None = None
+
+
+class Probed:
+    """In place of `Client`: each probe of a backend whose URL says so waits for the test."""
+
+    def __init__(self, outcomes: Sequence[Exception | None] = ()) -> None:
+        self.outcomes = list(outcomes)
+        self.asked, self.answered, self.clients = threading.Event(), threading.Event(), 0
+
+    def __call__(self, url: str, *_: object) -> Any:
+        self.clients += 1
+        if "hung" in url:
+            self.asked.set()
+            assert self.answered.wait(60)
+        if self.outcomes and (failure := self.outcomes.pop(0)):
+            raise failure
+        return SimpleNamespace(url=url, close=lambda: None)
+
+
+def test_a_server_that_hangs_blocks_no_other_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed, clients = Probed(), Clients()
+    monkeypatch.setattr(client, "Client", probed)
+    hung, fine = Backend("http://hung"), Backend()
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            waiting = [pool.submit(clients.of, hung) for _ in range(2)]
+            assert probed.asked.wait(60)
+            assert pool.submit(clients.of, fine).result(60) is clients.of(fine)
+        finally:
+            probed.answered.set()
+        assert waiting[0].result(60) is waiting[1].result(60)
+    assert probed.clients == 2
+
+
+def test_a_failed_probe_fails_all_who_wait_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = threading.Event()
+
+    class Watched(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            waiting.set()
+            return super().result(timeout)
+
+    probed, clients, hung = Probed([HostError("gone")]), Clients(), Backend("http://hung")
+    monkeypatch.setattr(client, "Client", probed)
+    monkeypatch.setattr(client, "Future", Watched)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(clients.of, hung)
+            assert probed.asked.wait(60)
+            second = pool.submit(clients.of, hung)
+            assert waiting.wait(60)
+        finally:
+            probed.answered.set()
+        assert [str(one.exception(60)) for one in (first, second)] == ["gone", "gone"]
+    assert probed.clients == 1
+    assert clients.of(hung) is clients.of(hung)
+    assert probed.clients == 2

@@ -17,7 +17,6 @@ import functools
 import inspect
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -31,7 +30,7 @@ from sglang.lang.ir import SglExpr, SglExprList, SglGen, SglImage, SglVideo
 from sglang.lang.tracer import TracerProgramState
 
 from sglang_power.errors import ConfigError, PowerError, UnsupportedError
-from sglang_power.frontend.client import Client
+from sglang_power.frontend.client import Clients
 from sglang_power.frontend.session import UNTEMPERED, Asked, Session
 
 __all__ = [
@@ -58,8 +57,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
 }
 
 _log = logging.getLogger("sglang_power.frontend")
-_clients: weakref.WeakKeyDictionary[Any, Client] = weakref.WeakKeyDictionary()
-_clients_lock = threading.Lock()
+_clients = Clients()
 
 
 class PowerGen(SglGen):  # type: ignore[misc]  # sglang is untyped
@@ -120,20 +118,10 @@ def attach(executor: Any) -> Session:
         "skip_special_tokens": global_config.skip_special_tokens_in_output,
         "spaces_between_special_tokens": global_config.spaces_between_special_tokens_in_out,
     }
-    session = Session(endpoint, _client(endpoint), output)
+    session = Session(endpoint, _clients.of(endpoint), output)
     session.settle(executor)
     executor.backend = session
     return session
-
-
-def _client(endpoint: Any) -> Client:
-    """One per backend, so that a server is probed once."""
-    with _clients_lock:
-        if endpoint not in _clients:
-            client = Client(endpoint.base_url, endpoint.api_key, endpoint.verify)
-            weakref.finalize(endpoint, client.close)
-            _clients[endpoint] = client
-        return _clients[endpoint]
 
 
 def merge(winner: Any, into: Any) -> None:

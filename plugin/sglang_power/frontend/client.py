@@ -1,16 +1,19 @@
 """One server over HTTP, as programs need it: continue token ids, encode, decode, score, probe.
 
-Owns the connection, retries and the translation of HTTP failures into this package's errors. Knows no
-program. Requests have no side effects, so a lost connection is tried again.
+Owns the connections, one set per backend, retries and the translation of HTTP failures into this package's
+errors. Knows no program. Requests have no side effects, so a lost connection is tried again.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -31,6 +34,12 @@ STATUS_ROUTE = "/sglang_power/status"
 
 PLAIN = {"sampler": "none"}
 """`custom_params` of requests that no default of the server may change."""
+
+WAIT = httpx.Timeout(None, connect=30.0)
+"""A generation may take any time."""
+
+PROBE_WAIT = httpx.Timeout(600.0, connect=30.0)
+"""The probe stands in the server's queue as generations do, so it may take its time, too."""
 
 ATTEMPTS = 3
 IDLE_S = 3.0
@@ -67,7 +76,7 @@ class Client:
             base_url=url,
             headers=headers,
             verify=True if verify is None else ssl.create_default_context(cafile=verify),
-            timeout=httpx.Timeout(None, connect=30.0),
+            timeout=WAIT,
             limits=httpx.Limits(keepalive_expiry=IDLE_S, max_connections=None),
             transport=transport,
         )
@@ -83,7 +92,7 @@ class Client:
         self._http.close()
 
     def _probe(self) -> dict[str, Any]:
-        response = self._send("GET", STATUS_ROUTE, None)
+        response = self._send("GET", STATUS_ROUTE, None, PROBE_WAIT)
         if response.status_code != HTTPStatus.OK:
             raise HostError(
                 f"{self._http.base_url} answers {STATUS_ROUTE} with HTTP {response.status_code}: "
@@ -180,7 +189,9 @@ class Client:
             raise _failure(response)
         return response.json()
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, wait: httpx.Timeout = WAIT
+    ) -> httpx.Response:
         attempts = Retrying(
             retry=retry_if_exception_type(LOST),
             stop=stop_after_attempt(ATTEMPTS),
@@ -188,15 +199,56 @@ class Client:
             reraise=True,
         )
         try:
-            return attempts(self._once, method, path, body)
+            return attempts(self._once, method, path, body, wait)
         except httpx.HTTPError as error:
             raise HostError(f"{self._http.base_url}{path} cannot be reached: {error!r}") from error
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        response = self._http.request(method, path, json=body)
+    def _once(
+        self, method: str, path: str, body: dict[str, Any] | None, wait: httpx.Timeout
+    ) -> httpx.Response:
+        response = self._http.request(method, path, json=body, timeout=wait)
         if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
             raise OverloadedError(message_of(response.text))
         return response
+
+
+class Endpoint(Protocol):
+    """What is read of SGLang's backend."""
+
+    base_url: str
+    api_key: str | None
+    verify: str | None
+
+
+class Clients:
+    """One client per backend, so that a server is probed once; closed when its backend is gone.
+
+    Nobody waits for the probe of another backend. Who asks while one is under way shares what comes of it.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Endpoint, Future[Client]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, endpoint: Endpoint) -> Client:
+        """The backend's client; a probe that failed is tried again by whoever asks next."""
+        mine: Future[Client] = Future()
+        with self._lock:
+            known = self._known.setdefault(endpoint, mine)
+        if known is mine:
+            self._connect(endpoint, mine)
+        return known.result()
+
+    def _connect(self, endpoint: Endpoint, outcome: Future[Client]) -> None:
+        try:
+            client = Client(endpoint.base_url, endpoint.api_key, endpoint.verify)
+        except BaseException as error:  # whatever it is, the others must not wait for ever
+            with self._lock:
+                del self._known[endpoint]
+            outcome.set_exception(error)
+            raise
+        weakref.finalize(endpoint, client.close)
+        outcome.set_result(client)
 
 
 def check_finish(answer: Answer) -> None:
