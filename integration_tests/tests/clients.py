@@ -95,12 +95,20 @@ PARAM_FIELDS = frozenset(
 WAIT_S = 120.0
 """How long `eventually` waits; a bound for a hung server, never an assertion on speed."""
 
+HTTP = httpx.Client(
+    verify=False,  # the servers speak no TLS, and making its context costs 20 ms
+    timeout=WAIT_S,
+    follow_redirects=True,
+    limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+)
+"""For all threads. A connection per request: of several tokenizer workers any may take it."""
+
 Answer = dict[str, Any]
 
 
 def post(server: Server, path: str, body: Any, timeout: float = WAIT_S) -> httpx.Response:
     """POST a JSON body."""
-    return httpx.post(server.url + path, json=body, timeout=timeout)
+    return HTTP.post(server.url + path, json=body, timeout=timeout)
 
 
 def raw_generate(server: Server, prompt: Any = PROMPT, **body: Any) -> Any:
@@ -138,7 +146,7 @@ def reports(response: BaseModel) -> list[Any]:
 
 def sse_lines(server: Server, path: str, body: Any) -> Iterator[str]:
     """The raw lines of a stream, without the blank ones."""
-    with httpx.stream("POST", server.url + path, json=body, timeout=WAIT_S) as response:
+    with HTTP.stream("POST", server.url + path, json=body) as response:
         assert response.status_code == httpx.codes.OK, response.read()
         for line in response.iter_lines():
             if line:
@@ -191,7 +199,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 def metric(server: Server, name: str, **labels: str) -> float:
     """Sum of one metric's samples; 0 where it does not exist yet."""
     total = 0.0
-    for line in httpx.get(server.url + "/metrics", timeout=WAIT_S, follow_redirects=True).text.splitlines():
+    for line in HTTP.get(server.url + "/metrics").text.splitlines():
         found, _, value = line.rpartition(" ")
         series, _, rest = found.partition("{")
         if series == name and all(f'{key}="{wanted}"' in rest for key, wanted in labels.items()):
@@ -206,7 +214,7 @@ def scheduled(server: Server) -> float:
 
 def unfinished(server: Server) -> int:
     """Requests that the scheduler holds now, running or waiting."""
-    loads = httpx.get(server.url + "/v1/loads", timeout=WAIT_S).json()["loads"]
+    loads = HTTP.get(server.url + "/v1/loads").json()["loads"]
     return sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
 
 

@@ -14,7 +14,7 @@ import httpx
 
 from integration_tests.pivot.problems import Problem, is_correct
 from integration_tests.server import Server
-from integration_tests.tests.clients import WAIT_S, eventually
+from integration_tests.tests.clients import HTTP, WAIT_S, eventually
 from integration_tests.tests.trials import FEEDBACK_KEY, GONE, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
 
 Json: TypeAlias = dict[str, Any]
@@ -141,7 +141,7 @@ def by_units(running: Server, name: str, **body: Any) -> list[httpx.Response]:
 
 def events_of(running: Server, headers: dict[str, str], body: Json) -> list[Json]:
     """The chunks of a stream."""
-    response = httpx.post(running.url + "/generate", json=body, headers=headers, timeout=WAIT_S)
+    response = HTTP.post(running.url + "/generate", json=body, headers=headers)
     lines = [line for line in response.text.splitlines() if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

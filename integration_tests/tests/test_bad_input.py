@@ -16,6 +16,7 @@ import pytest
 
 from integration_tests.server import Server
 from integration_tests.tests.clients import (
+    HTTP,
     MESSAGES,
     PROMPT,
     QUICK,
@@ -390,7 +391,7 @@ def test_numbers_that_are_not_json_are_400(pivot_server: Server, path: str, numb
         prompt = '"messages": [{"role": "user", "content": "R1+1:"}], "prompt": "R1+1:"'
         content = '{"model": "pivot", ' + prompt + ', "custom_params": ' + power + "}"
     headers = {"Content-Type": "application/json"}
-    response = httpx.post(pivot_server.url + path, content=content, headers=headers, timeout=60)
+    response = HTTP.post(pivot_server.url + path, content=content, headers=headers)
     assert response.status_code == httpx.codes.BAD_REQUEST
     assert scheduled(pivot_server) == before
 

@@ -24,7 +24,7 @@ TIMEOUT_S = 180
 
 LOAD_EACH = """
 import os, sys
-import sglang.srt.plugins, sglang_power.sglang_host, sglang_power.serving.config
+import sglang.srt.plugins, sglang_power.sglang_host.install
 for config in sys.argv[1:]:
     child = os.fork()
     if child == 0:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
-
 from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
+from integration_tests.tests.clients import HTTP
 
 PIVOTS: dict[str, Any] = {"entropy_threshold": 1.0, "varentropy_threshold": 0.02, "seed": 4}
 """Rows of a pivot have 0.67 nats and a varentropy of 0.04; rows of a guess 2.3 nats."""
@@ -15,7 +14,7 @@ PIVOTS: dict[str, Any] = {"entropy_threshold": 1.0, "varentropy_threshold": 0.02
 
 def ask(server: Server, text: str, **custom: Any) -> dict[str, Any]:
     body = {"text": text, "sampling_params": {"max_new_tokens": 96, "custom_params": custom}}
-    response = httpx.post(server.url + "/generate", json=body, timeout=120)
+    response = HTTP.post(server.url + "/generate", json=body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer

@@ -21,6 +21,7 @@ import pytest
 from integration_tests.server import PIVOT_MODEL, Server
 from integration_tests.tests.clients import (
     EOS,
+    HTTP,
     MESSAGES,
     PARAM_FIELDS,
     POWER_FIELDS,
@@ -441,7 +442,7 @@ def test_the_openai_list_of_models_still_answers(pivot_server: Server) -> None:
     assert [model.id for model in client(pivot_server).models.list()] == ["pivot"]
     with pytest.raises(openai.BadRequestError):
         chat(pivot_server, temperature=0.3, extra_body={"sampler": "power"})
-    assert httpx.get(pivot_server.url + "/health").status_code == httpx.codes.OK
+    assert HTTP.get(pivot_server.url + "/health").status_code == httpx.codes.OK
 
 
 # --- parameters of the chain ---

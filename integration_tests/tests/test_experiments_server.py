@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sglang_power.cli import describe
 
-from integration_tests.tests.clients import PROMPT, WAIT_S, events, eventually, metric
+from integration_tests.tests.clients import HTTP, PROMPT, events, eventually, metric
 from integration_tests.tests.trials import (
     SHORT,
     WORKERS,
@@ -146,7 +146,7 @@ def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: 
                 if event.get("metadata")
             ]
         else:
-            response = httpx.post(trials.server.url + path, json=body, timeout=WAIT_S)
+            response = HTTP.post(trials.server.url + path, json=body)
             told = [response.json()["metadata"]["power"]]
         ((report,),) = told
         samplers.add(report["sampler"])
@@ -184,5 +184,5 @@ def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None
     made = reported(ground, "killed")
     assert made.killed is not None
     assert made.verdict.decision != "ship"
-    status = httpx.get(server.url + "/sglang_power/status", timeout=WAIT_S).json()
+    status = HTTP.get(server.url + "/sglang_power/status").json()
     assert {"experiment main: enrolling", "experiment killed: not enrolling"} <= set(describe(status))

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from integration_tests.server import Server
+from integration_tests.tests.clients import HTTP
 
 pytestmark = pytest.mark.server
 
@@ -42,7 +43,7 @@ def power_body(prompt: str, seed: int, *, n: int = 1, **more: object) -> Json:
 
 def generate(server: Server, body: Json) -> list[Json]:
     """The answers of one request, one for each chain."""
-    response = httpx.post(server.url + "/generate", json=body, timeout=300)
+    response = HTTP.post(server.url + "/generate", json=body)
     assert response.status_code == httpx.codes.OK, response.text
     answers = response.json()
     return answers if isinstance(answers, list) else [answers]

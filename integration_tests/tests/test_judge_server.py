@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from integration_tests.server import Server
 from integration_tests.tests.clients import (
+    HTTP,
     PROMPT_Q,
     client,
     post,
@@ -40,7 +41,7 @@ class PlainAsker:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        path = httpx.get(server.url + "/model_info").json()["model_path"]
+        path = HTTP.get(server.url + "/model_info").json()["model_path"]
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._yes, self._no = (self._spellings(word) for word in ("yes", "no"))
 

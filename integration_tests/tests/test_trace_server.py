@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from sglang_power.cli import main
 from sglang_power.viewer import validated
 
 from integration_tests.server import Server
+from integration_tests.tests.clients import HTTP
 
 PROMPT = "R7+3*2-8:"
 CHAIN = {"sampler": "power", "block_size": 8, "steps": 2, "seed": 5, "return_trace": True}
@@ -21,9 +21,7 @@ STAR = {"sampler": "cot", "k": 4, "seed": 5, "return_tree": True}
 
 def generate(server: Server, custom: dict[str, Any]) -> dict[str, Any]:
     body = {"text": PROMPT, "sampling_params": {"max_new_tokens": 48, "custom_params": custom}}
-    answer: dict[str, Any] = (
-        httpx.post(server.url + "/generate", json=body, timeout=120).raise_for_status().json()
-    )
+    answer: dict[str, Any] = HTTP.post(server.url + "/generate", json=body).raise_for_status().json()
     return answer
 
 
@@ -35,7 +33,7 @@ def chat(server: Server, custom: dict[str, Any]) -> dict[str, Any]:
         "custom_params": custom,
     }
     answer: dict[str, Any] = (
-        httpx.post(server.url + "/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
+        HTTP.post(server.url + "/v1/chat/completions", json=body).raise_for_status().json()
     )
     return answer
 

@@ -24,7 +24,7 @@ from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.catalogue import config_hash, read_experiment
 
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, running
-from integration_tests.tests.clients import PROMPT, WAIT_S
+from integration_tests.tests.clients import HTTP, PROMPT, WAIT_S
 
 UNIT_KEY, FEEDBACK_KEY = "unit key", "feedback key"
 WORKERS = 2
@@ -140,7 +140,7 @@ class Trials:
     def is_alive(self) -> bool:
         """Whether anybody listens."""
         try:
-            httpx.get(self.server.url + "/health", timeout=WAIT_S)
+            HTTP.get(self.server.url + "/health")
         except httpx.HTTPError:
             return False
         return True
@@ -149,13 +149,13 @@ class Trials:
 def ask(server: Server, headers: dict[str, str], path: str = "/generate", **body: Any) -> httpx.Response:
     """One short request."""
     asked = {"text": PROMPT, "sampling_params": SHORT} if path == "/generate" else {"model": "trials"}
-    return httpx.post(server.url + path, json={**asked, **body}, headers=headers, timeout=WAIT_S)
+    return HTTP.post(server.url + path, json={**asked, **body}, headers=headers)
 
 
 def feedback(server: Server, *, key: str | None = FEEDBACK_KEY, **sent: Any) -> httpx.Response:
     """POST feedback."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    return httpx.post(server.url + "/sglang_power/feedback", headers=headers, timeout=WAIT_S, **sent)
+    return HTTP.post(server.url + "/sglang_power/feedback", headers=headers, **sent)
 
 
 def reported(ground: Ground, name: str, log: Path | None = None) -> Report:
