@@ -235,19 +235,23 @@ def test_only_the_last_segment_is_taken_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "drawn"),
+    ("reason", "stops", "drawn"),
     [
-        (STOP, (*b"ab", EOS)),
-        ({"type": "stop", "matched": ";"}, (*b"ab;",)),
-        ({"type": "length", "length": 2}, (*b"ab",)),
+        (STOP, {}, (*b"ab", EOS)),
+        ({"type": "stop", "matched": ";"}, {"stop": ";"}, (*b"ab;",)),
+        ({"type": "stop", "matched": ";"}, {"stop": ["x", ";"]}, (*b"ab;",)),
+        ({"type": "stop", "matched": "[ab]b"}, {"stop_regex": "[ab]b"}, (*b"ab",)),
+        ({"type": "stop", "matched": "b"}, {"stop": "b"}, (*b"ab",)),
+        ({"type": "length", "length": 2}, {}, (*b"ab",)),
     ],
+    ids=["token", "string", "one of several", "pattern", "string left in the text", "length"],
 )
 def test_a_segment_from_before_the_first_expression_is_taken_in(
-    reason: dict[str, Any], drawn: tuple[int, ...]
+    reason: dict[str, Any], stops: dict[str, Any], drawn: tuple[int, ...]
 ) -> None:
     session, _ = session_with()
     s = Program("x")
     session.settle(s)
-    session.adopt(s, "a", "ab", reason, None)
+    session.adopt(s, "a", "ab", reason, SglSamplingParams(**stops))
     assert (s.text_, session.ledger.ids) == ("xab", (BOS, *b"xab"))
     assert session.withdraw(s, "a").ids == drawn, "the draft ends as the segment did"

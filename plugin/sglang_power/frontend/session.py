@@ -145,9 +145,14 @@ class Session:
         s.text_ += lead.text
 
     def adopt(self, s: Executor, name: str, text: str, reason: dict[str, Any], settings: Any) -> None:
-        """Take in a segment that was generated as text: its tokens are what the server reads in the text."""
+        """Take in a segment that was generated as text: its tokens are what the server reads in the text.
+
+        A stop string was cut off the text. Where a pattern matched, the reason names the pattern, and nothing
+        was cut off.
+        """
         matched = reason.get("matched") if reason["type"] == "stop" else None
-        drawn = text + matched if isinstance(matched, str) else text
+        stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop
+        drawn = text + matched if matched in stops and matched not in text else text
         shown_ids, drawn_ids = (tuple(ids) for ids in self.client.encode([text, drawn]))
         if isinstance(matched, int):
             drawn_ids += (matched,)
