@@ -134,7 +134,7 @@ def law_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_law_model(tmp_path_factory.mktemp("law") / "model")
 
 
-@pytest.fixture(scope="module")  # one module uses it; it need not stay in memory beside the others
+@pytest.fixture(scope="session")
 def law_server(logs: Path, law_model: Path) -> Iterator[Server]:
     """The law model; early rejection is checked in shadow mode."""
     spec = ServerSpec(

@@ -1,13 +1,10 @@
 """HttpEngine on real servers: SGLang without the plugin, and with it.
 
-Rows against transformers and against the plugin's own statistics, CoT-decoding against sampler="cot", and the
-law of a chain. Draws of a server without --enable-deterministic-inference are a fresh sample at every run: a
-right engine fails the G-test with probability 1e-6; the control is rejected at 1e-6. Figures are printed.
+Rows against transformers and against the plugin's own statistics, and CoT-decoding against sampler="cot".
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -19,28 +16,19 @@ import numpy as np
 import pytest
 import torch
 from sglang_power.algorithms.cot import GREEDY, CotConfig
-from sglang_power.algorithms.cuts import UniformCut
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.algorithms.mh import MHConfig
 from sglang_power.answers import equivalence, spelled
 from sglang_power.engines.http import HttpEngine, Remote
 from sglang_power.errors import UnsupportedError
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.samples import Samples, Vote
 from sglang_power.serving.selection import ReadAnswer, Reading
-from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
-from integration_tests.law_model import HORIZON, AnswerTree, tabular_model
-from integration_tests.law_model import PROMPT as LAW_PROMPT
 from integration_tests.server import PIVOT_MODEL, Server
 from integration_tests.tests.clients import PROMPT_Q, generate, power_of, raw_generate
-from integration_tests.tests.goodness_of_fit import REJECTED, g_test
-from integration_tests.tests.test_law_server import counted, drawn
 
 RECORDED = Path(__file__).parents[2] / "plugin" / "tests" / "data" / "remote_answers.json"
 
@@ -217,50 +205,3 @@ async def test_a_passed_deadline_still_gives_a_token(plain_server: Server) -> No
         late = await engine.generate(call)
     assert 1 <= len(late.tokens) <= LONGEST
     assert late.cut_short != late.finished
-
-
-# --- the law ------------------------------------------------------------------------------------------
-
-CHAIN = MHConfig(alpha=2.0, law=BASE, horizon=HORIZON, block_size=HORIZON, steps=8, cut=UniformCut())
-"""Proposals at tau = 1, from exact drafts: after any number of steps the law is the target itself."""
-
-CHAINS = 600
-AT_ONCE = 32
-
-
-@pytest.fixture(scope="module")
-def tree(law_model: Path) -> AnswerTree:
-    """Every answer, with its probability."""
-    return AnswerTree(tabular_model(law_model, LAW_PROMPT, HORIZON))
-
-
-@pytest.mark.server
-async def test_chains_follow_the_power_law(law_server: Server, tree: AnswerTree) -> None:
-    target = tree.target(CHAIN)
-    drafts = drawn(tree, target, CHAINS, seed=11)
-    slots = asyncio.Semaphore(AT_ONCE)
-    async with Remote(law_server.url) as remote:
-        engine = await remote.engine(LAW_PROMPT, config=CHAIN)
-
-        async def moved(number: int) -> tuple[tuple[int, ...], int]:
-            async with slots:
-                result = await Chain(engine, CHAIN, Key(7, number), Budget(10_000)).run(drafts[number])
-            assert (result.stopped_by, len(result.infos)) == ("completed", CHAIN.steps)
-            return result.state.tokens.ids, sum(info.accepted for info in result.infos)
-
-        ends = await gather_or_cancel([moved(number) for number in range(CHAINS)])
-    p = g_test(counted(tree, [ids for ids, _ in ends]), target)
-    accepted = sum(count for _, count in ends) / (CHAINS * CHAIN.steps)
-    print(f"p {p:.3f}, accepted {accepted:.2f}")
-    assert 0.1 < accepted < 0.9
-    assert sum(ids != draft for (ids, _), draft in zip(ends, drafts, strict=True)) > CHAINS / 2
-    assert p > REJECTED
-
-
-def test_control_without_the_cut_ratio_the_chains_fail(tree: AnswerTree) -> None:
-    """As many exact draws from the enumerated law of that mistake."""
-    target = tree.target(CHAIN)
-    wrong = tree.answers(CHAIN, target, "no cut ratio")
-    p = g_test(counted(tree, drawn(tree, wrong, CHAINS, seed=7)), target)
-    print(f"p {p:.1e}")
-    assert p < REJECTED
