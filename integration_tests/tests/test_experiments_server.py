@@ -116,6 +116,14 @@ def test_what_cannot_be_enrolled_runs_as_without_the_experiment(
     assert len(trials.ground.lines("enrolment", "main")) == enrolled
 
 
+def test_a_body_without_sampling_parameters_is_served_by_either_arm(trials: Trials) -> None:
+    answers = [ask(trials.server, {"x-main": unit}, sampling_params=None) for unit in UNITS[:24]]
+    assert {answer.status_code for answer in answers} == {httpx.codes.OK}
+    reports = [answer.json()["meta_info"]["power"] for answer in answers]
+    assert {report["sampler"] for report in reports} == {"none", "power"}
+    assert all(report["exposure_id"] for report in reports)
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-main": ""}])
 def test_requests_without_a_unit_are_nobodys(trials: Trials, headers: dict[str, str]) -> None:
     before = metric(trials.server, NOT_ENROLLED, experiment="main", reason="no_unit")

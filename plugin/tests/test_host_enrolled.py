@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import HTTPException
+from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.experiments.catalogue import Loaded, config_hash
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.model import Experiment
@@ -35,6 +36,8 @@ def answer(text: str = "x", finish: Json | None = None, **more: Any) -> Json:
 
 STOP, ABORT = {"type": "stop"}, {"type": "abort"}
 BROKEN = {"type": "abort", "status_code": 503, "message": "busy"}
+
+ONE: Json = {"n": 1}
 
 
 class Desk:
@@ -73,10 +76,15 @@ def experiment(on_error: str) -> Experiment:
 
 
 def run_of(
-    desk: Desk, original: Original, *, n: int = 1, stream: bool = False, on_error: str = "error"
+    desk: Desk,
+    original: Original,
+    *,
+    params: Json | None = ONE,
+    stream: bool = False,
+    on_error: str = "error",
 ) -> EnrolledRun:
     """A run whose arm is answered by `original`."""
-    obj = SimpleNamespace(sampling_params={"n": n}, text="prompt")
+    obj = GenerateReqInput(text="prompt", sampling_params=params)
     manager = SimpleNamespace(server_args=SimpleNamespace(incremental_streaming_output=False))
     each = experiment(on_error)
     place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("power"), "unit")
@@ -110,13 +118,19 @@ async def drained(desk: Desk, run: EnrolledRun) -> list[Any]:
 async def test_the_line_is_written_before_the_only_response(n: int) -> None:
     desk = Desk()
     answers = [answer("ab", STOP) for _ in range(n)]
-    (response,) = await drained(desk, run_of(desk, replay(answers if n > 1 else answers[0]), n=n))
+    (response,) = await drained(desk, run_of(desk, replay(answers if n > 1 else answers[0]), params={"n": n}))
     assert desk.order == ["enrolment", "completion", "shadows", "response"]
     (line,) = desk.lines
     assert (line.outcome, line.reason, line.sampler) == ("ok", None, "none")
     assert (line.tokens.decoded, line.tokens.prefilled) == (2 * n, 5 * n)
     exposures = {one["meta_info"]["power"]["exposure_id"] for one in (response if n > 1 else [response])}
     assert exposures == {line.exposure_id}
+
+
+async def test_a_request_without_sampling_parameters_has_one_answer() -> None:
+    desk = Desk()
+    assert len(await drained(desk, run_of(desk, replay(answer("ab", STOP)), params=None))) == 1
+    assert [line.outcome for line in desk.lines] == ["ok"]
 
 
 async def test_a_stream_of_two_answers_is_complete_with_the_last_of_both() -> None:
@@ -127,7 +141,7 @@ async def test_a_stream_of_two_answers_is_complete_with_the_last_of_both() -> No
         answer("ab", index=0),
         answer("abc", STOP, index=0),
     ]
-    await drained(desk, run_of(desk, replay(*chunks), n=2, stream=True))
+    await drained(desk, run_of(desk, replay(*chunks), params={"n": 2}, stream=True))
     assert desk.order == ["enrolment", *["response"] * 3, "completion", "shadows", "response"]
     assert desk.lines[0].tokens.decoded == 4
 

@@ -71,7 +71,7 @@ class EnrolledRun:
         self._desk, self._host, self._facts, self._body = desk, host, facts, body
         self._plans, self._place, self._plan = plans, place, plan
         self._id, self._arrived = exposure_id(), time.monotonic()
-        self._expected = host.obj.sampling_params.get("n") or 1
+        self._expected = (host.obj.sampling_params or {}).get("n") or 1
         self._last: dict[int, Answer] = {}
         self._first_text: float | None = None
         self._fallback: str | None = None

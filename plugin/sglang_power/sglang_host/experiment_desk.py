@@ -131,7 +131,7 @@ class Desk:
         self._watch()
         if request is None or not self._catalogue.experiments:
             return None
-        params = obj.sampling_params
+        params = obj.sampling_params or {}
         limit = params.get("max_new_tokens", 128) if isinstance(params, dict) else None
         user = (body or {}).get("user")
         return Facts(
