@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripted_server import EOS, ScriptedServer, answer, text_of
+from scripted_program import BOS, STOP, Program, begun, generate, sent, session_with
+from scripted_server import EOS, answer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.errors import HostError, RequestError, UnsupportedError
-from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.session import Asked, Session
-
-BOS = EOS + 1
-STOP = {"type": "stop", "matched": EOS}
-
-
-@dataclass
-class Program:
-    """What a session touches of an executor."""
-
-    text_: str = ""
-    images_: list[Any] = field(default_factory=list)
-    backend: Any = None
-    ends: int = 0
-
-    def end(self) -> None:
-        self.ends += 1
-        if self.backend is not None:
-            self.backend.end_program(self)
-
-
-def session_with(*answers: Any) -> tuple[Session, ScriptedServer]:
-    """A session whose generations are answered in order."""
-    left = list(answers)
-    fake = ScriptedServer(lambda body: left.pop(0))  # noqa: ARG005
-    endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None, end_program=lambda s: None)  # noqa: ARG005
-    return Session(endpoint, fake.client(), {}), fake
-
-
-def generate(session: Session, s: Program, name: str = "x", **params: Any) -> str:
-    """As the interpreter does."""
-    session.asked = Asked(name, params.pop("values", None))
-    text, _ = session.generate(s, SglSamplingParams(**params))
-    s.text_ += text
-    return text
-
-
-def sent(fake: ScriptedServer) -> list[list[int]]:
-    return [body["input_ids"] for body in fake.generated()]
 
 
 def test_ids_of_segments_are_kept_and_text_is_encoded_once() -> None:
@@ -110,12 +70,6 @@ def test_bytes_that_are_no_character_stay_what_the_server_shows() -> None:
     for _ in parts:
         generate(session, s)
     assert s.text_ == "x" + text_of([0xF0, 0x9F, 0x41, 0x80, 0x42])
-
-
-def begun(ids: list[int], finished: bool = False) -> Piece:
-    """A lead; one that has finished drew a stop as well."""
-    drawn = (*ids, EOS) if finished else tuple(ids)
-    return Piece(text_of(ids), tuple(ids), Draw(None, drawn, text_of(ids), lead=True, finished=finished))
 
 
 @pytest.mark.parametrize(("lead", "drawn"), [([*b"ab"], [*b"cd"]), ([0xC3], [0xA9, *b"d"])])

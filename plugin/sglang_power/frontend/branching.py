@@ -13,7 +13,8 @@ from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.client import PLAIN
 from sglang_power.frontend.group import Group
 from sglang_power.frontend.ledger import Draw, Piece
-from sglang_power.frontend.session import Session, Tail, check_sampler
+from sglang_power.frontend.rendering import Tail, shown
+from sglang_power.frontend.session import Session, check_sampler
 from sglang_power.frontend.settings import BranchSettings, parsed
 from sglang_power.request import parse_request
 
@@ -134,25 +135,25 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: l
     if forked:
         start = forked[0]["span"][0]
         return _leads(session, ids[:start], [node["ids"][0] for node in forked], meta)
-    shown, text = session.shown(Tail(), ids, answer["text"], meta["finish_reason"])
-    return [_lead(ids, shown, text, meta["finish_reason"]["type"] == "stop", meta)]
+    kept, text = shown(session.client, Tail(), ids, answer["text"], meta["finish_reason"])
+    return [_lead(ids, kept, text, meta["finish_reason"]["type"] == "stop", meta)]
 
 
 def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Piece]:
     """A lead per token; the server itself is asked which of them end the answer, and have no text."""
     ended = _endings(session, [*session.ledger.ids, *trunk], tokens)
-    shown = [trunk if end else (*trunk, token) for token, end in zip(tokens, ended, strict=True)]
-    texts = session.client.decode(shown)
+    held = [trunk if end else (*trunk, token) for token, end in zip(tokens, ended, strict=True)]
+    texts = session.client.decode(held)
     return [
         _lead((*trunk, token), ids, text, end, meta)
-        for token, ids, text, end in zip(tokens, shown, texts, ended, strict=True)
+        for token, ids, text, end in zip(tokens, held, texts, ended, strict=True)
     ]
 
 
 def _lead(
-    drawn: tuple[int, ...], shown: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]
+    drawn: tuple[int, ...], ids: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]
 ) -> Piece:
-    return Piece(text, shown, Draw(None, drawn, text, lead=True, finished=finished, meta_info=meta))
+    return Piece(text, ids, Draw(None, drawn, text, lead=True, finished=finished, meta_info=meta))
 
 
 def _endings(session: Session, prefix: list[int], tokens: list[int]) -> list[bool]:

@@ -100,10 +100,10 @@ class Ledger:
         """The generated segment at the very end; None where constant text follows it, or nothing precedes."""
         return self.pieces[-1].draw if self.pieces else None
 
-    def take_lead(self) -> Piece | None:
-        """Remove the lead at the end, if there is one, for the segment that begins with it."""
+    def take_lead(self) -> Piece:
+        """Remove the lead at the end, for the segment that begins with it; an empty piece where none is."""
         draw = self.last_draw()
-        return self.pieces.pop() if draw is not None and draw.lead else None
+        return self.pieces.pop() if draw is not None and draw.lead else Piece("", ())
 
     def split_character(self) -> tuple[tuple[int, ...], str, int]:
         """Where the text ends inside a character of a generated segment, take its replacement back.

@@ -16,6 +16,7 @@ from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Answer, Client
 from sglang_power.frontend.laws import exponent_of
 from sglang_power.frontend.ledger import REPLACEMENT, Draw, Ledger, Piece
+from sglang_power.frontend.rendering import Tail, shown, text_of
 from sglang_power.request import NO_SAMPLER
 
 LOGPROB_FIELDS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
@@ -50,32 +51,21 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """Generated tokens in front of a generation whose text is written together with it.
+class Call:
+    """One generation under way.
 
     Args:
-        ids, text: of those tokens.
-        kept: characters of the text that stand there already.
-        lead: the segment's beginning, if it has one.
-        lead_ids: its tokens, the last of `ids`.
-        split: the text ends inside a character.
+        asked: what the program asks for.
+        settings: SGLang's sampling parameters.
+        tail: in front of the segment.
+        lead: what the segment begins with; a piece without a draw where there is none.
+        body: of the request; None where the lead is the whole segment.
     """
 
-    ids: tuple[int, ...] = ()
-    text: str = ""
-    kept: int = 0
-    lead: Draw | None = None
-    lead_ids: tuple[int, ...] = ()
-    split: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One generation under way; `body` is None where its lead is the whole of it."""
-
     asked: Asked
-    tail: Tail
     settings: Any
+    tail: Tail
+    lead: Piece
     body: dict[str, Any] | None
 
 
@@ -152,7 +142,8 @@ class Session:
         """
         matched = reason.get("matched") if reason["type"] == "stop" else None
         stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop
-        drawn = text + matched if matched in stops and matched not in text else text
+        cut = isinstance(matched, str) and matched in stops and matched not in text
+        drawn = f"{text}{matched}" if cut else text
         shown_ids, drawn_ids = (tuple(ids) for ids in self.client.encode([text, drawn]))
         if isinstance(matched, int):
             drawn_ids += (matched,)
@@ -189,7 +180,7 @@ class Session:
         shown, answer = "", None
         for answer in self.client.stream(call.body):
             finished = bool(answer["meta_info"].get("finish_reason"))
-            text = self._record(call, answer) if finished else self._rendered(call.tail, answer)
+            text = self._record(call, answer) if finished else self._text(call, answer)
             if not text.startswith(shown):
                 raise HostError("a stream took text back; is --incremental-streaming-output set?")
             yield text[len(shown) :], answer["meta_info"]
@@ -227,84 +218,56 @@ class Session:
         settings = sampling_params if asked.settings is None else asked.settings
         self.endpoint._handle_dtype_to_regex(settings)
         self.settle(s)
-        tail = self._take_tail(s)
+        tail, lead = self._take_tail(s)
         fields = settings.to_srt_kwargs()
         if fields["n"] != 1:
             hint = "Use sp.branch(s, n), or a sampler that draws several"
             raise UnsupportedError("n", fields["n"], "one generation is one answer", hint)
-        left = fields["max_new_tokens"] - len(tail.lead_ids)
-        if tail.lead is not None and (tail.lead.finished or left < 1):
-            return Call(asked, tail, settings, None)
+        left = fields["max_new_tokens"] - len(lead.ids)
+        if lead.draw is not None and (lead.draw.finished or left < 1):
+            return Call(asked, settings, tail, lead, None)
         fields |= {"max_new_tokens": left, "custom_params": asked.values}
-        fields["min_new_tokens"] = max(fields["min_new_tokens"] - len(tail.lead_ids), 0)
+        fields["min_new_tokens"] = max(fields["min_new_tokens"] - len(lead.ids), 0)
         extra = {name: getattr(settings, name, None) for name in LOGPROB_FIELDS}
         body = {
-            "input_ids": [*self.ledger.ids, *tail.lead_ids],
+            "input_ids": [*self.ledger.ids, *lead.ids],
             "sampling_params": {**self._output, **fields},
             **{name: value for name, value in extra.items() if value is not None},
         }
-        return Call(asked, tail, settings, body)
+        return Call(asked, settings, tail, lead, body)
 
-    def _take_tail(self, s: Executor) -> Tail:
-        piece = self.ledger.take_lead()
-        lead = Piece("", ()) if piece is None else piece
-        ids, text, kept = self.ledger.split_character()
-        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(text) + kept]
-        split = bool(ids) or lead.text.endswith(REPLACEMENT)
-        return Tail(ids + lead.ids, text + lead.text, kept, lead.draw, lead.ids, split)
+    def _take_tail(self, s: Executor) -> tuple[Tail, Piece]:
+        """What the next segment writes anew: characters that are not complete, and its lead."""
+        lead = self.ledger.take_lead()
+        tail = Tail(*self.ledger.split_character())
+        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(tail.text) + tail.kept]
+        return tail, lead
 
     def _lead_alone(self, call: Call) -> tuple[str, dict[str, Any]]:
-        tail, lead = call.tail, call.tail.lead
+        lead = call.lead.draw
         assert lead is not None
         draw = dataclasses.replace(lead, name=call.asked.name, settings=call.settings, lead=False)
-        text = self._rendered(tail, {"text": "", "output_ids": [], "meta_info": lead.meta_info})
-        self.ledger.append(Piece(text, tail.lead_ids, draw))
+        text = self._text(call, {"text": "", "output_ids": [], "meta_info": lead.meta_info})
+        self.ledger.append(Piece(text, call.lead.ids, draw))
         return text, dict(lead.meta_info)
 
     def _record(self, call: Call, answer: Answer) -> str:
         """Keep what was drawn; the text of the variable."""
-        report = answer["meta_info"].get("power")
+        report, lead = answer["meta_info"].get("power"), call.lead
         check_sampler(call.asked.values, report)
-        text, drawn = self._rendered(call.tail, answer), tuple(answer["output_ids"])
-        shown, shown_text = self.shown(call.tail, drawn, text, answer["meta_info"]["finish_reason"])
-        exponent = None if call.tail.lead is not None else exponent_of(report, call.settings.to_srt_kwargs())
-        lead = call.tail.lead_ids
-        draw = Draw(call.asked.name, lead + drawn, text, exponent, call.settings)
-        self.ledger.append(Piece(shown_text, lead + shown, draw))
+        text, drawn = self._text(call, answer), (*lead.ids, *answer["output_ids"])
+        ids, kept_text = shown(self.client, call.tail, drawn, text, answer["meta_info"]["finish_reason"])
+        exponent = None if lead.draw is not None else exponent_of(report, call.settings.to_srt_kwargs())
+        self.ledger.append(Piece(kept_text, ids, Draw(call.asked.name, drawn, text, exponent, call.settings)))
         return text
 
-    def _rendered(self, tail: Tail, answer: Answer) -> str:
-        """The text of an answer, with what its tail contributes."""
-        text: str = answer["text"]
-        if not tail.split:
-            return tail.text[tail.kept :] + text
-        reason = answer["meta_info"].get("finish_reason")
-        whole = self.client.decode([[*tail.ids, *answer["output_ids"]]])[0][tail.kept :]
-        if reason is None:
-            return whole.rstrip(REPLACEMENT)
-        if reason.get("type") == "stop" and isinstance(reason.get("matched"), str):
-            return whole[: whole.find(reason["matched"])]
-        return whole
-
-    def shown(
-        self, tail: Tail, drawn: tuple[int, ...], text: str, reason: dict[str, Any]
-    ) -> tuple[tuple[int, ...], str]:
-        """Of what was drawn, the tokens that the text holds whole, and their text.
-
-        A stop string may end inside a token; the characters in front of it are then constant text.
-        """
-        matched = reason.get("matched") if reason["type"] == "stop" else None
-        if isinstance(matched, int):
-            return drawn[:-1], text
-        if matched is None:
-            return drawn, text
-        fewest = max(len(drawn) - len(matched.encode()) - 1, 0)
-        counts = range(len(drawn), fewest - 1, -1)
-        texts = self.client.decode([[*tail.ids, *drawn[:count]] for count in counts])
-        for count, whole in zip(counts, texts, strict=True):
-            if text.startswith(whole[tail.kept :]):
-                return drawn[:count], whole[tail.kept :]
-        raise HostError(f"the text of an answer is not that of its tokens: {text!r}")
+    def _text(self, call: Call, answer: Answer) -> str:
+        """The text of an answer, with its lead's; decoded together where a character spans the border."""
+        lead, text = call.lead, answer["text"]
+        if not call.tail.ids and not lead.text.endswith(REPLACEMENT):
+            return f"{lead.text}{text}"
+        drawn, reason = (*lead.ids, *answer["output_ids"]), answer["meta_info"].get("finish_reason")
+        return text_of(self.client, call.tail, drawn, reason)
 
 
 def check_sampler(values: dict[str, Any] | None, report: dict[str, Any] | None) -> None:
