@@ -20,18 +20,30 @@ from sglang_power.types import FloatArray, in_parallel
 
 
 async def by_score(candidates: Sequence[Candidate], scores: Scores) -> Selection:
-    """The candidate of highest score, the first of equal ones; the first of all where none has a score."""
+    """The candidate of highest score, the first of equal ones.
+
+    Where none has a score, the one of highest mean log p; without any answer in them, the first.
+    """
     scored = await gather_or_cancel([scores.whole(one) for one in candidates])
     values = [value for value, _ in scored]
-    known = [(value, -i) for i, value in enumerate(values) if value is not None]
+    chosen, reason = _highest(values), str(scores.name)
+    if chosen is None:
+        likeliest = _highest([one.mean_log_p for one in candidates])
+        chosen, reason = 0 if scores.name == "confidence" else likeliest or 0, "no_answer"
     return Selection(
         candidates=tuple(candidates),
-        chosen=-max(known)[1] if known else 0,
-        reason=scores.name if known else "no_answer",
+        chosen=chosen,
+        reason=reason,
         scores=tuple(values),
         usage=in_parallel(cost for _, cost in scored),
         notes=scores.notes,
     )
+
+
+def _highest(values: Sequence[float | None]) -> int | None:
+    """Index of the largest value, the first of equal ones; None where there is none."""
+    known = [(value, -i) for i, value in enumerate(values) if value is not None]
+    return -max(known)[1] if known else None
 
 
 async def by_vote(

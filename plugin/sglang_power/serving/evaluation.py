@@ -13,8 +13,8 @@ SELF_EVALUATION: Final = "self_evaluation"
 class Evaluator(Protocol):
     """Says how likely an answer to the request's prompt is right; `sglang_host.judge` has one."""
 
-    async def right(self, answer: str) -> tuple[float, Usage]:
-        """Log probability that the answer is right, nats, at most 0; and what asking cost."""
+    async def right(self, answer: str) -> tuple[float | None, Usage]:
+        """Log probability that the answer is right, nats, at most 0, None where that is unknown; the cost."""
         ...
 
 

@@ -27,7 +27,7 @@ class AnswerReward(Protocol):
     """A reward of token sequences; `sglang_host.scoring` has one."""
 
     async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
-        """R of ids that ended with a stop or did not; None where it failed and may be done without."""
+        """R of ids that ended with a stop or did not; None where it is unknown and may be done without."""
         ...
 
     def report(self) -> dict[str, Any]:

@@ -52,14 +52,16 @@ def aborted_before_any_answer(
     prompt = Prompt([], {"cached_tokens": 0}, Usage())
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     writer = AnswerWriter(parent, prompt, stop, text)
-    answers = [
-        writer.aborted(Tokens.EMPTY, message, {"sampler": sampler, "stopped_by": "abort"})
-        for _ in range(count)
-    ]
+    answers = [writer.aborted(Tokens.EMPTY, message, unanswered(sampler)) for _ in range(count)]
     for number, answer in enumerate(answers):
         if emit is not None:
             emit(first_index + number, answer)
     return answers
+
+
+def unanswered(sampler: str) -> dict[str, Any]:
+    """`meta_info.power` where an abort came before there was an answer."""
+    return {"sampler": sampler, "stopped_by": "abort"}
 
 
 def rank_of(manager: Any, obj: Any, prompt: Prompt, chain: int) -> int | None:

@@ -26,13 +26,20 @@ from sglang_power.serving.config import Limits
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.samples import BestOf, Samples, Vote
 from sglang_power.serving.scoring import Score, Scores
-from sglang_power.serving.selection import Selection
+from sglang_power.serving.selection import Reader, Selection
 from sglang_power.serving.tree import reported_tree, star
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import ChildEngine, Prompt
 from sglang_power.sglang_host.judge import Judge, SelfEvaluation, relation_of
 from sglang_power.sglang_host.parent import Parent
+from sglang_power.sglang_host.patience import (
+    Patience,
+    PatientEvaluator,
+    PatientReader,
+    PatientReward,
+    patient,
+)
 from sglang_power.sglang_host.reading import AskingReader, HostReader
 from sglang_power.sglang_host.scoring import AnswerScorer
 from sglang_power.sglang_host.selection_plan import SelectionPlan
@@ -67,7 +74,15 @@ class Selector:
     deadline: float | None
 
     async def run(self, observer: Observer | None) -> Selection:
-        """The whole selection; `observer` is told of tokens that are certain before its end."""
+        """The whole selection; `observer` is told of tokens that are certain before its end.
+
+        Raises:
+            ChainAbortedError: aborted before there was an answer to choose.
+        """
+        selection = await self._selected(observer)
+        return dataclasses.replace(selection, stopped_by="abort") if self._patience.aborted else selection
+
+    async def _selected(self, observer: Observer | None) -> Selection:
         asked = self.plan.request
         if isinstance(asked, BranchRequest):
             return await self._branch(asked, observer)
@@ -151,24 +166,30 @@ class Selector:
         return None if readout is None else Judge(self.parent, readout, self.dp_rank)
 
     @cached_property
-    def _relation(self) -> Relation:
-        return relation_of(self.plan.request.relation, self._judge, self.deadline)
+    def _patience(self) -> Patience:
+        return Patience()
 
     @cached_property
-    def _reader(self) -> HostReader:
+    def _relation(self) -> Relation:
+        return patient(relation_of(self.plan.request.relation, self._judge, self.deadline), self._patience)
+
+    @cached_property
+    def _reader(self) -> Reader:
         if self.plan.request.answer != "continuation":
             return HostReader(self.stop, self.text, self.plan.extractor)
         seed = self.key.child_seed(0, Purpose.READING)
-        return AskingReader(self.stop, self.text, self.plan.extractor, self._engine, seed)
+        asking = AskingReader(self.stop, self.text, self.plan.extractor, self._engine, seed)
+        return PatientReader(asking, self._patience)
 
     def _scores(self, name: Score, alpha: float = 1.0) -> Scores:
         evaluator = scorer = None
         if name == "self_evaluation":
             assert self._judge is not None
-            evaluator = SelfEvaluation(self._judge, self.question)
+            evaluator = PatientEvaluator(SelfEvaluation(self._judge, self.question), self._patience)
         if name == "reward":
             assert self.plan.reward is not None
-            scorer = AnswerScorer(self.parent, self.prompt, self.stop, self.text, self.plan.reward)
+            rewarded = AnswerScorer(self.parent, self.prompt, self.stop, self.text, self.plan.reward)
+            scorer = PatientReward(rewarded, self._patience)
         return Scores(name, self._reader, alpha=alpha, evaluator=evaluator, reward=scorer)
 
     @property

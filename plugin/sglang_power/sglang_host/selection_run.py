@@ -18,7 +18,7 @@ from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.children import Prompt, prepare_prompt
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
-from sglang_power.sglang_host.prompt_run import aborted_before_any_answer, rank_of, slot
+from sglang_power.sglang_host.prompt_run import aborted_before_any_answer, rank_of, slot, unanswered
 from sglang_power.sglang_host.reading import CONTINUATION_TOKENS
 from sglang_power.sglang_host.selecting import Selector
 from sglang_power.sglang_host.selection_plan import SelectionPlan
@@ -65,30 +65,42 @@ class SelectionRun:
                 return aborted_before_any_answer(parent, name, count, str(error), emit, first_index)
 
     async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
+        """One choice; an abort leaves it what it had, and the others what they have."""
         rank = rank_of(self._manager, self._parent.obj, prompt, number)
         writer = AnswerWriter(self._parent, prompt, self._stop, self._text, rank)
         outlet = Outlet(emit, first_index + number, writer.incremental)
+        certain = Tokens.EMPTY
 
-        def certain(tokens: Tokens) -> None:
-            power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
-            outlet.send(writer.partial(tokens, power))
+        def observe(tokens: Tokens) -> None:
+            nonlocal certain
+            certain = tokens
+            if outlet.open:
+                power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
+                outlet.send(writer.partial(tokens, power))
 
-        selection = await Selector(
+        try:
+            selection = await self._selector(prompt, number, rank).run(observe)
+        except ChainAbortedError as error:
+            answer = writer.aborted(certain, str(error), unanswered(self._plan.name))
+        else:
+            answer = await self._written(writer, selection, prompt, first=number == 0)
+            writer.count(answer)
+        outlet.send(answer)
+        return answer
+
+    def _selector(self, prompt: Prompt, number: int, dp_rank: int | None) -> Selector:
+        return Selector(
             plan=self._plan,
             parent=self._parent,
             prompt=prompt,
             stop=self._stop,
             text=self._text,
             key=Key(self._seed, number),
-            dp_rank=rank,
+            dp_rank=dp_rank,
             horizon=self._horizon(prompt),
             limits=self._config.limits,
             deadline=self._deadline,
-        ).run(certain if emit is not None else None)
-        answer = await self._written(writer, selection, prompt, first=number == 0)
-        writer.count(answer)
-        outlet.send(answer)
-        return answer
+        )
 
     async def _written(
         self, writer: AnswerWriter, selection: Selection, prompt: Prompt, *, first: bool
@@ -105,9 +117,12 @@ class SelectionRun:
             weight_version=prompt.meta_info.get("weight_version"),
         )
         best = selection.best
-        if selection.stopped_by == "abort":
-            return writer.aborted(best.tokens, f"request {self._parent.obj.rid} was aborted", power)
-        return await writer.final(best.tokens, best.finished, power)
+        if selection.stopped_by != "abort":
+            try:
+                return await writer.final(best.tokens, best.finished, power)
+            except ChainAbortedError:  # in the pass that finds the alternatives
+                power["stopped_by"] = "abort"
+        return writer.aborted(best.tokens, f"request {self._parent.obj.rid} was aborted", power)
 
     def _horizon(self, prompt: Prompt) -> int:
         reserved = CONTINUATION_TOKENS * 2 if self._asked.answer == "continuation" else 0

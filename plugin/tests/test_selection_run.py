@@ -1,0 +1,235 @@
+"""The life of a selecting request on the host: aborts at any time, and what is left of its choices.
+
+Children are replaced by the exact language model; the judge and the reward fail as they do once a request is
+aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.answers import EXTRACTORS
+from sglang_power.engines.tabular import TabularEngine, TabularModel
+from sglang_power.errors import ChainAbortedError
+from sglang_power.request import parse_request
+from sglang_power.rewards import NamedReward
+from sglang_power.rewards.base import Called
+from sglang_power.rng import Key
+from sglang_power.serving.config import Limits
+from sglang_power.serving.selection import Candidate, Selection
+from sglang_power.sglang_host import selecting, selection_run
+from sglang_power.sglang_host.children import Prompt
+from sglang_power.sglang_host.judge import Readout
+from sglang_power.sglang_host.parent import Parent
+from sglang_power.sglang_host.selecting import Selector
+from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.types import Continuation, Tokens, Usage
+from test_host_tokenizer_side import Letters
+
+L = 6
+MODEL = TabularModel.random(7, vocab=4, horizon=L, concentration=2.0)
+PROMPT = Prompt([3, 4], {"cached_tokens": 0}, Usage(prefilled=2, children=1))
+
+
+class Speller(Letters):
+    """One token per letter; other characters are letter z."""
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [ord(letter) - 96 if letter.islower() else 26 for letter in text]
+
+
+class StubParent(Parent):
+    """A parent without a manager of SGLang; its children fail once it is aborted."""
+
+    def __init__(self, *_: Any) -> None:
+        manager = SimpleNamespace(
+            tokenizer=Speller(),
+            model_config=SimpleNamespace(hf_eos_token_id=[0]),
+            incremental_streaming_output=False,
+            server_args=SimpleNamespace(dp_size=1),
+            context_len=500,
+            num_reserved_tokens=0,
+            enable_metrics=False,
+        )
+        obj = SimpleNamespace(rid="r", text="p", sampling_params={"max_new_tokens": L}, background=False)
+        obj.return_logprob = obj.return_prompt_token_ids = obj.log_metrics = False
+        obj.routed_dp_rank = obj.custom_labels = None
+        super().__init__(manager, lambda *_: None, obj, None, Limits())
+        self._state = SimpleNamespace(abort_sent=False)
+
+    def __enter__(self) -> Parent:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def child(self, input_ids: list[int] | None, max_new_tokens: int, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=input_ids, sampling_params={"max_new_tokens": max_new_tokens})
+
+    async def run(self, child: Any) -> dict[str, Any]:
+        self.check_abort()
+        raise AssertionError(child)
+
+
+REWARD = NamedReward("r", Called("r", lambda *_: 1.0))
+
+
+def plan_of(chains: int = 1, **asked: Any) -> Any:
+    return SimpleNamespace(
+        request=parse_request(asked),
+        name=asked["sampler"],
+        chains=chains,
+        extractor=EXTRACTORS["text"],
+        fork_prefix=(),
+        reasoning_end=None,
+        max_horizon=None,
+        neutralised=[],
+        readout=Readout("equivalence", "llm", (1,), (2,), frozenset()),
+        reward=REWARD if "reward" in asked else None,
+    )
+
+
+# --- several choices ----------------------------------------------------------------------------------
+
+TOKENS = Tokens.of([1, 2], np.zeros((2, 7)))
+
+
+class StubSelector:
+    """Choice 0 is done at once; what becomes of the others is said by `behaviour`."""
+
+    def __init__(self, key: Key, **_: Any) -> None:
+        self._number = key.chain
+
+    async def run(self, observer: Any) -> Selection:
+        if self._number:
+            observer(TOKENS.first(1))
+            await asyncio.sleep(0.01)
+            raise ChainAbortedError("aborted")
+        return Selection((Candidate(TOKENS, True, "ab", None, None),), 0, "x", (None,), Usage(decoded=2))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> selection_run.SelectionRun:
+    """A request of two choices, the second of which is aborted before it has an answer."""
+
+    async def prepared(_: Parent) -> Prompt:
+        return PROMPT
+
+    @asynccontextmanager
+    async def slot(*_: Any) -> AsyncIterator[None]:
+        yield
+
+    for name, stub in (
+        ("Selector", StubSelector),
+        ("Parent", StubParent),
+        ("prepare_prompt", prepared),
+        ("slot", slot),
+    ):
+        monkeypatch.setattr(selection_run, name, stub)
+    config: Any = SimpleNamespace(limits=Limits())
+    manager = StubParent().manager
+    return selection_run.SelectionRun(manager, lambda: None, None, None, plan_of(2, sampler="branch"), config)
+
+
+def shown(answer: dict[str, Any]) -> tuple[str, str | None]:
+    reason = answer["meta_info"]["finish_reason"]
+    return answer["text"], reason and reason["type"]
+
+
+async def test_an_abort_of_one_choice_leaves_the_others_their_answers(
+    run: selection_run.SelectionRun,
+) -> None:
+    answers = await run.answers(None, 0)
+    assert [shown(one) for one in answers] == [("a", "stop"), ("a", "abort")]
+    done, aborted = (one["meta_info"]["power"] for one in answers)
+    assert (done["stopped_by"], done["decoded_tokens"], done["prefilled_tokens"]) == ("completed", 2, 2)
+    assert aborted == {"sampler": "branch", "stopped_by": "abort"}
+
+
+async def test_every_choice_of_a_stream_ends_once(run: selection_run.SelectionRun) -> None:
+    got: list[tuple[int, tuple[str, str | None]]] = []
+    await run.answers(lambda index, answer: got.append((index, shown(answer))), 5)
+    assert got == [(5, ("a", "stop")), (6, ("a", None)), (6, ("a", "abort"))]
+
+
+# --- what had ended before the abort ------------------------------------------------------------------
+
+
+class Aborting(TabularEngine):
+    """Aborts the request once some calls have been answered; further ones fail."""
+
+    def __init__(self, parent: Parent, calls: int) -> None:
+        super().__init__(MODEL)
+        self._parent, self._left = parent, calls
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        self._parent.check_abort()
+        self._left -= 1
+        if not self._left:
+            self._parent.abort()
+        return await super().generate(call)
+
+
+async def selected(monkeypatch: pytest.MonkeyPatch, calls: int, **asked: Any) -> Selection:
+    """One selection whose request is aborted with its last candidate."""
+    parent = StubParent()
+    engine = Aborting(parent, calls)
+    monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
+    stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
+    return await Selector(
+        plan=plan_of(**asked),
+        parent=parent,
+        prompt=PROMPT,
+        stop=stop,
+        text=text,
+        key=Key(3),
+        dp_rank=None,
+        horizon=L,
+        limits=Limits(),
+        deadline=None,
+    ).run(None)
+
+
+TREE = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 1, "max_branches": 2}
+DRAWN = {"sampler": "best_of", "samples": 4, "answer": "text"}
+
+
+@pytest.mark.parametrize(
+    ("calls", "asked"),
+    [
+        (3, {**TREE, "answer": "continuation", "score": "vote"}),
+        (3, {**TREE, "score": "self_evaluation"}),
+        (3, {**TREE, "score": "reward", "reward": "r"}),
+        (4, {**DRAWN, "score": "self_evaluation"}),
+        (4, {**DRAWN, "score": "reward", "reward": "r"}),
+        (4, {"sampler": "vote", "samples": 4, "answer": "text", "equivalence": "llm"}),
+        (4, {"sampler": "vote", "samples": 4, "answer": "continuation"}),
+        (4, {"sampler": "cot", "k": 4, "answer": "text", "equivalence": "llm"}),
+        (4, {"sampler": "cot", "k": 4, "answer": "continuation"}),
+    ],
+    ids=str,
+)
+async def test_an_abort_chooses_from_the_answers_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, calls: int, asked: dict[str, Any]
+) -> None:
+    """Nothing can be asked any more: neither the model, nor a judge, nor a reward."""
+    selection = await selected(monkeypatch, calls, **asked)
+    assert selection.stopped_by == "abort"
+    assert len(selection.candidates) == (2 if asked["sampler"] == "branch" else 4)
+    assert selection.best.tokens.ids
+    if "score" in asked and asked["score"] != "vote":
+        assert set(selection.scores) == {None}
+        assert selection.best.mean_log_p == max(one.mean_log_p for one in selection.candidates)
+    if asked.get("answer") == "continuation":
+        assert {one.note for one in selection.candidates} == {"the request was aborted"}
+
+
+async def test_an_abort_before_any_answer_ends_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ChainAbortedError):
+        await selected(monkeypatch, 1, **{**TREE, "score": "self_evaluation"})
