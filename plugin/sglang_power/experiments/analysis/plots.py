@@ -47,7 +47,7 @@ def path_svg(effect: Effect) -> bytes | None:
         axes.axhline(0.0, color=INK, linestyle="--", linewidth=0.8)
         if (goal := _goal(effect)) is not None:
             axes.axhline(goal, color=GOAL, linestyle=":", linewidth=1.2, label="threshold")
-        axes.set_ylim(*_limits(units, low, high, goal))
+        axes.set_ylim(*_limits(units, np.array([low, high, estimate]), goal))
         axes.set_xlabel("units analysed, both arms together")
         axes.set_ylabel("arm minus control")
         axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8)
@@ -63,12 +63,16 @@ def _goal(effect: Effect) -> float | None:
     return gained if effect.direction == "higher" else -gained
 
 
-def _limits(units: FloatArray, low: FloatArray, high: FloatArray, goal: float | None) -> tuple[float, float]:
-    """Shows the last three quarters; the first units' intervals would make all others a line."""
-    late = (units >= units[-1] / 4) & np.isfinite(low)
-    late = late if late.any() else np.isfinite(low)
-    least = min(float(low[late].min()), 0.0, goal or 0.0)
-    most = max(float(high[late].max()), 0.0, goal or 0.0)
+def _limits(units: FloatArray, drawn: FloatArray, goal: float | None) -> tuple[float, float]:
+    """Shows the last three quarters; the first units' intervals would make all others a line.
+
+    Args:
+        drawn: [low, high and estimate, units]; bounds are NaN where there is no interval.
+    """
+    known = units[np.isfinite(drawn[0])]
+    late = drawn[:, units >= min(units[-1] / 4, known[-1])]
+    least = min(float(np.nanmin(late)), 0.0, goal or 0.0)
+    most = max(float(np.nanmax(late)), 0.0, goal or 0.0)
     room = 0.08 * (most - least or 1.0)
     return least - room, most + 3 * room  # The legend stands above.
 

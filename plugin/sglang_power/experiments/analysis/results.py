@@ -25,6 +25,7 @@ class Interval(_Part):
         confidence: 1 - alpha of this pair.
         method: "betting", "asymptotic" or "randomisation".
         why_none: e.g. "not enough data: 12 units with the event in the smallest arm, 20 are needed".
+        changed: there is none because early and late units contradict each other: no one effect fits both.
     """
 
     estimate: float | None
@@ -33,6 +34,7 @@ class Interval(_Part):
     confidence: float
     method: Literal["betting", "asymptotic", "randomisation"]
     why_none: str | None = None
+    changed: bool = False
 
 
 class Point(_Part):

@@ -76,7 +76,7 @@ def _parts(report: Report) -> Iterator[str]:
     for name, units in report.srm.units.items():
         yield f"  {name}: {units:,} units enrolled, declared {wording.percent(report.srm.expected[name])}"
     yield ""
-    yield "Differences, arm minus control; the intervals hold however often you look"
+    yield "Differences, arm minus control; the intervals hold however often you look, for effects that last"
     for effect in report.effects:
         yield from _effect(effect)
     if report.shadows:

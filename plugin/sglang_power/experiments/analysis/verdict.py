@@ -1,7 +1,8 @@
 """Ship, stop or keep running: pure, from intervals to one sentence.
 
 The only module that knows which way of a metric is better. Ship asks for the bad end of every interval, stop
-for the good end: neither rests on an estimate.
+for the good end: neither rests on an estimate, but for guardrails whose effect changed while it was measured.
+Of these there is no interval, and an arm that breaks late must not be safe for having been well before.
 """
 
 from __future__ import annotations
@@ -33,8 +34,18 @@ def within(guardrail: Effect) -> bool:
 
 
 def beyond(guardrail: Effect) -> bool:
-    """Whether the loss is surely larger than the margin."""
+    """Whether the loss is larger than the margin: surely, or as estimated where the effect changed."""
+    if guardrail.interval.changed:
+        return _loss(guardrail) > _threshold(guardrail)
     return gain(guardrail)[1] < -_threshold(guardrail)
+
+
+def _loss(effect: Effect) -> float:
+    """By how much an arm is worse, as estimated: negative is better; NaN without an estimate."""
+    estimate = effect.interval.estimate
+    if estimate is None:
+        return math.nan
+    return -estimate if effect.direction == "higher" else estimate
 
 
 def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: int, days: float) -> Verdict:
@@ -44,7 +55,8 @@ def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: 
         control by at least min_effect (worst end), with every guardrail within its margin. Of several such
         arms the one whose worst end is best.
     stop: an arm's primary metric is worse than a control (best end below 0), or a guardrail is beyond its
-        margin. It is about harm, so neither the minimum run nor the sample ratio holds it back.
+        margin (best end; the estimate, where its effect changed while it was measured). It is about harm, so
+        neither the minimum run nor the sample ratio holds it back.
     keep running: everything else.
 
     Args:
@@ -139,7 +151,8 @@ def _stop(effect: Effect, srm: Srm) -> Verdict:
         limit = f"at best {best:+.4g}"
     else:
         why = f"Guardrail {effect.metric} of {effect.arm} is worse than of {effect.control}"
-        limit = f"at least {-best:.4g} worse, margin {_threshold(effect):g}"
+        known = effect.interval.why_none or f"at least {-best:.4g} worse"
+        limit = f"{known}, margin {_threshold(effect):g}"
     doubt = "; the sample ratio is off, too, so find its cause first" if srm.red else ""
     return Verdict(decision="stop", arm=effect.arm, reason=f"{why} ({_said(effect)}, {limit}){doubt}")
 
@@ -150,7 +163,8 @@ def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
     worst, best = gain(effect)
     pair = f"{effect.metric} of {arm} against {effect.control}"
     if effect.interval.low is None:
-        reason = f"{pair}: {effect.interval.why_none}"
+        mean = f" ({_said(effect)} so far)" if effect.interval.changed else ""
+        reason = f"{pair}: {effect.interval.why_none}{mean}"
     elif effect.role == "guardrail":
         reason = (
             f"Guardrail {pair} may be {-worst:.4g} worse, margin {_threshold(effect):g} ({_said(effect)})"

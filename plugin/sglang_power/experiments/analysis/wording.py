@@ -62,6 +62,8 @@ def moment(seconds: float | None) -> str:
 def difference(effect: Effect) -> str:
     """The estimate and its interval, or why there is none."""
     found = effect.interval
+    if found.changed:
+        return f"{signed(found.estimate)} so far, but {found.why_none}"
     if found.low is None or found.high is None:
         return found.why_none or "no interval"
     return f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}"
@@ -84,12 +86,14 @@ def aim(effect: Effect) -> str:
 
 def judged(effect: Effect) -> str:
     """What the interval says of a metric, in a few words."""
+    if effect.role == "guardrail" and beyond(effect):
+        return "beyond its margin"
+    if effect.interval.changed:
+        return "no interval any more"
     if effect.interval.low is None:
         return "no interval yet"
-    if effect.role == "guardrail" and within(effect):
-        return "within its margin"
     if effect.role == "guardrail":
-        return "beyond its margin" if beyond(effect) else "undecided"
+        return "within its margin" if within(effect) else "undecided"
     worst, best = gain(effect)
     return "better" if worst > 0.0 else "worse" if best < 0.0 else "no difference shown"
 
