@@ -17,8 +17,10 @@ from sglang_power.experiments.analysis.switchback import (
     judge,
     looks,
     randomisation_interval,
+    residuals,
     window_values,
 )
+from sglang_power.experiments.analysis.verdict import beyond, within
 from sglang_power.types import FloatArray
 
 RUNS = 200
@@ -141,7 +143,83 @@ def test_a_ratio_of_windows_is_a_difference_of_ratios() -> None:
     assert found.high is not None
     assert found.low < 1.0 < found.high
     assert found.high - found.low < 0.2
-    assert np.isfinite(window_values(Column(np.zeros(3), np.zeros(3)))).all()
+    assert np.isfinite(residuals(Column(np.zeros(3), np.zeros(3)))).all()
+
+
+def tokens_of_windows(
+    count: int, share: float, seed: int, *, propensity: float = 0.5, effect: float = 300.0
+) -> tuple[Column, Mask]:
+    """700 tokens a request, and the effect with the arm, which completes a share of the requests."""
+    random = np.random.default_rng(seed)
+    treated = random.random(count) < propensity
+    load = random.gamma(20.0, 1.0 / 20.0, count)
+    requests = random.poisson(np.where(treated, 400.0 * share, 400.0) * load).astype(np.float64)
+    tokens = (700.0 + effect * treated) * requests * random.normal(1.0, 0.1, count)
+    return Column(tokens, requests), treated
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 2.0])
+def test_the_interval_is_about_the_estimate_whatever_the_arm_does_to_the_requests(share: float) -> None:
+    """Fails where a binomial test at 0.001 rejects "misses in at most 5% of the runs".
+
+    Control: with one mean of requests for both arms, all runs miss where the arm completes a tenth of them.
+    """
+    missed = common = 0
+    for seed in range(RUNS):
+        column, treated = tokens_of_windows(60, share, seed)
+        values = window_values(column, treated)
+        sides = [column.values[rows].sum() / requests_of(column)[rows].sum() for rows in (treated, ~treated)]
+        assert values[treated].mean() - values[~treated].mean() == pytest.approx(sides[0] - sides[1])
+        missed += not covers(randomisation_interval(values, treated, 0.05, tail=5), 300.0)
+        naive = residuals(column) / requests_of(column).mean()
+        common += not covers(randomisation_interval(naive, treated, 0.05, tail=5), 300.0)
+    assert binomtest(missed, RUNS, 0.05, alternative="greater").pvalue > 0.001
+    assert share != 0.1 or common == RUNS
+
+
+def test_fewer_or_more_requests_alone_are_no_effect_on_their_tokens() -> None:
+    """A fifth of the windows has the arm, which completes twice as many; error rate as above.
+
+    Control: with one factor for all windows, whose arms then differ in spread, the same test fails.
+    """
+    missed = one_factor = 0
+    for seed in range(RUNS):
+        column, treated = tokens_of_windows(60, 2.0, seed, propensity=0.2, effect=0.0)
+        values = window_values(column, treated)
+        missed += not covers(randomisation_interval(values, treated, 0.05, tail=5), 0.0)
+        ends = randomisation_interval(residuals(column), treated, 0.05, tail=5)
+        one_factor += not covers(ends, 0.0)
+    assert binomtest(missed, RUNS, 0.05, alternative="greater").pvalue > 0.001
+    assert binomtest(one_factor, RUNS, 0.05, alternative="greater").pvalue < 0.001
+
+
+def requests_of(column: Column) -> FloatArray:
+    assert column.counts is not None
+    return column.counts
+
+
+def test_a_slow_arm_breaks_the_guardrail_of_tokens() -> None:
+    """300 tokens more a request, margin 200: the arm's few requests must not make them look like 100."""
+    column, treated = tokens_of_windows(160, 0.1, 1)
+    tested = experiment(
+        kind="switchback",
+        unit=None,
+        switchback=PLAN,
+        metrics={"tokens": {"source": "tokens"}, "thumbs": THUMBS},
+        guardrails=[{"metric": "tokens", "margin": 200.0}],
+    )
+    arms = np.where(treated, "power", "plain").tolist()
+    columns = {"tokens": column, "thumbs": Column(np.zeros(160))}
+    effects = effects_of(Observations(arms, columns, {"plain": 5_000, "power": 5_000}), tested)
+    (guardrail,) = [effect for effect in effects if effect.role == "guardrail"]
+    assert beyond(guardrail)
+    assert not within(guardrail)
+
+
+def test_windows_without_requests_in_an_arm_have_no_interval() -> None:
+    treated = np.arange(40) % 2 == 0
+    column = Column(np.where(treated, 0.0, 5.0), np.where(treated, 0.0, 1.0))
+    assert judge(column, treated, min_windows=40, alpha=0.05)[0].why_none == "no windows in one of the arms"
 
 
 def test_carry_over_is_found_and_rarely_invented() -> None:
