@@ -82,6 +82,13 @@ def test_a_tree_opens_on_the_way_to_the_answer(tab: chromium.Tab, tmp_path: Path
     assert texts(tab, ".row.chosen .tag.chosen") == ["★ the answer"]
 
 
+def test_a_group_says_where_paths_are_omitted(tab: chromium.Tab, tmp_path: Path) -> None:
+    group = {"representative": "9", "members": [1], "weight": 3.0}
+    for omitted, told in ((0, "1 path, weight 3"), (4, "1 path or more, weight 3")):
+        tab.open(written(tree([{}], classes=[group], omitted=omitted), tmp_path))
+        assert texts(tab, "#groups .numbers > :first-child") == [told]
+
+
 def test_branches_open_and_close(tab: chromium.Tab, tmp_path: Path) -> None:
     tab.open(written(saved("tree_record"), tmp_path))
     tab.click(".twist", 1)

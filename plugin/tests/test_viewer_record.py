@@ -204,6 +204,37 @@ FORKS: dict[str, tuple[Edit, str]] = {
 }
 
 
+def _cut_off(left: int, omitted: int) -> Edit:
+    """What a size limit leaves of a tree."""
+    return _power(lambda p: p["tree"].update(nodes=p["tree"]["nodes"][:left], omitted=omitted))
+
+
+@pytest.mark.parametrize(
+    ("left", "omitted", "wanted"),
+    [
+        (11, 700, "5 places or more ... into 710 branches in all, of which 5 or more were given up."),
+        (9, 2, "4 places or more ... into 10 branches in all, of which 4 or more were given up."),
+        (2, 9, "1 place or more ... into 10 branches in all, of which 1 or more were given up."),
+        (1, 10, "1 place or more ... into 10 branches in all."),
+    ],
+)
+def test_the_story_counts_branches_that_the_record_omits(left: int, omitted: int, wanted: str) -> None:
+    told = " ".join(sentences(record_of(edited("branch_response", _cut_off(left, omitted)))))
+    assert all(part in told for part in wanted.split("...")), told
+    assert "Only one finished answer was left" not in told
+
+
+def test_the_story_counts_paths_that_the_record_omits() -> None:
+    content = record_of(saved("cot_response")).model_dump()
+    run = content["run"]
+    run.update(nodes=run["nodes"][:9], omitted=2)
+    for one in run["classes"]:
+        one["members"] = [member for member in one["members"] if member < 9]
+    told = " ".join(sentences(validated(content)))
+    assert "The model's 10 most likely first tokens were each tried once" in told
+    assert "“2” weighed 4 (3 paths or more)" in told
+
+
 @pytest.mark.parametrize("case", FORKS)
 def test_the_story_tells_why_a_text_forked(case: str) -> None:
     edit, wanted = FORKS[case]

@@ -148,7 +148,7 @@ class AnswerClass(_Model):
 
     Args:
         representative: one of them; None for what had no answer.
-        members: nodes that end with such an answer.
+        members: nodes that end with such an answer, without those that the record omits.
         weight: what classes were compared by.
     """
 

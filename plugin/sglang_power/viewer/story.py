@@ -76,13 +76,22 @@ def _early(stopped: list[Step]) -> str:
 
 def _opening(tree: Tree) -> str:
     """How there came to be several texts."""
-    ends = sum(node.fate in ("leaf", "chosen") for node in tree.nodes)
     if tree.triggers:
         return _forks(tree)
+    ends = _ends(tree) + tree.omitted
     if any(node.first_log_p is not None for node in tree.nodes):
         firsts = counted(ends, "most likely first token")
         return f"The model's {firsts} were each tried once, and each was continued to its end."
     return f"The model answered {counted(ends, 'time')}, independently."
+
+
+def _ends(tree: Tree) -> int:
+    return sum(node.fate in ("leaf", "chosen") for node in tree.nodes)
+
+
+def _or_more(tree: Tree) -> str:
+    """After a number that branches which the record omits may add to."""
+    return " or more" if tree.omitted else ""
 
 
 def _forks(tree: Tree) -> str:
@@ -90,13 +99,16 @@ def _forks(tree: Tree) -> str:
     cause = (
         f"{'the model was unsure how to go on' if known else 'a trigger fired'} ({_firings(tree.triggers)})"
     )
-    if len(tree.nodes) == 1:
+    forked = len(tree.nodes) - 1 + tree.omitted
+    if forked == 0:
         return f"The text would have forked where {cause}, which happened nowhere."
-    places = counted(len({node.parent for node in tree.nodes[1:]}), "place")
-    branches = counted(len(tree.nodes) - 1, "branch", "branches")
+    more = _or_more(tree)
+    places = counted(len({0, *(node.parent for node in tree.nodes[1:])}), "place")
+    branches = counted(forked, "branch", "branches")
     pruned = sum(node.fate == "pruned" for node in tree.nodes)
-    given_up = f", of which {counted(pruned, 'was', 'were')} given up" if pruned else ""
-    return f"At {places} {cause}. There the text forked, into {branches} in all{given_up}."
+    were = "was" if pruned == 1 and not more else "were"
+    given_up = f", of which {pruned:,}{more} {were} given up" if pruned else ""
+    return f"At {places}{more} {cause}. There the text forked, into {branches} in all{given_up}."
 
 
 def _firings(triggers: list[Firing]) -> str:
@@ -116,7 +128,7 @@ def why(tree: Tree, record: TraceRecord) -> str:
         if record.sampler == "cot" and record.params.get("select") == "max":
             return "The path about whose answer the model was most decided was returned."
         return _vote(tree)
-    if sum(node.fate in ("leaf", "chosen") for node in tree.nodes) == 1:
+    if _ends(tree) == 1 and not tree.omitted:
         return "Only one finished answer was left, so it was returned."
     reason = SCORES.get(tree.reason, f"its score was the highest ({tree.reason})")
     return f"Of the finished answers one was returned, because {reason}."
@@ -129,7 +141,7 @@ def _vote(tree: Tree) -> str:
     if winner is None:
         return "The group of equal answers that weighed most won."
     told = f"Answers that mean the same were put together, which made {counted(len(groups), 'group')}. "
-    paths = counted(len(winner.members), "path")
+    paths = counted(len(winner.members), "path") + _or_more(tree)
     told += f"The answer “{winner.representative}” weighed {_weight(winner):.3g} ({paths})"
     rest = [one for one in groups if one is not winner]
     if tree.reason == "tie":

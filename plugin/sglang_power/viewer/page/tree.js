@@ -140,7 +140,8 @@ function showGroups() {
   for (const one of run.classes) {
     const won = one.members.includes(run.chosen);
     const share = whole > 0 ? Math.max(one.weight ?? 0, 0) / whole : 0;
-    const paths = `${one.members.length} ${one.members.length === 1 ? "path" : "paths"}`;
+    const count = `${one.members.length} ${one.members.length === 1 ? "path" : "paths"}`;
+    const paths = run.omitted > 0 ? `${count} or more` : count;
     const weight = one.weight === null ? "" : `, weight ${number(one.weight)}`;
     byId("groups").append(
       element(
