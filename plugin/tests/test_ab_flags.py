@@ -27,7 +27,7 @@ from sglang_power.experiments.flags import (
     namespace_key,
     reweighted,
 )
-from sglang_power.experiments.model import WHOLE, Experiment
+from sglang_power.experiments.model import WHOLE, Experiment, Phase
 
 ERROR = 0.001
 
@@ -170,13 +170,21 @@ RAMP: list[dict[str, Any]] = [
     {"weights": {"a": 4500, "b": 4500, "c": 1000}},
     {"weights": {"b": 2000, "a": 2000, "c": 6000}},
 ]
-RAMPED = {"arms": weighted({"a": WHOLE, "b": 0, "c": 0}), "ramp": RAMP}
+RAMPED = experiment(arms=weighted({"a": WHOLE, "b": 0, "c": 0})).model_copy(
+    update={"ramp": tuple(Phase.model_validate(phase) for phase in RAMP)}
+)
+"""Its arms turn back, for which a file is refused; the layout has to be right all the same."""
+
+
+def ramped(phase: int) -> list[str]:
+    """Each unit's arm in a phase."""
+    return values([(RAMPED, phase)], RAMPED.name)
 
 
 @pytest.mark.parametrize("phase", range(1, len(RAMP)))
 def test_a_ramp_moves_the_minimum_from_shrinking_arms_to_growing_ones(phase: int) -> None:
     old, new = RAMP[phase - 1]["weights"], RAMP[phase]["weights"]
-    changes = moved(arms(phase - 1, **RAMPED), arms(phase, **RAMPED))
+    changes = moved(ramped(phase - 1), ramped(phase))
     least = sum(max(0, new[name] - old[name]) for name in old) / WHOLE
     assert sum(changes.values()) / len(UNITS) == pytest.approx(least, abs=0.01)
     for source, target in changes:
@@ -186,7 +194,7 @@ def test_a_ramp_moves_the_minimum_from_shrinking_arms_to_growing_ones(phase: int
 
 @pytest.mark.parametrize("phase", range(len(RAMP)))
 def test_every_phase_of_a_ramp_has_its_weights(phase: int) -> None:
-    assert p_of_split(arms(phase, **RAMPED), RAMP[phase]["weights"]) > ERROR
+    assert p_of_split(ramped(phase), RAMP[phase]["weights"]) > ERROR
 
 
 def test_control_neighbours_in_one_layout_move_more_than_the_minimum() -> None:

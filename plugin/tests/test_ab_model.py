@@ -79,6 +79,19 @@ BAD: list[tuple[str, str, int, str, str]] = [
         "'pover' is no",
     ),
     ("primary:", "ramp:\n  - {weights: {plain: 10000}}\nprimary:", 23, "ramp.0.weights", "'power' is no"),
+    (
+        "primary:",
+        "ramp:\n"
+        "  - weights: {plain: 9000, power: 1000}\n"
+        "  - weights: {plain: 5000, power: 5000}\n"
+        "  - weights: {plain: 9000,\n"
+        "              power: 1000}\n"
+        "primary:",
+        25,
+        "ramp.2.weights.plain",
+        "9000 after 9000, 5000: the arm both grows and shrinks, so it is not known which of its units "
+        "stayed in it. Let each arm only grow or only shrink",
+    ),
     ("primary:", "namespace: {name: a, first: 9, last: 9}\nprimary:", 22, "namespace.last", "not above"),
     ("primary:", "holdout: {name: a, share: 0}\nprimary:", 22, "holdout.share", "got 0"),
     (
@@ -129,6 +142,35 @@ def test_switchbacks_have_no_units(tmp_path: Path, changes: dict[str, Any], fiel
     windows = {"pool": "east", "window_s": 600.0}
     with pytest.raises(ConfigError, match=f"field '{field}'"):
         read_experiment(write(tmp_path, **{**SWITCHBACK, "switchback": windows, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "turns"),
+    [
+        ([(9000, 500, 500), (5000, 2500, 2500), (3334, 3333, 3333)], None),
+        ([(9000, 500, 500), (5000, 4500, 500), (5000, 4500, 500), (0, 4500, 5500)], None),
+        ([(6000, 2000, 2000), (2000, 6000, 2000), (2000, 2000, 6000)], "ramp.2.weights.bo"),
+        ([(9800, 100, 100), (5000, 0, 5000), (4000, 3000, 3000)], "ramp.2.weights.bo"),
+        ([(5000, 2500, 2500), (5000, 3000, 2000), (4999, 3000, 2001)], "ramp.2.weights.power"),
+    ],
+)
+def test_an_arm_of_a_ramp_may_not_turn_back(
+    tmp_path: Path, weights: list[tuple[int, int, int]], turns: str | None
+) -> None:
+    names = ("plain", "bo", "power")
+    ramp = [{"weights": dict(zip(names, phase, strict=True))} for phase in weights]
+    path = write(tmp_path, arms=weighted(ramp[0]["weights"]), ramp=ramp)
+    if turns is None:
+        assert len(read_experiment(path).ramp) == len(weights)
+    else:
+        with pytest.raises(ConfigError, match=f"field '{turns}': .* grows and shrinks"):
+            read_experiment(path)
+
+
+def test_windows_of_a_switchback_stay_nowhere_so_its_arms_may_turn_back() -> None:
+    ramp = [{"weights": {"plain": plain, "power": 10_000 - plain}} for plain in (9000, 5000, 9000)]
+    windows = {"pool": "east", "window_s": 600.0}
+    assert experiment(ramp=ramp, **SWITCHBACK, switchback=windows).weights(2)["plain"] == 9000
 
 
 def test_latency_may_judge_where_arms_do_not_share_workers() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ab_experiments import weighted
 from ab_lines import CONFIG, HOUR, Lines, experiment
+from pydantic import ValidationError
 from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope, joined
 from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.units import Population, kept_shares, population
+from sglang_power.experiments.flags import arm_ranges
+from sglang_power.experiments.model import WHOLE, Experiment, Phase
 
 RAMP = [
     {"weights": {"plain": 9000, "power": 1000}},
@@ -99,3 +106,69 @@ def test_control_without_the_coin_the_sample_ratio_of_the_analysed_would_be_off(
     stayed = [unit.arm for unit in people.enrolled if unit.name not in NAMES[1000:1800]]
     assert srm(stayed, {"plain": 5000, "power": 5000}).red
     assert not srm([unit.arm for unit in people.kept], {"plain": 5000, "power": 5000}).red
+
+
+def layouts(tested: Experiment) -> list[np.ndarray[Any, Any]]:
+    """Per phase, who has each of the 10,000 places."""
+    phases = range(len(tested.ramp))
+    return [np.concatenate([[name] * width for name, width in arm_ranges(tested, n)]) for n in phases]
+
+
+def kept_of(
+    tested: Experiment, seen: Sequence[int], places: Sequence[np.ndarray[Any, Any]]
+) -> dict[str, float]:
+    """How many of the units that were seen in some phases are kept, if each place has one."""
+    last = seen[-1]
+    stayed = np.all([places[phase] == places[last] for phase in seen], axis=0)
+    shares = kept_shares(tested, seen, last)
+    return {arm: share * float(np.sum(stayed & (places[last] == arm))) for arm, share in shares.items()}
+
+
+def random_ramp(chance: random.Random) -> list[dict[str, dict[str, int]]]:
+    """Two to five arms, two to five phases; in a third of the ramps every arm may both grow and shrink."""
+    names = [*"abcde"[: chance.randint(2, 5)]]
+    grow = names if chance.random() < 0.3 else chance.sample(names, chance.randint(1, len(names) - 1))
+    shrink = [name for name in names if name not in grow] or names
+    drawn = Counter(chance.choices(names, k=100))
+    weights = {name: WHOLE // 100 * drawn[name] for name in names}
+    ramp = [{"weights": dict(weights)}]
+    for _ in range(chance.randint(1, 4)):
+        for name in chance.sample(shrink, chance.randint(1, len(shrink))):
+            given = chance.randint(0, weights[name])
+            weights[name] -= given
+            weights[chance.choice(grow)] += given
+        ramp.append({"weights": dict(weights)})
+    return ramp
+
+
+def accepted(ramp: list[dict[str, dict[str, int]]]) -> tuple[Experiment, bool]:
+    """An experiment with a ramp, and whether its file may have it."""
+    arms = weighted(ramp[0]["weights"])
+    try:
+        return experiment(arms=arms, ramp=ramp), True
+    except ValidationError:
+        return experiment(arms=arms).model_copy(
+            update={"ramp": tuple(Phase.model_validate(phase) for phase in ramp)}
+        ), False
+
+
+def test_of_all_ramps_that_are_accepted_the_arms_keep_their_weights_among_returning_units() -> None:
+    """Against the layout that units are really assigned by; 150 ramps, seed 0, exact but for rounding.
+
+    Control: the same check finds ramps among the refused ones whose returning units are at other weights.
+    """
+    chance, right, wrong = random.Random(0), Counter[bool](), 0
+    for _ in range(150):
+        ramp = random_ramp(chance)
+        tested, fits = accepted(ramp)
+        places, last = layouts(tested), len(ramp) - 1
+        seen = [*sorted(chance.sample(range(last), chance.randint(1, last))), last]
+        kept = kept_of(tested, seen, places)
+        expected = {arm: sum(kept.values()) * weight / WHOLE for arm, weight in tested.weights(last).items()}
+        if fits:
+            assert kept == pytest.approx(expected, abs=1e-6), (ramp, seen)
+            right[sum(kept.values()) > 0] += 1
+        else:
+            wrong += kept != pytest.approx(expected, abs=1.0)
+    assert right[True] > 50
+    assert wrong > 10

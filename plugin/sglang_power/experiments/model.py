@@ -2,209 +2,40 @@
 
 Shared by the server, which assigns by it, and by the analysis, which judges by it. Knows no sampler: an arm's
 parameters are checked by the server that would run them. Validate it as JSON, where lists may be tuples.
+What a part means is in `sections`; here is what they mean together.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sglang_power.experiments.metrics import Metric
-from sglang_power.fields import NonNegativeFloat, Positive, PositiveFloat, conflict
+from sglang_power.experiments.sections import (
+    WHOLE,
+    Arm,
+    Eligibility,
+    Guardrail,
+    Holdout,
+    MinimumRun,
+    Name,
+    Namespace,
+    Override,
+    Phase,
+    Primary,
+    Section,
+    Shadow,
+    Switchback,
+    Text,
+    Unit,
+)
+from sglang_power.fields import PositiveFloat, conflict
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
-BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
-"""Hundredths of a percent."""
-
-WHOLE = 10_000
-Endpoint = Literal["generate", "completions", "chat"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Unit(_Section):
-    """Whose requests stay together: exactly one of both.
-
-    Args:
-        header: HTTP header that names the user or the session.
-        field: body field that does; OpenAI's `user`.
-    """
-
-    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
-    field: Literal["user"] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.header is None) == (self.field is None):
-            raise conflict("header", "neither or both of header and field", "Give a header, or field: user")
-        return self
+__all__ = ["WHOLE", "Arm", "Experiment", "Name", "Namespace", "Phase", "Switchback"]
 
 
-class Eligibility(_Section):
-    """Which requests may be enrolled at all.
-
-    Args:
-        models: served model names; all where empty.
-        endpoints: routes.
-        min_max_new_tokens: requests that may not generate as many run as without the experiment.
-    """
-
-    models: tuple[str, ...] = ()
-    endpoints: tuple[Endpoint, ...] = ("generate", "completions", "chat")
-    min_max_new_tokens: Positive = 2
-
-
-class Namespace(_Section):
-    """A share of the units that no other experiment of the namespace may have.
-
-    Args:
-        name: the same in every experiment that excludes the others.
-        first, last: units in [first, last) of 10,000, by a salt of the namespace's own.
-    """
-
-    name: Name
-    first: BasisPoints
-    last: BasisPoints
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.first >= self.last:
-            raise conflict("last", f"not above first={self.first}", "Give a range with units in it")
-        return self
-
-
-class Holdout(_Section):
-    """Units that are in no experiment which names this holdout.
-
-    Args:
-        name: its salt.
-        share: of all units.
-    """
-
-    name: Name
-    share: Annotated[int, Field(ge=1, le=5_000)]
-
-
-class Arm(_Section):
-    """One way to sample.
-
-    Args:
-        name: in logs, metrics and reports.
-        sampler: parameters as a client would write them (a preset among them); {"sampler": "none"} is
-            SGLang's own sampling.
-        weight: basis points of the enrolled units; ramps replace it.
-        control: what the other arms are compared with: "plain", or "compute_matched" (the same tokens, spent
-            without the idea under test).
-        shadow: runs after the response of another arm, is logged and never served; its weight is 0.
-    """
-
-    name: Name
-    sampler: dict[str, Any]
-    weight: BasisPoints
-    control: Literal["plain", "compute_matched"] | None = None
-    shadow: bool = False
-
-
-class Primary(_Section):
-    """The one metric that decides.
-
-    Args:
-        metric: its name.
-        min_effect: smallest improvement over a control that is worth shipping, in the metric's own unit.
-    """
-
-    metric: Name
-    min_effect: NonNegativeFloat
-
-
-class Guardrail(_Section):
-    """A metric that must not get worse.
-
-    Args:
-        metric: its name.
-        margin: the loss that is still accepted, in the metric's own unit.
-    """
-
-    metric: Name
-    margin: PositiveFloat
-
-
-class MinimumRun(_Section):
-    """No verdict but "stop" before both are reached.
-
-    Args:
-        days: since the first enrolment of the phase.
-        units: in the analysis, all arms together.
-    """
-
-    days: NonNegativeFloat = 7.0
-    units: Positive = 1_000
-
-
-class Phase(_Section):
-    """One step of a ramp.
-
-    Args:
-        weights: basis points of every arm that is served.
-        min_hours, min_units: what it takes to go on to the next phase.
-    """
-
-    weights: dict[Name, BasisPoints]
-    min_hours: NonNegativeFloat = 24.0
-    min_units: Positive = 100
-
-
-class Override(_Section):
-    """Lets named units choose their arm, for tests by hand; they are excluded from the analysis.
-
-    Args:
-        header: HTTP header that names the arm.
-        units: who may.
-    """
-
-    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "x-sglang-power-arm"
-    units: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Shadow(_Section):
-    """What shadow arms may cost.
-
-    Args:
-        tokens_per_hour: decoded tokens of all shadow arms, per tokenizer process.
-        priority: of their requests; the server must run with --enable-priority-scheduling.
-    """
-
-    tokens_per_hour: Positive
-    priority: int = 0
-
-
-class Switchback(_Section):
-    """Randomised time windows: every request of a window has the same arm, on all servers of the pool.
-
-    Args:
-        pool: name of the servers that share their load.
-        window_s: length of a window.
-        washout_s: its beginning, which is not analysed: what the window before left running.
-        min_windows: no verdict below it.
-    """
-
-    pool: Name
-    window_s: PositiveFloat
-    washout_s: NonNegativeFloat = 60.0
-    min_windows: Annotated[int, Field(ge=40)] = 40
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> Self:
-        if self.washout_s >= self.window_s:
-            raise conflict("washout_s", f"not below window_s={self.window_s}", "Leave time to measure")
-        return self
-
-
-class Experiment(_Section):
+class Experiment(Section):
     """One A/B test.
 
     Args:
@@ -218,7 +49,8 @@ class Experiment(_Section):
         alpha: chance that the primary metric's intervals ever miss, over all arm x control pairs.
         minimum_run: see MinimumRun.
         outcome_window_h: hours after its first enrolment in which a unit's outcomes count.
-        ramp: phases, in order; `sglang-power ab ramp` goes through them and rolls back on a guardrail.
+        ramp: phases, in order; `sglang-power ab ramp` goes through them and rolls back on a guardrail. Where
+            units are randomised an arm may only grow or only shrink.
         kill: nobody is enrolled any more.
         on_error: what an arm's failure does: the server's default sampler answers, or the request fails.
         qa: see Override.
@@ -284,6 +116,8 @@ class Experiment(_Section):
             raise conflict("arms", "no pair of an arm and a control", "Declare control: plain on one arm")
         for phase in range(max(1, len(self.ramp))):
             _check_weights(self, phase)
+        if self.kind == "unit":
+            _check_ramp(self)
         return self
 
     @model_validator(mode="after")
@@ -325,3 +159,23 @@ def _check_weights(experiment: Experiment, phase: int) -> None:
         )
     if (total := sum(weights.values())) != WHOLE:
         raise conflict(field, f"weights sum to {total}", f"Make them sum to {WHOLE:,} basis points")
+
+
+def _check_ramp(experiment: Experiment) -> None:
+    """Refuse arms that turn back; without them the units of an arm's smallest phase are in it throughout.
+
+    `flags.reweighted` takes from shrinking arms and gives to growing ones only. So an arm that only shrinks
+    loses units and gets none, and one that only grows the reverse, however many arms there are;
+    `analysis.units.kept_shares` rests on it.
+    """
+    for arm in experiment.served:
+        weights = [phase.weights[arm.name] for phase in experiment.ramp]
+        for phase in range(2, len(weights)):
+            so_far = weights[: phase + 1]
+            if so_far not in (sorted(so_far), sorted(so_far, reverse=True)):
+                raise conflict(
+                    f"ramp.{phase}.weights.{arm.name}",
+                    f"{weights[phase]} after {', '.join(map(str, weights[:phase]))}: the arm both grows and "
+                    "shrinks, so it is not known which of its units stayed in it",
+                    "Let each arm only grow or only shrink, or start another experiment with a new name",
+                )

@@ -98,10 +98,12 @@ def _left_out(unit: Unit, joined: Joined, excluded: Counter[str]) -> bool:
 def kept_shares(experiment: Experiment, phases: Sequence[int], phase: int) -> dict[str, float]:
     """Which share of the units that stayed in their arm is kept, so that the arms keep the phase's weights.
 
-    Reweighting moves as few units as possible, so of an arm's w(phase) basis points m = min over the phases
-    w(.) have been in it throughout. Analysing all of them would compare arms at other proportions than the
-    statistics are told: a growing arm has lost none of its returning units, a shrinking one the moved. Kept
-    is min over arms (m / w) divided by the arm's own m / w, which leaves every arm the same share of w.
+    An arm of a ramp only grows, and keeps its units, or only shrinks, and gets none (`flags.reweighted`, and
+    `model` refuses other ramps). So of an arm's w(phase) basis points m = min over the phases w(.) have been
+    in it throughout. Analysing all of them would compare arms at other proportions than the statistics are
+    told: a growing arm has lost none of its returning units, a shrinking one the moved. Kept is
+    min over arms (m / w) divided by the arm's own m / w, which leaves every arm the same share of w. A flag
+    provider of the user's own has to move units in the same way: the log cannot show that it does.
 
     Args:
         phases: in which the unit was seen, this one included.

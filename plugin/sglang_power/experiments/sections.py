@@ -1,0 +1,201 @@
+"""The parts of an experiment's file, each valid in itself; `model` knows how they fit together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sglang_power.fields import NonNegativeFloat, Positive, PositiveFloat, conflict
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
+"""Hundredths of a percent."""
+
+WHOLE = 10_000
+Endpoint = Literal["generate", "completions", "chat"]
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys and other types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Unit(Section):
+    """Whose requests stay together: exactly one of both.
+
+    Args:
+        header: HTTP header that names the user or the session.
+        field: body field that does; OpenAI's `user`.
+    """
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    field: Literal["user"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.header is None) == (self.field is None):
+            raise conflict("header", "neither or both of header and field", "Give a header, or field: user")
+        return self
+
+
+class Eligibility(Section):
+    """Which requests may be enrolled at all.
+
+    Args:
+        models: served model names; all where empty.
+        endpoints: routes.
+        min_max_new_tokens: requests that may not generate as many run as without the experiment.
+    """
+
+    models: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ("generate", "completions", "chat")
+    min_max_new_tokens: Positive = 2
+
+
+class Namespace(Section):
+    """A share of the units that no other experiment of the namespace may have.
+
+    Args:
+        name: the same in every experiment that excludes the others.
+        first, last: units in [first, last) of 10,000, by a salt of the namespace's own.
+    """
+
+    name: Name
+    first: BasisPoints
+    last: BasisPoints
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.first >= self.last:
+            raise conflict("last", f"not above first={self.first}", "Give a range with units in it")
+        return self
+
+
+class Holdout(Section):
+    """Units that are in no experiment which names this holdout.
+
+    Args:
+        name: its salt.
+        share: of all units.
+    """
+
+    name: Name
+    share: Annotated[int, Field(ge=1, le=5_000)]
+
+
+class Arm(Section):
+    """One way to sample.
+
+    Args:
+        name: in logs, metrics and reports.
+        sampler: parameters as a client would write them (a preset among them); {"sampler": "none"} is
+            SGLang's own sampling.
+        weight: basis points of the enrolled units; ramps replace it.
+        control: what the other arms are compared with: "plain", or "compute_matched" (the same tokens, spent
+            without the idea under test).
+        shadow: runs after the response of another arm, is logged and never served; its weight is 0.
+    """
+
+    name: Name
+    sampler: dict[str, Any]
+    weight: BasisPoints
+    control: Literal["plain", "compute_matched"] | None = None
+    shadow: bool = False
+
+
+class Primary(Section):
+    """The one metric that decides.
+
+    Args:
+        metric: its name.
+        min_effect: smallest improvement over a control that is worth shipping, in the metric's own unit.
+    """
+
+    metric: Name
+    min_effect: NonNegativeFloat
+
+
+class Guardrail(Section):
+    """A metric that must not get worse.
+
+    Args:
+        metric: its name.
+        margin: the loss that is still accepted, in the metric's own unit.
+    """
+
+    metric: Name
+    margin: PositiveFloat
+
+
+class MinimumRun(Section):
+    """No verdict but "stop" before both are reached.
+
+    Args:
+        days: since the first enrolment of the phase.
+        units: in the analysis, all arms together.
+    """
+
+    days: NonNegativeFloat = 7.0
+    units: Positive = 1_000
+
+
+class Phase(Section):
+    """One step of a ramp.
+
+    Args:
+        weights: basis points of every arm that is served.
+        min_hours, min_units: what it takes to go on to the next phase.
+    """
+
+    weights: dict[Name, BasisPoints]
+    min_hours: NonNegativeFloat = 24.0
+    min_units: Positive = 100
+
+
+class Override(Section):
+    """Lets named units choose their arm, for tests by hand; they are excluded from the analysis.
+
+    Args:
+        header: HTTP header that names the arm.
+        units: who may.
+    """
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "x-sglang-power-arm"
+    units: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Shadow(Section):
+    """What shadow arms may cost.
+
+    Args:
+        tokens_per_hour: decoded tokens of all shadow arms, per tokenizer process.
+        priority: of their requests; the server must run with --enable-priority-scheduling.
+    """
+
+    tokens_per_hour: Positive
+    priority: int = 0
+
+
+class Switchback(Section):
+    """Randomised time windows: every request of a window has the same arm, on all servers of the pool.
+
+    Args:
+        pool: name of the servers that share their load.
+        window_s: length of a window.
+        washout_s: its beginning, which is not analysed: what the window before left running.
+        min_windows: no verdict below it.
+    """
+
+    pool: Name
+    window_s: PositiveFloat
+    washout_s: NonNegativeFloat = 60.0
+    min_windows: Annotated[int, Field(ge=40)] = 40
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.washout_s >= self.window_s:
+            raise conflict("washout_s", f"not below window_s={self.window_s}", "Leave time to measure")
+        return self
