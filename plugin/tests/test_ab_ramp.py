@@ -9,7 +9,10 @@ import pytest
 from ab_lines import BEFORE, HOUR, Lines, experiment
 from ab_reports import effect, full_report
 from sglang_power.errors import ConfigError
+from sglang_power.experiments.analysis import ramp
 from sglang_power.experiments.analysis.ramp import next_state, obstacle, step
+from sglang_power.experiments.analysis.report import report
+from sglang_power.experiments.analysis.requests import Scope
 from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.catalogue import config_hash
 from sglang_power.experiments.state import State, read_state, state_path, write_state
@@ -109,6 +112,28 @@ def test_a_step_rolls_back(tmp_path: Path) -> None:
     assert read_state(state_path(file)) == state
     again, told = step(file, experiment(ramp=RAMP), log, now=3 * HOUR)
     assert (again, told) == (state, f"killed in phase 0: {state.reason}")
+
+
+@pytest.mark.parametrize("failing", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "other",
+    [State(killed=True, reason="the owner: stop now"), State(phase=1, reason="by hand")],
+    ids=["killed", "moved on"],
+)
+def test_a_state_that_was_changed_while_the_log_was_read_is_left_alone(
+    other: State, failing: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the look would go on or back; `test_a_step_...` show that both write if nobody interferes."""
+    file, log = played(tmp_path, failing=failing)
+
+    def slow(log: Path, scope: Scope) -> Report:
+        write_state(state_path(file), other)
+        return report(log, scope)
+
+    monkeypatch.setattr(ramp, "report", slow)
+    state, told = step(file, experiment(ramp=RAMP), log, now=11 * HOUR)
+    assert state == other == read_state(state_path(file))
+    assert told == "left as it is: power-vs-plain.state.json was changed while the log was read"
 
 
 def test_a_phase_that_is_not_in_the_ramp_is_refused(tmp_path: Path) -> None:

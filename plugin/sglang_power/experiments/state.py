@@ -74,3 +74,23 @@ def write_state(path: Path, state: State) -> None:
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
+
+
+def replace_state(path: Path, before: State, after: State) -> State:
+    """Write a state if nobody has changed the one that it was made from.
+
+    Reading a log takes minutes, in which somebody may stop the experiment by hand. There is no lock, since
+    an editor takes none; between the look and the write is less than a millisecond.
+
+    Returns:
+        the state in force now: `after`, or what somebody else wrote.
+
+    Raises:
+        ConfigError: the state in force cannot be read.
+        OSError: it could not be written.
+    """
+    current = read_state(path)
+    if current != before:
+        return current
+    write_state(path, after)
+    return after

@@ -17,7 +17,7 @@ from sglang_power.experiments.analysis.results import Effect, Report
 from sglang_power.experiments.analysis.verdict import beyond, within
 from sglang_power.experiments.catalogue import config_hash
 from sglang_power.experiments.model import Experiment
-from sglang_power.experiments.state import State, read_state, state_path, write_state
+from sglang_power.experiments.state import State, read_state, replace_state, state_path
 
 HOUR_S = 3600.0
 
@@ -63,7 +63,7 @@ def obstacle(report: Report, experiment: Experiment, state: State, now: float) -
 
 
 def step(file: Path, experiment: Experiment, log: Path, *, now: float) -> tuple[State, str]:
-    """Look once: decide, and write the state file where something changes.
+    """Look once: decide, and write the state file where something changes and nobody else changed it.
 
     Args:
         file: of the experiment; its state is beside it.
@@ -84,7 +84,8 @@ def step(file: Path, experiment: Experiment, log: Path, *, now: float) -> tuple[
     after = next_state(found, experiment, state, now)
     if after == state:
         return state, _standing(found, experiment, state, now)
-    write_state(place, after)
+    if (current := replace_state(place, state, after)) != after:
+        return current, f"left as it is: {place.name} was changed while the log was read"
     if after.killed:
         return after, f"rolled back, nobody is enrolled any more: {after.reason}"
     return after, f"on to phase {after.phase}: {after.reason}"
