@@ -69,6 +69,37 @@ def test_it_stays_red() -> None:
     assert srm([*broken, *["power"] * 60], HALVES).red
 
 
+def grown(arms: list[str], slices: dict[str, list[str]]) -> list[float]:
+    """What was known after every unit."""
+    return [
+        srm(arms[:n], HALVES, {name: values[:n] for name, values in slices.items()}).log10_e
+        for n in range(1, len(arms) + 1)
+    ]
+
+
+def test_a_value_that_comes_later_does_not_change_the_past() -> None:
+    """The ratio of /generate is wrong and known to be; then come the first stream and the second model."""
+    broken = ["plain", "power"] * 20 + ["plain"] * 20
+    slices = {
+        "endpoint": ["chat"] * 40 + ["generate"] * 22,
+        "stream": ["false"] * 61 + ["true"],
+        "model": ["m"] * 60 + ["other"] * 2,
+    }
+    evidence = grown([*broken, "power", "power"], slices)
+    assert evidence[59] > 3.0
+    assert (np.diff(evidence) >= -1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_evidence_never_falls(seed: int) -> None:
+    random = np.random.default_rng([seed, 2])
+    models = [f"m{i}" for i in np.minimum(random.geometric(0.2, 120), np.arange(120) // 15 + 1)]
+    streams = [str(i > 70) for i in range(120)]
+    evidence = grown(split({"plain": 0.7, "power": 0.3}, 120, seed), {"stream": streams, "model": models})
+    assert (np.diff(evidence) >= -1e-9).all()
+    assert evidence[-1] > evidence[0]
+
+
 def test_slices_raise_no_more_false_alarms() -> None:
     """Ten slices of one attribute and two of another, equal arms; the largest of them alone would."""
     alarms = naive = 0
@@ -97,9 +128,12 @@ def test_a_loss_within_one_slice_is_found() -> None:
     assert min(found.slices.values()) > 3.0
 
 
-def test_an_attribute_with_one_value_is_no_slice() -> None:
-    arms = split(dict(HALVES), 500, 0)
-    assert srm(arms, HALVES, {"model": ["one"] * 500}) == srm(arms, HALVES)
+def test_an_attribute_with_one_value_is_not_shown() -> None:
+    """It has its share from the first unit on, half of the half: a second value does not change the past."""
+    arms = split({"plain": 0.6, "power": 0.4}, 500, 0)
+    found, alone = srm(arms, HALVES, {"model": ["one"] * 500}), srm(arms, HALVES)
+    assert found.log10_e == pytest.approx(math.log10(0.75 * 10.0**alone.log10_e + 0.25))
+    assert found.model_copy(update={"log10_e": alone.log10_e}) == alone
 
 
 def test_what_is_counted_and_expected() -> None:

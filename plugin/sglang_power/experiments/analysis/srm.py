@@ -40,8 +40,10 @@ def srm(
     """The sequential test of the declared weights, over all units and within slices.
 
     Half of the evidence comes from all units, half from slices; the j-th slice to appear has the share
-    1 / (j (j + 1)) of that half, and shares of slices that never appear stay at 1. This weighted mean is one
-    e-process however many slices there are, so that more slices raise no false alarm.
+    1 / (j (j + 1)) of that half, and shares of slices that have not appeared stay at 1. This weighted mean
+    is one e-process however many slices there are: more of them raise no false alarm, and none that comes
+    later changes what was known before. So an attribute is a slice from its first value on, though one that
+    holds all units is not shown.
 
     Args:
         arms: [units] of every enrolled unit, once, in order of first enrolment.
@@ -53,16 +55,16 @@ def srm(
     units = {arm: sum(one == arm for one in arms) for arm in weights}
     assigned: Names = np.asarray(arms, dtype=object)
     everyone = _log_e(assigned, expected)
-    parts = _slices(assigned, expected, slices or {})
-    evidence = _combined(everyone, list(parts.values())) if parts else everyone
-    log10_e = _largest(evidence)
+    masks = _masks(slices or {})
+    parts = {name: _within(mask, assigned, expected) for name, mask in masks.items()}
+    log10_e = _largest(_combined(everyone, list(parts.values())) if parts else everyone)
     return Srm(
         units=units,
         expected=expected,
         log10_e=log10_e,
         red=log10_e >= RED,
         chi_square_p=_chi_square_p(units, expected),
-        slices={name: _largest(log_e) for name, log_e in parts.items()},
+        slices={name: _largest(log_e) for name, log_e in parts.items() if not masks[name].all()},
     )
 
 
@@ -76,23 +78,22 @@ def _log_e(assigned: Names, expected: Mapping[str, float]) -> FloatArray:
     return np.where(impossible, IMPOSSIBLE * math.log(10.0), log_e)
 
 
-def _slices(
-    assigned: Names, expected: Mapping[str, float], slices: Mapping[str, Sequence[str]]
-) -> dict[str, FloatArray]:
-    """Slice -> [units] its log e-value after each of all units, slices in order of their first unit."""
+def _masks(slices: Mapping[str, Sequence[str]]) -> dict[str, Mask]:
+    """Slice -> [units] who is in it; slices in order of their first unit, and of their attributes."""
     masks: dict[str, Mask] = {}
     for attribute, values in slices.items():
         column = np.asarray(values, dtype=object)
-        if len(kinds := dict.fromkeys(values)) > 1:
-            masks |= {f"{attribute}={value}": column == value for value in kinds}
+        masks |= {f"{attribute}={value}": column == value for value in dict.fromkeys(values)}
     order = sorted(masks, key=lambda name: int(np.argmax(masks[name])))
-    return {
-        name: np.append(0.0, _log_e(assigned[masks[name]], expected))[np.cumsum(masks[name])]
-        for name in order
-    }
+    return {name: masks[name] for name in order}
 
 
-def _combined(everyone: FloatArray, parts: list[FloatArray]) -> FloatArray:
+def _within(mask: Mask, assigned: Names, expected: Mapping[str, float]) -> FloatArray:
+    """[units] log e-value of a slice after each of all units."""
+    return np.append(0.0, _log_e(assigned[mask], expected))[np.cumsum(mask)]
+
+
+def _combined(everyone: FloatArray, parts: Sequence[FloatArray]) -> FloatArray:
     """The weighted mean; see srm."""
     shares = [1.0 / (j * (j + 1)) for j in range(1, len(parts) + 1)]
     unseen = np.zeros_like(everyone)
