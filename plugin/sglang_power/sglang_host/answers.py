@@ -64,8 +64,8 @@ class AnswerWriter:
 
     def aborted(self, tokens: Tokens, message: str, power: dict[str, Any]) -> Answer:
         """What there was when the request was aborted."""
-        reason = {"type": "abort", "message": message}
-        return self._answer(tokens, self._text.decode(tokens.ids), reason, power)
+        text = self._text.final_text(tokens.ids, self._stop.finish_reason(tokens.ids, self._ended(tokens)))
+        return self._answer(tokens, text, {"type": "abort", "message": message}, power)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, as the request wants them decoded; no stop is trimmed."""
@@ -87,12 +87,18 @@ class AnswerWriter:
         return self._answer(committed, self._committed_text(committed), None, power)
 
     def _committed_text(self, committed: Tokens) -> str:
-        """Text that the final answer begins with: no split character, no beginning of a stop string."""
+        """Text that the final answer begins with: no stop, no beginning of one, no split character."""
+        if self._ended(committed):
+            return self._text.final_text(committed.ids, self._stop.finish_reason(committed.ids, True))
         text = self._text.decode(committed.ids)
         while text.endswith("�"):
             text = text[:-1]
         held_back = max((len(s) - 1 for s in self._stop.strings), default=0)
-        return text[: len(text) - held_back] if held_back else text
+        return text[: max(len(text) - held_back, 0)]
+
+    def _ended(self, tokens: Tokens) -> bool:
+        """Whether the tokens, which begin an answer, are all of it: a stop inside is always at its end."""
+        return len(tokens) > 0 and self._stop.stops_at(tokens.ids, len(tokens))
 
     def _answer(
         self, tokens: Tokens, text: str, reason: dict[str, Any] | None, power: dict[str, Any]

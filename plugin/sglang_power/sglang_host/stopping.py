@@ -47,10 +47,12 @@ class StopRule:
 
     def first_stop(self, ids: Sequence[int], start: int) -> int | None:
         """The smallest length > start at which `ids` has stopped."""
-        for length in range(start + 1, len(ids) + 1):
-            if ids[length - 1] in self.tokens or self.string_at(ids, length) is not None:
-                return length
-        return None
+        lengths = range(start + 1, len(ids) + 1)
+        return next((length for length in lengths if self.stops_at(ids, length)), None)
+
+    def stops_at(self, ids: Sequence[int], length: int) -> bool:
+        """Whether the first `length` ids, at least one, end with a stop."""
+        return ids[length - 1] in self.tokens or self.string_at(ids, length) is not None
 
     def string_at(self, ids: Sequence[int], length: int) -> str | None:
         """The stop string that the tail of the first `length` ids contains."""
