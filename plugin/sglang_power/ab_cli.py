@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -48,6 +50,8 @@ def run_ab(options: argparse.Namespace) -> int:
         if error.name is None or error.name.split(".")[0] not in EXTRA:
             raise
         return _failed(f"{error.name} is missing: pip install 'sglang-power[ab]'")
+    except KeyboardInterrupt:
+        return 130  # As shells have it.
     return status
 
 
@@ -247,19 +251,44 @@ def run_ingest(options: argparse.Namespace) -> int:
 
 
 def run_ramp(options: argparse.Namespace) -> int:
-    """Look at the log again and again until the experiment is killed; the file may change meanwhile."""
-    from sglang_power.experiments.analysis.ramp import step
+    """Look at the log again and again until the experiment is killed; the file may change meanwhile.
+
+    A first look that fails ends the command. A later one is told and not the last: the servers go on, too,
+    with the last good file, and somebody has to watch the guardrails.
+    """
+    experiment = _with_ramp(options.experiment)
+    ended = _look(options, experiment)
+    while not (ended or options.once):
+        time.sleep(options.every)
+        with _told("; it looks on with the file as it was before"):
+            experiment = _with_ramp(options.experiment)
+        with _told(f"; it looks again in {options.every:g} s"):
+            ended = _look(options, experiment)
+    return 0
+
+
+def _with_ramp(path: Path) -> Experiment:
     from sglang_power.experiments.catalogue import read_experiment
 
-    while True:
-        experiment = read_experiment(options.experiment)
-        if not experiment.ramp:
-            raise ConfigError(f"{options.experiment}, field 'ramp': the experiment has none")
-        state, told = step(options.experiment, experiment, options.log, now=time.time())
-        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {experiment.name} {told}", flush=True)
-        if options.once or state.killed or experiment.kill:
-            return 0
-        try:
-            time.sleep(options.every)
-        except KeyboardInterrupt:
-            return 0
+    experiment = read_experiment(path)
+    if not experiment.ramp:
+        raise ConfigError(f"{path}, field 'ramp': the experiment has none")
+    return experiment
+
+
+def _look(options: argparse.Namespace, experiment: Experiment) -> bool:
+    """Whether the experiment has ended."""
+    from sglang_power.experiments.analysis.ramp import step
+
+    state, told = step(options.experiment, experiment, options.log, now=time.time())
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {experiment.name} {told}", flush=True)
+    return state.killed or experiment.kill
+
+
+@contextmanager
+def _told(consequence: str) -> Iterator[None]:
+    """Tell what goes wrong inside, and go on."""
+    try:
+        yield
+    except (PowerError, OSError) as error:
+        _failed(f"{error}{consequence}")

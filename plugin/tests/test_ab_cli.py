@@ -8,43 +8,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from ab_lines import BEFORE, Lines, experiment
+from ab_commands import EXPOSURE, RAMP, logged, written
+from ab_lines import BEFORE, experiment
 from sglang_power import cli
 from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.catalogue import config_hash
-from sglang_power.experiments.state import State, read_state, state_path, write_state
-
-RAMP = [
-    {"weights": {"plain": 5000, "power": 5000}, "min_hours": 0.0, "min_units": 10},
-    {"weights": {"plain": 5000, "power": 5000}},
-]
-EXPOSURE = f"{1:012x}40008{0:015x}"
+from sglang_power.experiments.state import State, state_path, write_state
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return written(tmp_path / "experiments")
-
-
-def written(directory: Path, name: str = "power-vs-plain", **changes: Any) -> Path:
-    """An experiment's file."""
-    directory.mkdir(exist_ok=True)
-    path = directory / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**BEFORE, "name": name, **changes}))
-    return path
-
-
-def logged(tmp_path: Path, units: int = 40, phase: int = 0, **changes: Any) -> Path:
-    """A log of ten days ago."""
-    log, began = Lines(config=config_hash(experiment(**changes))), time.time() - 10 * 86_400.0
-    for number in range(units):
-        log.request(f"u{number}", ("plain", "power")[number % 2], began + number, phase=phase)
-    log.enrol("u0", "plain", began, phase=phase, exposure_id=EXPOSURE)
-    return log.write(tmp_path / "log")
 
 
 def test_a_report_is_printed_and_written(
@@ -65,7 +41,6 @@ def test_a_report_is_printed_and_written(
 def test_a_report_may_be_as_of_an_earlier_time(
     now: str | None, units: int, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    as_of = [] if now is None else ["--now", now]
     assert cli.main(["ab", "report", str(file), "--log", str(logged(tmp_path)), *as_of]) == 0
     assert f"{units} units analysed" in capsys.readouterr().out
 
@@ -101,35 +76,6 @@ def test_outcomes_are_ingested(file: Path, tmp_path: Path, capsys: pytest.Captur
     document = tmp_path / "r.json"
     assert cli.main(["ab", "report", str(file), "--log", str(log), "--json", str(document)]) == 0
     assert json.loads(document.read_text())["arms"][0]["means"]["thumbs"] == pytest.approx(1 / 20)
-
-
-def test_a_ramp_looks_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes: dict[str, Any] = {"ramp": RAMP, "guardrails": []}
-    file = written(tmp_path / "experiments", **changes)
-    log = logged(tmp_path, **changes)
-    assert cli.main(["ab", "ramp", str(file), "--log", str(log), "--once"]) == 0
-    assert "power-vs-plain on to phase 1: phase 0 showed no harm in 40 units" in capsys.readouterr().out
-    assert read_state(state_path(file)).phase == 1
-
-
-def test_a_ramp_ends_when_the_experiment_is_killed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = written(tmp_path / "experiments", ramp=RAMP)
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        written(tmp_path / "experiments", ramp=RAMP, kill=len(slept) == 2)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    log = tmp_path / "log"
-    log.mkdir()
-    assert cli.main(["ab", "ramp", str(file), "--log", str(log), "--every", "7"]) == 0
-    assert slept == [7.0, 7.0]
-    said = capsys.readouterr().out.splitlines()
-    assert ["stays in phase 0" in line for line in said] == [True, True, False]
-    assert said[2].endswith("killed in phase 0: by its file")
 
 
 def test_a_simulation_is_printed_and_written(
