@@ -64,9 +64,19 @@ def test_the_same_table_twice_is_counted_as_duplicates(log: Path, tmp_path: Path
     assert population(found).observations.columns["thumbs"].values.tolist() == [0.5, 1.0]
 
 
+def test_a_corrected_table_counts_instead_of_the_one_before(log: Path, tmp_path: Path) -> None:
+    """Eight times, since a coin would be right once in a while."""
+    for value in (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.625, 0.375):
+        content = f"exposure_id,metric,value,at\n{FIRST},thumbs,{value},60\n"
+        ingest(table(tmp_path, content), log, now=NOW)
+        found = population(joined(log, Scope(experiment(), CONFIG, 0, NOW)))
+        assert found.observations.columns["thumbs"].values.tolist() == [value, 0.0]
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
+        (f"{FIRST},thumbs,1.797e308,60", "line 4, value: Input should be less than or equal to 1e+50"),
         (f"{FIRST},thumbs,nan,60", "line 4, value: Input should be a finite number"),
         (f"{FIRST},thumbs,,60", "line 4, value: Input should be a valid number"),
         (f"{FIRST},Thumbs Up,1,60", "line 4, metric: String should match"),

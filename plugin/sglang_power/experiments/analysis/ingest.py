@@ -1,7 +1,8 @@
 """Offline outcomes, from a table, as feedback lines in a file of their own beside the servers' logs.
 
 All rows are checked before anything is written, and the file appears at once: a report that runs meanwhile
-sees all of it or nothing. The same table twice makes duplicates, which the report counts and does not use.
+sees all of it or nothing. The same table twice makes duplicates, which the report counts and does not use. A
+corrected table counts instead of the one before it: files are named, and so read, by when they were made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from sglang_power.errors import RecordError
 from sglang_power.experiments.feedback import ExposureId
 from sglang_power.experiments.model import Name
-from sglang_power.experiments.records import Feedback
-from sglang_power.fields import FiniteFloat
+from sglang_power.experiments.records import Feedback, Value
 
 TOLD = 10
 """Bad rows that are told one by one."""
@@ -33,7 +34,7 @@ class Row(BaseModel):
     Args:
         exposure_id: which answer, as the response to the request said.
         metric: defined by the experiment, with `source: feedback`.
-        value: finite.
+        value: of the metric; see records.LARGEST_VALUE.
         at: when it was known: seconds since 1970, or ISO 8601 with a time zone.
     """
 
@@ -41,7 +42,7 @@ class Row(BaseModel):
 
     exposure_id: ExposureId
     metric: Name
-    value: FiniteFloat
+    value: Value
     at: AwareDatetime
 
 
@@ -73,7 +74,7 @@ def ingest(table: Path, log: Path, *, now: float) -> Ingested:
     """
     if not log.is_dir():
         raise RecordError(str(log), "is no directory", "Name the directory of the server's log")
-    name = f"ingest-{uuid.uuid4().hex}.jsonl"
+    name = f"ingest-{time.time_ns():020d}-{uuid.uuid4().hex}.jsonl"
     half = log / f".{name}.{os.getpid()}"
     try:
         with half.open("w", encoding="utf-8") as out:

@@ -41,7 +41,7 @@ class Unreadable:
 
 
 def log_files(directory: Path) -> list[Path]:
-    """The files of a log, in order of their names.
+    """The files of a log, in order of their names: those of `ingest` in order of their ingestion.
 
     Raises:
         RecordError: there is no such directory.

@@ -137,9 +137,10 @@ class Joined:
 def joined(log: Path, scope: Scope) -> Joined:
     """The requests of a phase.
 
-    Completions and feedback count where they came before the unit's window closed, so that a unit's value
-    never changes after it has entered the analysis. Of several values of a metric for one request the last
-    counts.
+    Completions and feedback count where they came before the unit's window closed, so that nothing that
+    happens later changes the value of a unit that has entered the analysis. Only `ingest` can: its outcomes
+    are as old as the table says. Of several values of a metric for one request the last counts, of equally
+    old ones the one that is read last.
 
     Args:
         log: directory of the JSONL files.
