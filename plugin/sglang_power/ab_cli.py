@@ -133,12 +133,17 @@ def _add_ramp(commands: Commands) -> None:
 
 def _moment(text: str) -> float:
     try:
-        return float(text)
+        moment = float(text)
     except ValueError:
-        moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text!r} has no time zone; add Z for UTC")
-    return moment.timestamp()
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is None:
+            raise argparse.ArgumentTypeError(f"{text!r} has no time zone; add Z for UTC") from None
+        moment = when.timestamp()
+    if not 0.0 <= moment <= time.time():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not between 1970 and now; give seconds, not milliseconds, or ISO 8601"
+        )
+    return moment
 
 
 def _seconds(text: str) -> float:

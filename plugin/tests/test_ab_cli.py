@@ -41,6 +41,7 @@ def test_a_report_is_printed_and_written(
 def test_a_report_may_be_as_of_an_earlier_time(
     now: str | None, units: int, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    as_of = [] if now is None else ["--now", now]
     assert cli.main(["ab", "report", str(file), "--log", str(logged(tmp_path)), *as_of]) == 0
     assert f"{units} units analysed" in capsys.readouterr().out
 
@@ -210,6 +211,10 @@ def test_bad_input_is_one_line_and_status_2(
     [
         ["report", "e.yaml", "--log", "d", "--now", "2026-01-01T00:00:00"],
         ["report", "e.yaml", "--log", "d", "--now", "soon"],
+        *(["report", "e.yaml", "--log", "d", "--now", now] for now in ("nan", "inf", "-inf", "-1", "1e12")),
+        ["report", "e.yaml", "--log", "d", "--now", f"{time.time() * 1000:.0f}"],
+        ["report", "e.yaml", "--log", "d", "--now", f"{time.time() + 86_400:.0f}"],
+        ["report", "e.yaml", "--log", "d", "--now", "2999-01-01T00:00:00Z"],
         ["ramp", "e.yaml", "--log", "d", "--every", "0"],
         ["simulate", "e.yaml", "--base", "thumbs"],
         ["report", "e.yaml"],
@@ -221,6 +226,15 @@ def test_bad_options_are_refused_by_the_parser(argv: list[str], capsys: pytest.C
         cli.main(["ab", *argv])
     assert ended.value.code == 2
     assert "usage: sglang-power ab" in capsys.readouterr().err
+
+
+def test_a_moment_that_cannot_be_is_told_with_its_value_and_a_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["ab", "report", "e.yaml", "--log", "d", "--now", "inf"])
+    told = "--now: 'inf' is not between 1970 and now; give seconds, not milliseconds, or ISO 8601"
+    assert told in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(file: Path, tmp_path: Path) -> None:
