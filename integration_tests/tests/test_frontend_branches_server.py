@@ -142,6 +142,19 @@ def test_first_tokens_begin_the_branches_answers(pivot_server: Server) -> None:
     assert state["answer"] == state["answers"][deltas.index(max(deltas))]
 
 
+def test_the_vocabulary_bounds_first_tokens_and_the_server_lives_on(pivot_server: Server) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        with pytest.raises(UnsupportedError) as caught:
+            sp.branch(s, first_tokens=100_000)
+        s["field"] = caught.value.field
+        s += sgl.gen("answer", max_tokens=2)
+
+    state = run(pivot_server, program)
+    assert state["field"] == "first_tokens"
+    assert state["answer"]
+
+
 def test_a_first_token_that_ends_the_answer_is_an_empty_answer(pivot_server: Server) -> None:
     @sgl.function
     def program(s: Any) -> None:

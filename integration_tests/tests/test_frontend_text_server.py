@@ -21,6 +21,8 @@ QUESTION = "What is the Chinese word for cat?"
 
 SPLIT = "�"
 
+TURN_END = "<|im_end|>"
+
 HOT = 4.0
 """Nearly any token, so pieces of characters too."""
 
@@ -66,6 +68,25 @@ def test_ids_are_the_servers_and_not_those_of_the_text(prose_server: Server) -> 
         assert meta["prompt_tokens"] == state["front"] + len(piece.ids)
         differ += list(piece.ids) != encoded(prose_server, text)
     assert differ > 0, "control: SGLang's way, to tokenize the text again, gives other tokens here"
+
+
+def test_a_turn_that_ends_by_itself_ends_once(prose_server: Server) -> None:
+    """Its end is a token that the model draws and a text that the template writes."""
+    turns = 3
+
+    @sgl.function
+    def program(s: Any) -> None:
+        for turn in range(turns):
+            s += sgl.user(QUESTION)
+            s += sgl.assistant(sp.gen(f"answer{turn}", "none", max_tokens=256, temperature=0.0))
+
+    state = program.run(backend=backend(prose_server))
+    reasons = [state.get_meta_info(f"answer{turn}")["finish_reason"] for turn in range(turns)]
+    assert {reason.get("matched") for reason in reasons} == {TURN_END}, "as a string, and not as the token"
+    ledger = ledger_of(state)
+    ids = [*ledger.ids, *encoded(prose_server, ledger.missing(state.text()))]
+    (end,) = encoded(prose_server, TURN_END)
+    assert ids.count(end) == state.text().count(TURN_END) >= 2 * turns
 
 
 def test_a_stop_inside_a_token_leaves_the_servers_text(prose_server: Server) -> None:

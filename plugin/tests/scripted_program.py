@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from scripted_server import EOS, ScriptedServer, text_of
+from scripted_server import EOS, Script, ScriptedServer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.session import Asked, Session
@@ -30,10 +30,10 @@ class Program:
             self.backend.end_program(self)
 
 
-def session_with(*answers: Any) -> tuple[Session, ScriptedServer]:
-    """A session whose generations are answered in order."""
+def session_with(*answers: Any, script: Script | None = None) -> tuple[Session, ScriptedServer]:
+    """A session whose generations are answered in order, or as a script says."""
     left = list(answers)
-    fake = ScriptedServer(lambda body: left.pop(0))  # noqa: ARG005
+    fake = ScriptedServer(script or (lambda body: left.pop(0)))  # noqa: ARG005
     endpoint = SimpleNamespace(_handle_dtype_to_regex=lambda params: None, end_program=lambda s: None)  # noqa: ARG005
     return Session(endpoint, fake.client(), {}), fake
 

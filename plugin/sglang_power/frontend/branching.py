@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_power.engines.http.wire import ranking_body, read_ranking
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.client import PLAIN
@@ -57,7 +58,8 @@ def branch(
         max_tokens counts it.
 
     Raises:
-        RequestError: an argument is wrong. PowerError: the program has failed before.
+        RequestError: an argument is wrong. UnsupportedError: the vocabulary holds fewer first tokens.
+        PowerError: the program has failed before.
     """
     asked = {"n": n, "names": names, "first_tokens": first_tokens, "trigger": trigger}
     settings = parsed(BranchSettings, asked)
@@ -106,17 +108,19 @@ def _group(s: ProgramState, leads: dict[str, Piece | None]) -> Group:
 
 
 def _first_tokens(session: Session, count: int) -> list[Piece]:
-    """The most likely next tokens, in order; a vocabulary may hold fewer."""
-    answer = session.client.generate(
-        {
-            "input_ids": list(session.ledger.ids),
-            "sampling_params": {"max_new_tokens": 1, "temperature": 1.0, "custom_params": PLAIN},
-            "return_logprob": True,
-            "top_logprobs_num": count,
-        }
-    )
-    ranked = answer["meta_info"]["output_top_logprobs"][0]
-    return _leads(session, (), [token for _, token, _ in ranked], answer["meta_info"])
+    """The most likely next tokens, in order.
+
+    Raises:
+        UnsupportedError: the vocabulary holds fewer.
+    """
+    try:
+        answer = session.client.generate(ranking_body(session.ledger.ids, count))
+    except RequestError as error:
+        if "logit_bias" not in error.problem:
+            raise
+        problem = "the vocabulary holds fewer tokens"
+        raise UnsupportedError("first_tokens", count, problem, "Ask for fewer") from error
+    return _leads(session, (), [one.token for one in read_ranking(answer)], answer["meta_info"])
 
 
 def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Piece]:

@@ -1,0 +1,34 @@
+"""How branches find what they begin with: what is asked, and what is refused. A scripted server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scripted_program import session_with
+from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.frontend import branching
+
+VOCABULARY = 257
+
+
+def refused_above_the_vocabulary(body: dict[str, Any]) -> Any:
+    """As SGLang: a bias beyond the vocabulary is refused; a ranking beyond it ends the scheduler."""
+    biased = [int(token) for token in body["sampling_params"].get("logit_bias") or {}]
+    if any(token >= VOCABULARY for token in biased):
+        return 400, f"logit_bias must has keys in [0, {VOCABULARY - 1}]"
+    assert body["top_logprobs_num"] <= VOCABULARY, "the server is lost"
+    return 400, "the context has no room"
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "field"),
+    [(VOCABULARY + 1, UnsupportedError, "first_tokens"), (VOCABULARY, RequestError, "request")],
+)
+def test_more_first_tokens_than_there_are_never_reach_the_scheduler(
+    count: int, error: type[RequestError], field: str
+) -> None:
+    session, _ = session_with(script=refused_above_the_vocabulary)
+    with pytest.raises(error) as caught:
+        branching._first_tokens(session, count)
+    assert (type(caught.value), caught.value.field) == (error, field)
