@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sglang_power.answers import EQUAL, Outcome, Verdict, equivalence
+from sglang_power.answers import EQUAL, Outcome, Unreadable, Verdict, build_classes, equivalence
 from sglang_power.answers.mathematics import Mathematics, Report
 from sglang_power.errors import UnsupportedError
 
@@ -93,11 +93,25 @@ async def test_what_is_not_read_is_named(mathematics: Mathematics) -> None:
     assert (await mathematics.same("5", "}{")).reason == "'}{' is not read as mathematics"
 
 
+async def test_formulas_that_cannot_be_read_win_nothing(mathematics: Mathematics) -> None:
+    classes = await build_classes(["}{", "1/2", "}{", "0.5", "}{", "Paris"], mathematics)
+    assert [one.members for one in classes.classes] == [(0,), (1, 3), (2,), (4,), (5,)]
+    assert [one.value for one in classes.classes] == [None, "1/2", None, None, "Paris"]
+    reason = "'}{' is not read as mathematics"
+    assert classes.unreadable == tuple(Unreadable(sample, reason) for sample in (0, 2, 4))
+    assert classes.undecided == ()
+
+
+async def test_a_formula_that_cannot_be_compared_in_time_can_be_read(mathematics: Mathematics) -> None:
+    assert await mathematics.unreadable("9^{9^{9^{9}}}") is None
+
+
 async def test_words_are_no_products_of_variables() -> None:
     unused = Mathematics()
     for a, b in (("Paris", "Pairs"), ("Paris", "x+1"), ("Amy", "May")):
         assert (await unused.same(a, b)).outcome is Outcome.DIFFERENT
     assert await unused.same("Paris", " paris.") == await unused.same("}{", "}{") == EQUAL
+    assert await unused.unreadable("Paris") is None
     assert unused._pool is None
 
 

@@ -12,12 +12,23 @@ from sglang_power.answers.classes import (
     Choice,
     Classes,
     Undecided,
+    Unreadable,
     build_classes,
     choose,
     choose_by_delta,
 )
 from sglang_power.answers.continuation import CONTINUATION, Aligned, Stem, align, stem
-from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Outcome, Relation, Verdict, undecided
+from sglang_power.answers.equivalence import (
+    DIFFERENT,
+    EQUAL,
+    Keyed,
+    Outcome,
+    Reads,
+    Relation,
+    Verdict,
+    undecided,
+    unreadable,
+)
 from sglang_power.answers.extraction import (
     EXTRACTORS,
     Extracted,
@@ -53,14 +64,17 @@ __all__ = [
     "Extracted",
     "Extraction",
     "Extractor",
+    "Keyed",
     "LlmRelation",
     "Outcome",
+    "Reads",
     "Regex",
     "Relation",
     "Spelled",
     "Stem",
     "TimedOut",
     "Undecided",
+    "Unreadable",
     "Verdict",
     "align",
     "build_classes",
@@ -77,5 +91,6 @@ __all__ = [
     "stem",
     "undecided",
     "uniform_weights",
+    "unreadable",
     "value_of",
 ]

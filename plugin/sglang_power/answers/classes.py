@@ -2,19 +2,20 @@
 
 A sample's answer joins the class that holds its very string, else the first class whose representative (its
 first member) the relation calls equal both ways, else it opens a class: N answers cost at most
-2 * N * classes comparisons. A missing answer is a class of its own that cannot be chosen.
+2 * N * classes comparisons, and none where answers have keys. An answer that is missing, or that the relation
+cannot read, is a class of its own that cannot be chosen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from sglang_power.answers.equivalence import Outcome, Relation
+from sglang_power.answers.equivalence import Keyed, Outcome, Relation, unreadable
 from sglang_power.answers.weights import delta_sum, effective_sample_size, log_sum
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose
@@ -26,7 +27,7 @@ class AnswerClass:
     """Samples with the same answer.
 
     Args:
-        value: the representative's answer; None for a sample without one.
+        value: the representative's answer; None for a sample without one that can be read.
         members: their indices, ascending; the first is the representative.
     """
 
@@ -44,20 +45,30 @@ class Undecided:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An answer that the relation cannot read."""
+
+    sample: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Classes:
     """A partition of the samples, and what it took.
 
     Args:
         classes: in order of their representatives.
-        comparisons: how often the relation was asked.
+        comparisons: how often the relation was asked about two answers.
         undecided: those without a result.
         usage: what the relation cost; one comparison follows another.
+        unreadable: answers that are classes of their own because they cannot be read.
     """
 
     classes: tuple[AnswerClass, ...]
     comparisons: int
     undecided: tuple[Undecided, ...]
     usage: Usage = field(default_factory=Usage)
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -65,20 +76,48 @@ class Classes:
         return sum(len(one.members) for one in self.classes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a relation makes of distinct answers, each on its own.
+
+    Args:
+        names: answers of the same name are the same.
+        problems: why answers cannot be read.
+        decided: answers of other names are others; there is nothing to compare.
+    """
+
+    names: Mapping[str, Hashable]
+    problems: Mapping[str, str]
+    decided: bool
+
+    @classmethod
+    async def by(cls, relation: Relation, answers: Sequence[str]) -> _Read:
+        if isinstance(relation, Keyed):
+            keys = await relation.keys(answers)
+            return cls(keys, {one: relation.problem(one) for one in answers if keys[one] is None}, True)
+        asked = [(one, await unreadable(relation, one)) for one in answers]
+        problems = {one: reason for one, reason in asked if reason is not None}
+        return cls({one: one for one in answers}, problems, False)
+
+
 class _Builder:
     """Classes while they grow."""
 
-    def __init__(self, relation: Relation) -> None:
-        self.relation = relation
+    def __init__(self, relation: Relation, read: _Read) -> None:
+        self.relation, self.read = relation, read
         self.members: list[list[int]] = []
         self.values: list[str | None] = []
-        self.class_of: dict[str, int] = {}
+        self.class_of: dict[Hashable, int] = {}
         self.comparisons = 0
         self.undecided: list[Undecided] = []
+        self.unreadable: list[Unreadable] = []
         self.usage = Usage()
 
     async def add(self, sample: int, answer: str | None) -> None:
         """Put the next sample where it belongs."""
+        if answer is not None and answer in self.read.problems:
+            self.unreadable.append(Unreadable(sample, self.read.problems[answer]))
+            answer = None
         place = None if answer is None else await self._place(sample, answer)
         if place is None:
             place = len(self.members)
@@ -86,11 +125,12 @@ class _Builder:
             self.values.append(answer)
         self.members[place].append(sample)
         if answer is not None:
-            self.class_of[answer] = place
+            self.class_of[self.read.names[answer]] = place
 
     async def _place(self, sample: int, answer: str) -> int | None:
-        if answer in self.class_of:
-            return self.class_of[answer]
+        known = self.class_of.get(self.read.names[answer])
+        if known is not None or self.read.decided:
+            return known
         for place, value in enumerate(self.values):
             if value is not None and await self._equal(place, value, sample, answer):
                 return place
@@ -112,10 +152,11 @@ async def build_classes(answers: Sequence[str | None], relation: Relation) -> Cl
     """Partition samples by their answers.
 
     Args:
-        answers: one per sample, in order; None where the answer is missing or could not be read.
+        answers: one per sample, in order; None where the answer is missing.
         relation: says which are the same.
     """
-    builder = _Builder(relation)
+    distinct = list(dict.fromkeys(one for one in answers if one is not None))
+    builder = _Builder(relation, await _Read.by(relation, distinct))
     for sample, answer in enumerate(answers):
         await builder.add(sample, answer)
     pairs = zip(builder.values, builder.members, strict=True)
@@ -124,6 +165,7 @@ async def build_classes(answers: Sequence[str | None], relation: Relation) -> Cl
         builder.comparisons,
         tuple(builder.undecided),
         builder.usage,
+        tuple(builder.unreadable),
     )
 
 

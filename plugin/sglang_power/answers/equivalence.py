@@ -2,18 +2,20 @@
 
 `Relation.same` is asynchronous, so that a relation may ask another process (`mathematics`) or the served
 model (`judging`). Relations of this module compare keys in exact arithmetic: they are reflexive,
-symmetric and transitive wherever both answers have a key. An answer without one is UNDECIDED, which
-nothing hides.
+symmetric and transitive wherever both answers have a key. An answer without one cannot be read: compared it
+is UNDECIDED, and `classes` lets it win nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
 import inspect
 import re
+import string
 import unicodedata
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -58,6 +60,20 @@ class Relation(Protocol):
         ...
 
 
+@runtime_checkable
+class Reads(Protocol):
+    """A relation that compares what answers mean, and cannot read every answer."""
+
+    async def unreadable(self, answer: str) -> str | None:
+        """Why it cannot read an answer; None where it can."""
+        ...
+
+
+async def unreadable(relation: Relation, answer: str) -> str | None:
+    """Why a relation cannot read an answer; None where it can, or takes every text as it is."""
+    return await relation.unreadable(answer) if isinstance(relation, Reads) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Keyed:
     """Answers are the same if and only if their keys are equal; equal strings always are.
@@ -76,8 +92,16 @@ class Keyed:
             return EQUAL
         keys = self.key(a), self.key(b)
         if None in keys:
-            return undecided(f"{(a, b)[keys.index(None)]!r:.80} is not {self.kind}")
+            return undecided(self.problem((a, b)[keys.index(None)]))
         return EQUAL if keys[0] == keys[1] else DIFFERENT
+
+    async def keys(self, answers: Iterable[str]) -> dict[str, Hashable | None]:
+        """The key of every answer; found in a thread, since answers may be long and many."""
+        return await asyncio.to_thread(lambda: {answer: self.key(answer) for answer in answers})
+
+    def problem(self, answer: str) -> str:
+        """What is wrong with an answer that has no key."""
+        return f"{answer!r:.80} is not {self.kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +129,12 @@ class Called:
         return undecided(f"the relation returned {outcome!r:.80}, neither bool nor Verdict")
 
 
+# No pattern of this file may take time that grows with the square of a text: models write long texts.
 _QUOTED = re.compile(
-    r"([\"'`*_]+)((?:(?!\1).)+)\1|\u201c([^\u201d]+)\u201d|\u2018([^\u2019]+)\u2019|«([^»]+)»", re.DOTALL
+    r"([\"'`*_]{1,3})((?:(?!\1).)+)\1|\u201c([^\u201d]+)\u201d|\u2018([^\u2019]+)\u2019|«([^»]+)»", re.DOTALL
 )
-_ENDING = re.compile(r"(?:[.,;:?…]|(?<![0-9])!)+$")
+_ENDING = frozenset(".,;:?…")
+_DIGITS = frozenset(string.digits)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
 
 
@@ -140,8 +166,19 @@ def _compatible(character: str) -> str:
     return character if raised else unicodedata.normalize("NFKC", character)
 
 
+def _without_ending(text: str) -> str:
+    kept = len(text)
+    while kept and _ends(text[kept - 1], before=text[kept - 2 : kept - 1]):
+        kept -= 1
+    return text[:kept].strip()
+
+
+def _ends(mark: str, before: str) -> bool:
+    return mark in _ENDING or (mark == "!" and before not in _DIGITS)
+
+
 def _without_surroundings(text: str) -> str:
-    text = _ENDING.sub("", text).strip()
+    text = _without_ending(text)
     quoted = _QUOTED.fullmatch(text)
     return text if quoted is None else next(inner for inner in quoted.groups()[1:] if inner).strip()
 

@@ -67,14 +67,24 @@ class Mathematics:
         if a == b:
             return EQUAL
         if _WORDS.fullmatch(a.strip()) or _WORDS.fullmatch(b.strip()):
-            return EQUAL if normal_form(a) == normal_form(b) else DIFFERENT
-        return await self._run(a, b)
+            return EQUAL if await asyncio.to_thread(_same_words, a, b) else DIFFERENT
+        return await self._run(self._compare, a, b)
 
-    async def _run(self, a: str, b: str) -> Verdict:
+    async def unreadable(self, answer: str) -> str | None:
+        """Why an answer cannot be read as mathematics, or not in time; None for plain words.
+
+        Raises: as `same`.
+        """
+        if _WORDS.fullmatch(answer.strip()):
+            return None
+        verdict = await self._run(read_formula, answer)
+        return verdict.reason if verdict.outcome is Outcome.UNDECIDED else None
+
+    async def _run(self, work: Callable[..., Report], *answers: str) -> Verdict:
         pool = self._ready()
         from pebble import ProcessExpired
 
-        task = pool.schedule(report, args=(self._compare, a, b), timeout=self._seconds)
+        task = pool.schedule(report, args=(work, *answers), timeout=self._seconds)
         self._running.add(task)
         try:
             outcome, reason = await asyncio.wrap_future(task)
@@ -113,6 +123,10 @@ class Mathematics:
                 task.set_exception(BrokenProcessPool("closed"))
 
 
+def _same_words(a: str, b: str) -> bool:
+    return normal_form(a) == normal_form(b)
+
+
 def require_extra() -> None:
     """Check that the extra `math` is installed.
 
@@ -141,23 +155,29 @@ def prepare_worker() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
 
 
-def report(compare: Comparison, a: str, b: str) -> Report:
-    """Compare; an error becomes the reason, since not every exception survives the way back."""
+def report(work: Callable[..., Report], *answers: str) -> Report:
+    """Read or compare; an error becomes the reason, since not every exception survives the way back."""
     try:
-        return compare(a, b)
+        return work(*answers)
     except Exception as error:  # noqa: BLE001  (see above)
         return Outcome.UNDECIDED.value, f"{type(error).__name__}: {error}"[:200]
+
+
+def read_formula(text: str) -> Report:
+    """Parse by math-verify: as equal to itself as any formula, or undecided because it is none."""
+    if _parsed(text):
+        return Outcome.EQUAL.value, ""
+    return Outcome.UNDECIDED.value, f"{text!r:.80} is not read as mathematics"
 
 
 def compare_formulas(a: str, b: str) -> Report:
     """Parse and compare by math-verify, `a` in the place of the reference."""
     from math_verify import verify
 
-    formulas = [_parsed(text) for text in (a, b)]
-    for text, formula in zip((a, b), formulas, strict=True):
-        if not formula:
-            return Outcome.UNDECIDED.value, f"{text!r:.80} is not read as mathematics"
-    equal = verify(*formulas, timeout_seconds=None, raise_on_error=True)
+    for text in (a, b):
+        if not _parsed(text):
+            return read_formula(text)
+    equal = verify(_parsed(a), _parsed(b), timeout_seconds=None, raise_on_error=True)
     return (Outcome.EQUAL if equal else Outcome.DIFFERENT).value, ""
 
 

@@ -146,8 +146,10 @@ class _Chooser:
         answers = [value_of(answer_of(one.text, extractor)) for _, one in segments]
         classes = run_coroutine(build_classes(answers, self._relation()))
         made = choose(classes, uniform_weights(len(answers)), Key(self._seed))
-        votes = {sample: len(one.members) for one in classes.classes for sample in one.members}
-        scores = [None if answer is None else float(votes[sample]) for sample, answer in enumerate(answers)]
+        scores: list[float | None] = [None] * len(answers)
+        for one in classes.classes:
+            for sample in one.members if one.value is not None else ():
+                scores[sample] = float(len(one.members))
         return _Choice(made.sample, scores, made.reason)
 
     def _relation(self) -> Relation:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sglang_power.answers import Choice, Relation, build_classes, choose
+from sglang_power.algorithms.cot import most_confident
+from sglang_power.answers import Choice, Relation, build_classes, choose, choose_by_delta
 from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key
 from sglang_power.serving.scoring import Scores
@@ -71,6 +72,38 @@ async def by_vote(
         notes=class_notes(classes),
     )
     return selection, choice
+
+
+async def by_confidence(
+    candidates: Sequence[Candidate], relation: Relation, key: Key, *, aggregate: bool = True
+) -> Selection:
+    """The class of largest summed confidence, and of it the most confident candidate.
+
+    Args:
+        candidates: in sample order.
+        relation: says which answers are the same.
+        key: draws among ties.
+        aggregate: sum over classes; otherwise the most confident candidate whose answer can be read.
+    """
+    deltas = [one.delta for one in candidates]
+    values = [None if one.delta is None else one.value for one in candidates]
+    classes = await build_classes(values, relation)
+    choice = choose_by_delta(classes, deltas, key)
+    chosen, reason = choice.sample, choice.reason
+    if not aggregate and choice.chosen is not None:
+        answered = {i for one in classes.classes if one.value is not None for i in one.members}
+        best = most_confident([delta if i in answered else None for i, delta in enumerate(deltas)])
+        chosen, reason = best or 0, "largest"
+    return Selection(
+        candidates=tuple(candidates),
+        chosen=chosen,
+        reason=reason,
+        scores=tuple(deltas),
+        usage=classes.usage,
+        classes=tuple(reported_classes(classes, choice.totals)),
+        comparisons=classes.comparisons,
+        notes=class_notes(classes),
+    )
 
 
 def shares(log_totals: Sequence[float]) -> list[float]:

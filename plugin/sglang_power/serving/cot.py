@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, most_confident, path_call
+from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, path_call
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
-from sglang_power.answers import Relation, build_classes, choose_by_delta
+from sglang_power.answers import Relation
 from sglang_power.rng import Key, Purpose
-from sglang_power.serving.selection import (
-    Candidate,
-    Reader,
-    Selection,
-    candidate,
-    class_notes,
-    reported_classes,
-    stopped_by,
-)
+from sglang_power.serving.choosing import by_confidence
+from sglang_power.serving.selection import Candidate, Reader, Selection, candidate, stopped_by
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import Continuation, Tokens, Usage, in_parallel
 
@@ -140,22 +134,9 @@ class Cot:
         return [one for one, _ in read]
 
     async def _choose(self, candidates: list[Candidate]) -> Selection:
-        deltas = [one.delta for one in candidates]
-        values = [None if one.delta is None else one.value for one in candidates]
-        classes = await build_classes(values, self._relation)
-        choice = choose_by_delta(classes, deltas, self._key)
-        best = most_confident(deltas)
-        chosen, reason = choice.sample, choice.reason
-        if best is not None and not self._aggregate:
-            chosen, reason = best, "largest"
-        return Selection(
-            candidates=tuple(candidates),
-            chosen=chosen,
-            reason=reason,
-            scores=tuple(deltas),
-            usage=self._usage + classes.usage,
-            classes=tuple(reported_classes(classes, choice.totals)),
-            comparisons=classes.comparisons,
+        selection = await by_confidence(candidates, self._relation, self._key, aggregate=self._aggregate)
+        return dataclasses.replace(
+            selection,
+            usage=self._usage + selection.usage,
             stopped_by=stopped_by(self._aborted, self._late),
-            notes=class_notes(classes),
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from sglang_power.algorithms.cot import confidence
@@ -175,18 +175,18 @@ def reported_classes(classes: Classes, weights: Sequence[float]) -> list[dict[st
     return reported
 
 
-MAX_REPORTED_UNDECIDED = 20
+MAX_REPORTED_PROBLEMS = 20
+"""Of a kind."""
 
 
 def class_notes(classes: Classes) -> dict[str, Any]:
-    """What the report says of how classes were built: the judge's cost, comparisons without a result."""
-    if not classes.undecided:
-        return judge_notes(classes.usage)
-    undecided = [
-        {"representative": one.representative, "sample": one.sample, "reason": one.reason}
-        for one in classes.undecided[:MAX_REPORTED_UNDECIDED]
-    ]
-    return {**judge_notes(classes.usage), "undecided": undecided}
+    """How classes were built: the judge's cost, comparisons without a result, answers that cannot be read."""
+    notes = judge_notes(classes.usage)
+    if classes.undecided:
+        notes["undecided"] = [asdict(one) for one in classes.undecided[:MAX_REPORTED_PROBLEMS]]
+    if classes.unreadable:
+        notes["unreadable"] = [asdict(one) for one in classes.unreadable[:MAX_REPORTED_PROBLEMS]]
+    return notes
 
 
 def reported_path(one: Candidate, score: float | None) -> dict[str, Any]:
