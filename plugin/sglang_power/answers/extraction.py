@@ -2,6 +2,9 @@
 
 Pure functions of a text. What they find goes, as characters, to `spans` (which tokens are the answer) and, as
 a value, to `equivalence` (which answers are the same). Answers that a continuation names: `continuation`.
+
+Texts are long and `re` never releases the interpreter lock, so no pattern of ours may take more than linear
+time: two runs of the same characters never stand side by side unless the first is possessive (`*+`).
 """
 
 from __future__ import annotations
@@ -96,10 +99,12 @@ def _choice_forms(letters: str) -> tuple[re.Pattern[str], ...]:
     assert set(letters) <= set(string.ascii_uppercase), letters
     letter = f"([{letters}])"
     return (
-        re.compile(rf"\\boxed\s*\{{\s*(?:\\[a-z]+\s*\{{)?\s*\(?{letter}\)?\.?\s*\}}"),
+        re.compile(rf"\\boxed\s*\{{\s*+(?:\\[a-z]+\s*\{{\s*+)?\(?{letter}\)?\.?\s*\}}"),
         re.compile(rf"\({letter}\)"),
         re.compile(rf"(?<![\w.'\u2019]){letter}[.):](?!\w)"),
-        re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)\s*[:=]?\s*[*_(\"']*{letter}(?![\w'\u2019])"),
+        re.compile(
+            rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)\s*+[:=]?\s*+[*_(\"']*{letter}(?![\w'\u2019])"
+        ),
         re.compile(rf"(?m)^[ \t*_(\"']*{letter}[ \t*_)\"'.]*$"),
     )
 

@@ -20,7 +20,7 @@ MAX_DIGITS = 1000
 _CURRENCY = r"\\?[$€£¥₹₩₽₺₪₫₱₿¢]"
 _SEPARATOR = r"(?:,|\{,\}|\\,|[\u00a0\u2009\u202f])"
 _DECIMAL = (
-    rf"(?:(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
+    rf"(?:(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}}(?![0-9]))+|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
     r"(?:[eE][+-]?[0-9]+)?"
 )
 _NUMERAL = (
@@ -30,7 +30,7 @@ _NUMERAL = (
     r"(?P<percent>\s?\\?%)?"
 )
 _ANYWHERE = re.compile(_NUMERAL)
-_WHOLE = re.compile(rf"\s*(?:{_CURRENCY}\s*)?{_NUMERAL}\s*(?:{_CURRENCY})?\s*\.?\s*")
+_WHOLE = re.compile(rf"(?:{_CURRENCY}\s*+)?{_NUMERAL}(?:\s*{_CURRENCY})?(?:\s*\.)?")
 _SEPARATORS = re.compile(_SEPARATOR)
 
 
@@ -59,7 +59,7 @@ def numerals(text: str) -> Iterator[Numeral]:
 
 def read_number(text: str) -> Fraction | None:
     """The exact value of a text that is one number, blanks, currency signs and a full stop aside."""
-    match = _WHOLE.fullmatch(text)
+    match = _WHOLE.fullmatch(text.strip())
     if match is None or (match["chain"] or "").count("/") > 1:
         return None
     found = _numeral(match)

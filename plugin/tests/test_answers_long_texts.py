@@ -1,0 +1,46 @@
+"""Long texts: no pattern that reads answers takes time that grows with the square of a text.
+
+Each text takes milliseconds where the time is linear and at least ten minutes where it is quadratic, so that
+the limit, which the child process ends at, says something on any machine. No time is measured.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SIZE = 300_000
+LIMIT = 120.0
+"""Seconds."""
+
+BLANKS = " " * SIZE
+
+TEXTS = {
+    "choice": {
+        "answer is": f"answer{BLANKS}x",
+        "box": f"\\boxed{{{BLANKS}x",
+        "text in a box": f"\\boxed{{\\text{{{BLANKS}x",
+    },
+    "number": {"thousands": "111," * SIZE + "1111", "fractions": "1/" * SIZE},
+    "read_number": {"blanks": f"5{BLANKS}x", "currency": f"${BLANKS}5{BLANKS}$x", "chain": "1/" * SIZE},
+    "normal_form": {"ending": "." * SIZE + "x", "emphasis": "*" * SIZE + "a" * SIZE, "quotes": "'\"" * SIZE},
+}
+
+PROGRAM = """
+import sys
+from sglang_power.answers import EXTRACTORS
+from sglang_power.answers.equivalence import normal_form
+from sglang_power.answers.numerals import read_number
+
+readers = {"choice": EXTRACTORS["choice"].extract, "number": EXTRACTORS["number"].extract,
+           "read_number": read_number, "normal_form": normal_form}
+readers[sys.argv[1]](sys.stdin.read())
+"""
+
+
+@pytest.mark.parametrize(("reader", "kind"), [(reader, kind) for reader in TEXTS for kind in TEXTS[reader]])
+def test_the_time_is_linear(reader: str, kind: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, reader]
+    subprocess.run(command, input=TEXTS[reader][kind], text=True, check=True, timeout=LIMIT)
