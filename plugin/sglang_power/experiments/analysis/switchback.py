@@ -3,6 +3,9 @@
 Load changes with the hour, so windows are not alike: no model of them is used. A window's arm was drawn
 independently of all others, so under "the arm adds d to every window" the arms could be permuted; the
 interval is every d that such a permutation test does not reject. Windows come without their washout.
+
+An arm that also changes how much windows differ does not fit "adds d". With equal weights that costs nothing;
+where a fifth of the windows had an arm that adds 40%, intervals of 95% missed in 11% of simulated experiments.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ def window_values(column: Column, treated: Mask) -> FloatArray:
 
     Ratios (numerators N, denominators D) are linearised as z_i = (N_i - r D_i) / d_a: r is the ratio of all
     windows, d_a the mean of D in the window's own arm. So the means of z are N_1/D_1 - r and N_0/D_0 - r. One
-    mean of D for both arms would shrink the difference of a slow arm, which completes fewer requests.
+    mean of D for both arms would shrink the difference of a slow arm, which completes fewer requests. Since
+    d_a knows the labels, the test is not exact for ratios: without an effect on them, at 40 windows of
+    lognormal load (sigma 1.2), intervals of 95% missed in 4 to 7% of 400 runs, whatever the arm did to D.
 
     Args:
         treated: [windows] which had the arm; both arms have counts.
