@@ -5,7 +5,7 @@ independently of all others, so under "the arm adds d to every window" the arms 
 interval is every d that such a permutation test does not reject. Windows come without their washout.
 
 An arm that also changes how much windows differ does not fit "adds d". With equal weights that costs nothing;
-where a fifth of the windows had an arm that adds 40%, intervals of 95% missed in 11% of simulated experiments.
+where a fifth of the windows had an arm that adds 40%, intervals of 95% missed in 11% of simulated runs.
 """
 
 from __future__ import annotations
