@@ -172,6 +172,10 @@ def test_the_default_sampler_answers_for_an_arm_that_fails(ground: Ground, trial
     lines = completed(ground, "fragile", len(answers))
     outcomes = {(line["arm"], line["outcome"], line["sampler"]) for line in lines.values()}
     assert outcomes == {("plain", "ok", "none"), ("broken", "fallback", "none")}
+    for answer in answers:
+        line, served = lines[str(exposure_of(answer))], answer["meta_info"]["completion_tokens"]
+        spent = line["tokens"]["decoded"]
+        assert spent == served if line["arm"] == "plain" else spent > served, "the arm's own, too"
     assert {str(exposure_of(answer)) for answer in answers} == set(lines) == set(enrolled(ground, "fragile"))
     made = reported(ground, "fragile")
     assert sum(made.srm.units.values()) == len(answers)

@@ -67,24 +67,32 @@ def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(tri
     assert len(writers) == WORKERS
 
 
-def test_the_completion_counts_the_tokens_of_all_children(trials: Trials) -> None:
-    answers = [ask(trials.server, {"x-main": unit}).json() for unit in UNITS[:24]]
-    wanted = {str(exposure_of(answer)) for answer in answers}
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_completion_counts_the_tokens_of_all_children(trials: Trials, n: int) -> None:
+    asked = {**SHORT, "n": n}
+    responses = [ask(trials.server, {"x-main": unit}, sampling_params=asked).json() for unit in UNITS[:24]]
+    groups = [response if n > 1 else [response] for response in responses]
+    wanted = {str(exposure_of(answers[0])) for answers in groups}
 
     def lines() -> dict[str, Json]:
         found = trials.ground.lines("completion", "main")
         return {line["exposure_id"]: line for line in found if line["exposure_id"] in wanted}
 
-    eventually(lambda: len(lines()) == len(answers), "every completion line")
+    eventually(lambda: len(lines()) == len(groups), "every completion line")
     ran: collections.Counter[str] = collections.Counter()
-    for answer in answers:
-        meta, line = answer["meta_info"], lines()[str(exposure_of(answer))]
+    for answers in groups:
+        line = lines()[str(exposure_of(answers[0]))]
         ran[line["sampler"]] += 1
+        metas = [answer["meta_info"] for answer in answers]
         if line["arm"] == "power":
-            expected = meta["power"]["decoded_tokens"], meta["power"]["prefilled_tokens"]
-            assert meta["power"]["children"] == 3, "the prompt, one block, one step"
+            costs = [(meta["power"]["decoded_tokens"], meta["power"]["prefilled_tokens"]) for meta in metas]
+            children = sum(meta["power"]["children"] for meta in metas)
+            assert children == 1 + 2 * n, "the prompt; of each chain one block, one step"
         else:
-            expected = meta["completion_tokens"], meta["prompt_tokens"] - meta["cached_tokens"]
+            costs = [
+                (meta["completion_tokens"], meta["prompt_tokens"] - meta["cached_tokens"]) for meta in metas
+            ]
+        expected = tuple(map(sum, zip(*costs, strict=True)))
         assert (line["tokens"]["decoded"], line["tokens"]["prefilled"]) == expected
     assert set(ran) == {"none", "power"}
 

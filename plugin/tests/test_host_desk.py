@@ -32,7 +32,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """A desk with one experiment."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "e.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    settings = ExperimentSettings(directory=str(tmp_path / "experiments"), log=str(tmp_path / "log"))
+    settings = ExperimentSettings(directory=tmp_path / "experiments", log=tmp_path / "log")
     monkeypatch.setenv(settings.unit_key_env, "key")
     server_args = SimpleNamespace(served_model_name="m")
     manager = SimpleNamespace(enable_metrics=False, served_model_name="m", server_args=server_args)

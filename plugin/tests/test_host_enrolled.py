@@ -3,115 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from enrolled_runs import (
+    ABORT,
+    BROKEN,
+    POLICY,
+    STOP,
+    Desk,
+    Json,
+    Sglang,
+    answer,
+    drained,
+    replay,
+    run_of,
+)
 from fastapi import HTTPException
-from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang_power.experiments.catalogue import Loaded, config_hash
-from sglang_power.experiments.enrolling import Enrolled, Facts
-from sglang_power.experiments.model import Experiment
-from sglang_power.experiments.records import Completion
-from sglang_power.experiments.state import State
-from sglang_power.serving.config import ServerConfig
-from sglang_power.sglang_host.enrolled import EnrolledRun
-from sglang_power.sglang_host.orchestrator import Host
-from sglang_power.sglang_host.plan import PlainPlan
-
-Json = dict[str, Any]
-Original = Callable[..., AsyncIterator[Any]]
-
-DEFAULT = PlainPlan(fallback_reason="the default preset does not fit")
-"""Another plan than the arm's, so that one can answer for the other."""
-
-
-def answer(text: str = "x", finish: Json | None = None, **more: Any) -> Json:
-    """SGLang's response."""
-    meta = {"finish_reason": finish, "prompt_tokens": 9, "cached_tokens": 4, "completion_tokens": len(text)}
-    meta |= more.pop("meta", {})
-    return {"text": text, "meta_info": meta, **more}
-
-
-STOP, ABORT = {"type": "stop"}, {"type": "abort"}
-BROKEN = {"type": "abort", "status_code": 503, "message": "busy"}
-
-ONE: Json = {"n": 1}
-
-
-class Desk:
-    """What a run touches of a desk; notes the order of things."""
-
-    def __init__(self) -> None:
-        self.settings = SimpleNamespace(log_text=False)
-        self.shadows = SimpleNamespace(start=lambda *_: self.order.append("shadows"))
-        self.order: list[str] = []
-        self.lines: list[Completion] = []
-
-    def enrolled(self, *_: object) -> None:
-        self.order.append("enrolment")
-
-    def completed(self, _: Experiment, line: Completion) -> None:
-        self.order.append("completion")
-        self.lines.append(line)
-
-
-def experiment(on_error: str) -> Experiment:
-    return Experiment.model_validate(
-        {
-            "name": "e",
-            "owner": "o",
-            "hypothesis": "h",
-            "unit": {"field": "user"},
-            "arms": (
-                {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"},
-                {"name": "power", "sampler": {"sampler": "power"}, "weight": 5000},
-            ),
-            "metrics": {"m": {"source": "outcome", "outcomes": ("error",)}},
-            "primary": {"metric": "m", "min_effect": 0.0},
-            "on_error": on_error,
-        }
-    )
-
-
-def run_of(
-    desk: Desk,
-    original: Original,
-    *,
-    params: Json | None = ONE,
-    stream: bool = False,
-    on_error: str = "error",
-) -> EnrolledRun:
-    """A run whose arm is answered by `original`."""
-    obj = GenerateReqInput(text="prompt", sampling_params=params)
-    manager = SimpleNamespace(server_args=SimpleNamespace(incremental_streaming_output=False))
-    each = experiment(on_error)
-    place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("power"), "unit")
-    facts = Facts("m", "generate", stream, 8, {}, "u", None)
-    host = Host(manager, original, obj, None, ServerConfig())
-    return EnrolledRun(desk, host, facts, None, [DEFAULT], place, PlainPlan())  # type: ignore[arg-type]
-
-
-def replay(*responses: Any) -> Original:
-    """A host that answers so, and raises what is an exception."""
-
-    async def original(*_: object) -> AsyncIterator[Any]:
-        for one in responses:
-            if isinstance(one, BaseException):
-                raise one
-            yield one
-
-    return original
-
-
-async def drained(desk: Desk, run: EnrolledRun) -> list[Any]:
-    """All responses; the desk notes when each was handed over."""
-    found = []
-    async for response in run.responses():
-        desk.order.append("response")
-        found.append(response)
-    return found
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -216,6 +125,27 @@ async def test_the_default_answers_for_an_arm_that_fails(failure: Any) -> None:
     (response,) = await drained(desk, run_of(desk, original, on_error="default_sampler"))
     assert response["text"] == "default"
     assert [(line.outcome, line.reason) for line in desk.lines] == [("fallback", "HTTPException")]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_what_a_failed_arm_has_spent_counts_beside_the_answer_that_was_served(n: int) -> None:
+    """The arm prefills the prompt of two samples, 5 tokens, before they fail; a single one does not."""
+    desk, sglang = Desk(), Sglang(HTTPException(503, "full"))
+    run = run_of(desk, sglang, params={"n": n}, sampler=POLICY, on_error="default_sampler")
+    await drained(desk, run)
+    (line,) = desk.lines
+    assert line.outcome == "fallback"
+    assert line.tokens.decoded == n * len("plain")
+    assert line.tokens.prefilled == 5 * n + (5 if n > 1 else 0)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_all_samples_of_a_policy_count(n: int) -> None:
+    desk = Desk()
+    await drained(desk, run_of(desk, Sglang(), params={"n": n}, sampler=POLICY))
+    (line,) = desk.lines
+    assert (line.outcome, line.sampler) == ("ok", "top_n_sigma")
+    assert (line.tokens.decoded, line.tokens.prefilled) == (n * len("policy"), 5 * n + (5 if n > 1 else 0))
 
 
 @pytest.mark.parametrize("first", [[], [answer("a", index=0)]])

@@ -7,6 +7,8 @@ response is handed over: SGLang drops the generator there.
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -22,7 +24,7 @@ from sglang_power.serving.report import plain_report
 from sglang_power.sglang_host.answers import Answer
 from sglang_power.sglang_host.experiment_desk import Desk
 from sglang_power.sglang_host.intake import Fields
-from sglang_power.sglang_host.meter import Meter, metered
+from sglang_power.sglang_host.meter import Meter
 from sglang_power.sglang_host.openai import notes_of
 from sglang_power.sglang_host.orchestrator import Host, respond
 from sglang_power.sglang_host.plan import PlainPlan, Plan
@@ -68,25 +70,26 @@ class EnrolledRun:
         place: Enrolled,
         plan: Plan,
     ) -> None:
-        self._desk, self._host, self._facts, self._body = desk, host, facts, body
+        self._desk, self._facts, self._body = desk, facts, body
+        self._meter = Meter()
+        self._host = dataclasses.replace(host, original=self._meter.around(host.original))
+        self._pristine = dataclasses.replace(host, obj=copy.copy(host.obj))
         self._plans, self._place, self._plan = plans, place, plan
         self._id, self._arrived = exposure_id(), time.monotonic()
         self._expected = (host.obj.sampling_params or {}).get("n") or 1
         self._last: dict[int, Answer] = {}
         self._first_text: float | None = None
         self._fallback: str | None = None
-        self._meter = Meter()
         self._done = False
 
     async def responses(self) -> AsyncIterator[Any]:
         """The arm's responses; what the client gets."""
         self._desk.enrolled(self._place, self._facts, self._id, self._host.obj.text)
         try:
-            with metered(self._host.obj, self._meter):
-                async with aclosing(self._served()) as source:  # type: ignore[type-var]
-                    async for response in source:
-                        self._see(response)
-                        yield response
+            async with aclosing(self._served()) as source:  # type: ignore[type-var]
+                async for response in source:
+                    self._see(response)
+                    yield response
         except (GeneratorExit, asyncio.CancelledError):
             self._complete("disconnect", None)
             raise
@@ -98,7 +101,7 @@ class EnrolledRun:
 
     async def _served(self) -> AsyncIterator[Any]:
         """The arm's own responses; those of the server's default where it fails before the first of them."""
-        params, started = self._host.obj.sampling_params, False
+        started = False
         try:
             async with aclosing(respond(self._host, [self._plan])) as source:  # type: ignore[type-var]
                 async for response in source:
@@ -111,10 +114,16 @@ class EnrolledRun:
             if started or isinstance(error, RequestError) or not self._may_fall_back:
                 raise
             self._fallback = type(error).__name__
-        self._host.obj.sampling_params = params
+        self._restore()
         async with aclosing(respond(self._host, self._plans)) as source:  # type: ignore[type-var]
             async for response in source:
                 yield response
+
+    def _restore(self) -> None:
+        """Make the request what it was: whoever serves it rewrites its fields (lists for n > 1)."""
+        fields = vars(self._host.obj)
+        fields.clear()
+        fields.update(vars(self._pristine.obj))
 
     @property
     def _may_fall_back(self) -> bool:
@@ -171,7 +180,7 @@ class EnrolledRun:
             outcome=outcome,
             reason=reason,
             sampler=meta.get("power", {}).get("sampler"),
-            tokens=self._meter.tokens(final),
+            tokens=self._meter.tokens,
             e2e_s=now - self._arrived,
             ttft_s=None if self._first_text is None else self._first_text - self._arrived,
             weight_version=meta.get("weight_version"),
@@ -180,7 +189,7 @@ class EnrolledRun:
         self._desk.completed(experiment, line)
         if outcome == "ok":
             served = Served(self._id, self._place, text)
-            self._desk.shadows.start(self._desk, self._host, self._body, served)
+            self._desk.shadows.start(self._desk, self._pristine, self._body, served)
 
     def _text(self, final: list[Answer]) -> str | None:
         """All that was answered; None where the server streams pieces that nobody put together."""

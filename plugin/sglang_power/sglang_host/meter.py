@@ -1,53 +1,48 @@
-"""Counts the tokens of one request's children, for whoever has to account for them. Tokenizer process."""
+"""Counts the tokens of one request, for whoever has to account for them. Tokenizer process.
+
+Children, samples, and answers of SGLang's own: all of them pass through SGLang's generate_request, and are
+counted there, as far as they have come. So nobody needs to know who answered, or how it ended.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from sglang_power.experiments.records import Tokens
-
-_METER = "_sglang_power_meter"
+from sglang_power.sglang_host.parent import GenerateRequest
 
 
 class Meter:
-    """Tokens of the children that have ended.
-
-    Attributes:
-        children: how many.
-        decoded: tokens that they generated.
-        prefilled: prompt tokens that the radix cache did not hold.
-    """
+    """Tokens of all that was asked of SGLang through `around`."""
 
     def __init__(self) -> None:
-        self.children = self.decoded = self.prefilled = 0
+        self._decoded = self._prefilled = 0
 
-    def count(self, meta: Mapping[str, Any]) -> None:
-        """Count one child by its meta_info."""
-        self.children += 1
-        self.decoded += meta.get("completion_tokens") or 0
-        self.prefilled += max(0, (meta.get("prompt_tokens") or 0) - (meta.get("cached_tokens") or 0))
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens that were generated, and prompt tokens that the radix cache did not hold."""
+        return Tokens(decoded=self._decoded, prefilled=self._prefilled)
 
-    def tokens(self, answers: Sequence[Mapping[str, Any]]) -> Tokens:
-        """Of all children where there were any; else what SGLang says of its own answers."""
-        if not self.children:
-            for answer in answers:
-                self.count(answer["meta_info"])
-        return Tokens(decoded=self.decoded, prefilled=self.prefilled)
+    def around(self, original: GenerateRequest) -> GenerateRequest:
+        """SGLang's generate_request, with what it answers counted."""
 
+        async def counted(*args: Any) -> AsyncIterator[Any]:
+            told: dict[int, tuple[int, int]] = {}
+            async with aclosing(original(*args)) as responses:
+                async for response in responses:
+                    for number, answer in enumerate(response if isinstance(response, list) else [response]):
+                        index = answer.get("index", number)
+                        before, told[index] = told.get(index, (0, 0)), _tokens_of(answer["meta_info"])
+                        self._decoded += told[index][0] - before[0]
+                        self._prefilled += told[index][1] - before[1]
+                    yield response
 
-@contextmanager
-def metered(obj: Any, meter: Meter) -> Iterator[None]:
-    """Count the children of a request within a with-block."""
-    setattr(obj, _METER, meter)
-    try:
-        yield
-    finally:
-        delattr(obj, _METER)
+        return counted
 
 
-def meter_of(obj: Any) -> Meter | None:
-    """The meter of a request, if anybody set one."""
-    meter: Meter | None = getattr(obj, _METER, None)
-    return meter
+def _tokens_of(meta: Mapping[str, Any]) -> tuple[int, int]:
+    """Decoded and prefilled tokens of one answer so far."""
+    prefilled = (meta.get("prompt_tokens") or 0) - (meta.get("cached_tokens") or 0)
+    return meta.get("completion_tokens") or 0, max(0, prefilled)

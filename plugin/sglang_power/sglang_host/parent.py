@@ -28,7 +28,6 @@ from tenacity import (
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.serving.config import Limits
-from sglang_power.sglang_host.meter import meter_of
 
 T = TypeVar("T")
 
@@ -194,10 +193,7 @@ class Parent:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
             raise
-        meter = meter_of(self.obj)
         for out in outs:
-            if meter is not None:
-                meter.count(out["meta_info"])
             self.retractions += out["meta_info"].get("num_retractions") or 0
             self._check_weights(out["meta_info"].get("weight_version"))
         return outs

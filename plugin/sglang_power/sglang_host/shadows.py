@@ -7,6 +7,7 @@ answers that ended well. What waits is bounded; a request whose shadow finds no 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
 import uuid
@@ -22,9 +23,8 @@ from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Outcome, ShadowRun
 from sglang_power.sglang_host.answers import Answer
 from sglang_power.sglang_host.intake import Fields
-from sglang_power.sglang_host.meter import Meter, metered
+from sglang_power.sglang_host.meter import Meter
 from sglang_power.sglang_host.orchestrator import Host, respond
-from sglang_power.sglang_host.policy_run import sample_copy
 
 if TYPE_CHECKING:
     from sglang_power.sglang_host.experiment_desk import Desk
@@ -54,11 +54,17 @@ class Shadows:
         self._hour, self._spent = 0.0, 0
 
     def start(self, desk: Desk, host: Host, body: Fields | None, served: Served) -> None:
-        """Have every shadow arm of an experiment answer a request that was served."""
+        """Have every shadow arm of an experiment answer a request that was served.
+
+        Args:
+            desk: of this process.
+            host: the request as it came, before anybody served it.
+            body: the client's.
+            served: what the client got.
+        """
         for arm in served.place.loaded.experiment.arms:
             if arm.shadow and len(self._tasks) < WAITING:
-                copied = replace(host, obj=_copied(host.obj, served.place.loaded.experiment), request=None)
-                task = asyncio.create_task(self._run(desk, copied, body, arm, served))
+                task = asyncio.create_task(self._run(desk, host, body, arm, served))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -68,8 +74,11 @@ class Shadows:
             if not self._has_budget(experiment):
                 return
             meter, began = Meter(), time.monotonic()
-            outcome, answers = await _answered(desk, host, body, arm, meter)
-            tokens = meter.tokens(answers)
+            copied, original = _copied(host.obj, experiment), meter.around(host.original)
+            outcome, answers = await _answered(
+                desk, replace(host, obj=copied, original=original, request=None), body, arm
+            )
+            tokens = meter.tokens
             self._spent += tokens.decoded
         text = "".join(answer.get("text") or "" for answer in answers) if outcome == "ok" else None
         line = ShadowRun(
@@ -96,21 +105,18 @@ class Shadows:
 def _copied(obj: Any, experiment: Experiment) -> Any:
     """The request once more, for nobody: a name of its own, no stream, low priority."""
     assert experiment.shadow is not None
-    copied = sample_copy(obj)
+    copied = copy.copy(obj)
     copied.rid, copied.stream, copied.log_metrics = f"shadow-{uuid.uuid4().hex}", False, False
     copied.priority = experiment.shadow.priority
     return copied
 
 
-async def _answered(
-    desk: Desk, host: Host, body: Fields | None, arm: Arm, meter: Meter
-) -> tuple[Outcome, list[Answer]]:
+async def _answered(desk: Desk, host: Host, body: Fields | None, arm: Arm) -> tuple[Outcome, list[Answer]]:
     """How a shadow's run ended, and its answers."""
     try:
         plan = desk.plan_of(arm, host.obj, body)
-        with metered(host.obj, meter):
-            async with aclosing(respond(host, [plan])) as source:  # type: ignore[type-var]
-                response = await anext(source)
+        async with aclosing(respond(host, [plan])) as source:  # type: ignore[type-var]
+            response = await anext(source)
     except (PowerError, HTTPException, ValueError) as error:
         logger.warning("shadow arm %s failed: %s", arm.name, type(error).__name__)
         return "error", []

@@ -1,0 +1,76 @@
+"""Whoever answers after the arm, a shadow or the default, answers the request as it came."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from enrolled_runs import NONE, POLICY, Desk, Json, Sglang, drained, experiment, run_of
+from fastapi import HTTPException
+from sglang_power.sglang_host.shadows import Shadows
+
+
+class ShadowDesk(Desk):
+    """One whose shadows really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadows = Shadows()
+
+    async def settle(self) -> None:
+        """Wait until all shadows have run."""
+        await asyncio.gather(*self.shadows._tasks)
+
+
+async def served(sglang: Sglang, each: Any, **asked: Any) -> tuple[ShadowDesk, Any]:
+    """One request with its shadows: the desk, and what the client got."""
+    desk = ShadowDesk()
+    (response,) = await drained(desk, run_of(desk, sglang, each=each, **asked))
+    await desk.settle()
+    return desk, response
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("arm", "shadow"), [(NONE, POLICY), (POLICY, NONE), (POLICY, POLICY), (NONE, NONE)])
+async def test_a_shadow_answers_the_request_as_it_came(n: int, arm: Json, shadow: Json) -> None:
+    """A policy leaves its parameters and its seed in the request, and n > 1 makes lists of its fields."""
+    desk, response = await served(Sglang(), experiment(shadows=(shadow,)), params={"n": n}, sampler=arm)
+    answers = response if n > 1 else [response]
+    assert [one["text"] for one in answers] == n * ["plain" if arm is NONE else "policy"]
+    ((run,), (line,)) = desk.shadow_lines, desk.lines
+    assert (line.outcome, run.outcome) == ("ok", "ok")
+    assert run.same_text is (arm is shadow)
+    text = "plain" if shadow is NONE else "policy"
+    assert run.tokens.decoded == n * len(text)
+    assert line.tokens.decoded == sum(len(one["text"]) for one in answers), "without its shadow's"
+
+
+async def test_shadows_that_fail_reach_nobody() -> None:
+    sglang = Sglang(HTTPException(503, "full"))
+    desk, response = await served(sglang, experiment(shadows=(POLICY, NONE)), params={"n": 2})
+    assert [one["text"] for one in response] == ["plain", "plain"]
+    assert [(line.arm, line.outcome) for line in desk.shadow_lines] == [
+        ("shadow0", "error"),
+        ("shadow1", "ok"),
+    ]
+
+
+async def test_shadows_have_a_name_and_a_priority_of_their_own() -> None:
+    sglang = Sglang()
+    each = experiment(shadows=(NONE,), shadow={"tokens_per_hour": 1000, "priority": -70})
+    await served(sglang, each)
+    user, shadow = sglang.asked
+    assert (user.priority, shadow.priority) == (None, -70)
+    assert shadow.rid.startswith("shadow-")
+    assert (user.log_metrics, shadow.log_metrics) == (True, False)
+
+
+async def test_the_default_answers_the_request_as_it_came() -> None:
+    sglang = Sglang(HTTPException(503, "full"))
+    desk, response = await served(
+        sglang, experiment("default_sampler"), params={"n": 2, "temperature": 0.5}, sampler=POLICY
+    )
+    assert [one["text"] for one in response] == ["plain", "plain"]
+    assert [line.outcome for line in desk.lines] == ["fallback"]
+    assert [one.sampling_params for one in sglang.asked[-2:]] == 2 * [{"n": 2, "temperature": 0.5}]
