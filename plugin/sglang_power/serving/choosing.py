@@ -1,4 +1,4 @@
-"""The two ways to choose among candidates: the highest score, or the largest class of equal answers.
+"""The ways to choose among candidates: the highest score, or a class of equal answers by weight or confidence.
 
 What finding the candidates cost, and what ended the run, is added by whoever found them.
 """

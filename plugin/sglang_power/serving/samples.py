@@ -6,15 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.answers import Relation, power_weights, uniform_weights
 from sglang_power.rng import Key, Purpose
 from sglang_power.serving.budgets import Budget
 from sglang_power.serving.chain import Chain
-from sglang_power.serving.choosing import by_score, by_vote
+from sglang_power.serving.choosing import by_confidence, by_score, by_vote
 from sglang_power.serving.scoring import Scores
 from sglang_power.serving.selection import (
     Candidate,
@@ -109,39 +107,40 @@ class SampledSelection:
         """What ended the run."""
         return stopped_by(self._aborted, self._late)
 
+    def _with_cost(self, selection: Selection) -> Selection:
+        """A selection among the samples, with what drawing them cost and what ended that."""
+        return dataclasses.replace(selection, usage=self._usage + selection.usage, stopped_by=self.stopped_by)
+
 
 class BestOf(SampledSelection):
     """The sample of highest score; the first one of several."""
 
     async def run(self, scores: Scores) -> Selection:
         """The whole run."""
-        selection = await by_score(await self.candidates(), scores)
-        return dataclasses.replace(selection, usage=self._usage + selection.usage, stopped_by=self.stopped_by)
+        return self._with_cost(await by_score(await self.candidates(), scores))
 
 
 class Vote(SampledSelection):
     """The class of equivalent answers of largest weight (Wang et al., arXiv 2203.11171)."""
 
     async def run(self, relation: Relation, weight: Weight, alpha: float) -> Selection:
-        """The whole run; `alpha` is the exponent of the power weights."""
-        candidates = await self.candidates()
-        log_weights = self._log_weights(candidates, weight, alpha)
-        selection, choice = await by_vote(candidates, relation, log_weights, self._key)
-        return dataclasses.replace(
-            selection,
-            usage=self._usage + selection.usage,
-            stopped_by=self.stopped_by,
-            notes={"ess": choice.ess, **selection.notes},
-        )
+        """The whole run.
 
-    def _log_weights(self, candidates: list[Candidate], weight: Weight, alpha: float) -> FloatArray:
-        """[samples] nats. Power weights make draws of their law draws of p^alpha (algorithms.md 8)."""
-        if weight == "count":
-            return uniform_weights(len(candidates))
+        Args:
+            relation: says which answers are the same.
+            weight: of a sample: 1, its Delta, which may be negative, or what makes it a draw of p^alpha.
+            alpha: exponent of the power weights.
+        """
+        candidates = await self.candidates()
         if weight == "confidence":
-            deltas = np.array([one.delta or 0.0 for one in candidates])
-            with np.errstate(divide="ignore"):
-                return np.asarray(np.log(np.maximum(deltas, 0.0)), dtype=np.float64)
+            return self._with_cost(await by_confidence(candidates, relation, self._key))
+        count = len(candidates)
+        log_weights = uniform_weights(count) if weight == "count" else self._power_weights(candidates, alpha)
+        selection, choice = await by_vote(candidates, relation, log_weights, self._key)
+        return self._with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
+
+    def _power_weights(self, candidates: list[Candidate], alpha: float) -> FloatArray:
+        """[samples] nats, that make draws of their law draws of p^alpha."""
         base, log_p = self._samples.base, [one.log_p for one in candidates]
         if isinstance(base, MHConfig):  # ends of chains are draws of p^base.alpha, up to its norm
             return power_weights(alpha, log_p, [base.alpha * value for value in log_p])
