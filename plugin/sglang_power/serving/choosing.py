@@ -1,4 +1,4 @@
-"""The ways to choose among candidates: the highest score, or a class of equal answers by weight or confidence.
+"""The ways to choose among candidates: the highest score, or a class of equal answers, by weight or Delta.
 
 What finding the candidates cost, and what ended the run, is added by whoever found them.
 """
