@@ -19,7 +19,6 @@ from sglang_power.experiments.analysis.results import Effect, Verdict
 from sglang_power.experiments.analysis.sequences import CHANGED, ConfidenceSequence, sequence
 from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.verdict import beyond, verdict, within
-from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.state import State
 from sglang_power.types import FloatArray
 
@@ -50,29 +49,30 @@ def events(segments: list[Segment], treated: Mask, seed: int) -> FloatArray:
 
 
 def told(
-    thumbs: list[Segment], failed: list[Segment], looks: list[int], declared: Experiment = DECLARED
+    thumbs: list[Segment], failed: list[Segment], looks: list[int]
 ) -> list[tuple[dict[str, Effect], Verdict]]:
     """Metric -> effect, and the verdict, after some numbers of units."""
     treated = assigned(looks[-1], 0)
     arms = ["power" if one else "plain" for one in treated]
     columns = {"thumbs": Column(events(thumbs, treated, 1)), "failed": Column(events(failed, treated, 2))}
     rows = Observations(arms, columns, {"plain": 5000, "power": 5000})
-    found = effects_at(rows, declared, looks, ROUGH)
+    found = effects_at(rows, DECLARED, looks, ROUGH)
     ratio = srm(arms, rows.weights)
     return [
-        ({effect.metric: effect for effect in effects}, verdict(declared, effects, ratio, look, 30.0))
+        ({effect.metric: effect for effect in effects}, verdict(DECLARED, effects, ratio, look, 30.0))
         for look, effects in zip(looks, found, strict=True)
     ]
 
 
-HEALTHY_THEN_BROKEN = {
-    "thumbs": [(6_000, 0.3, 0.45), (2_000, 0.3, 0.0)],
-    "failed": [(6_000, 0.01, 0.01), (2_000, 0.01, 1.0)],
-}
+HEALTHY_THEN_BROKEN = (
+    [(6_000, 0.3, 0.45), (2_000, 0.3, 0.0)],
+    [(6_000, 0.01, 0.01), (2_000, 0.01, 1.0)],
+)
+"""Thumbs and failures."""
 
 
 def test_an_arm_that_breaks_late_neither_ships_nor_is_within_its_margin() -> None:
-    (before, ships), (after, stops) = told(**HEALTHY_THEN_BROKEN, looks=[6_000, 8_000])
+    (before, ships), (after, stops) = told(*HEALTHY_THEN_BROKEN, [6_000, 8_000])
     assert ships.decision == "ship"
     assert within(before["failed"])
     assert not within(after["failed"])
@@ -83,7 +83,7 @@ def test_an_arm_that_breaks_late_neither_ships_nor_is_within_its_margin() -> Non
 
 
 def test_a_ramp_rolls_back_an_arm_that_breaks_late() -> None:
-    (before, _), (after, _) = told(**HEALTHY_THEN_BROKEN, looks=[6_000, 8_000])
+    (before, _), (after, _) = told(*HEALTHY_THEN_BROKEN, [6_000, 8_000])
     states = []
     for effects in (before, after):
         report = full_report().model_copy(update={"effects": tuple(effects.values()), "began": 0.0})
@@ -96,7 +96,7 @@ def test_a_ramp_rolls_back_an_arm_that_breaks_late() -> None:
 def test_a_gain_that_fades_does_not_ship_by_its_early_interval(late: Segment) -> None:
     units = 3_000 + late[0]
     well = [(units, 0.01, 0.01)]
-    (early, ships), (found, keeps) = told([(3_000, 0.4, 0.6), late], well, looks=[3_000, units])
+    (early, ships), (found, keeps) = told([(3_000, 0.4, 0.6), late], well, [3_000, units])
     assert ships.decision == "ship"
     thumbs = found["thumbs"].interval
     assert (thumbs.low, thumbs.high, thumbs.changed, thumbs.why_none) == (None, None, True, CHANGED)
@@ -109,7 +109,7 @@ def test_a_gain_that_fades_does_not_ship_by_its_early_interval(late: Segment) ->
 def test_an_arm_that_recovered_is_neither_within_nor_beyond() -> None:
     """The estimate is back inside of the margin, the interval still says what the early units said."""
     failed = [(3_000, 0.01, 0.21), (15_000, 0.01, 0.01)]
-    broken, recovered = told([(18_000, 0.3, 0.3)], failed, looks=[3_000, 18_000])
+    broken, recovered = told([(18_000, 0.3, 0.3)], failed, [3_000, 18_000])
     assert beyond(broken[0]["failed"])
     assert not within(recovered[0]["failed"])
     assert not beyond(recovered[0]["failed"])
@@ -117,7 +117,7 @@ def test_an_arm_that_recovered_is_neither_within_nor_beyond() -> None:
 
 
 def test_the_picture_shows_where_the_estimate_went() -> None:
-    (found, _) = told(**HEALTHY_THEN_BROKEN, looks=[8_000])[0]
+    (found, _) = told(*HEALTHY_THEN_BROKEN, [8_000])[0]
     path = found["failed"].path
     assert path[-1].low is None
     drawn = np.array([[p.low, p.high, p.estimate] for p in path], dtype=np.float64).T

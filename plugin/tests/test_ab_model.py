@@ -63,6 +63,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("owner: team", "owner: team\nowner: me", 3, "owner", "duplicate key"),
     ("absent: 0.0", "absent: none", 18, "metrics.thumbs.absent", "got 'none'"),
     ("    absent: 0.0\n", "", 14, "metrics.thumbs.absent", "Field required"),
+    ("absent: 0.0", "absent: -1.0e+51", 18, "metrics.thumbs.absent", "between -1e+50 and 1e+50"),
     ("high: 1.0", "high: 0.0", 17, "metrics.thumbs.high", "no bound above low=0.0"),
     ("source: latency", "source: latensy", 19, "metrics.slow", "'latensy'"),
     ("over_ms: 500.0", "over_ms: .inf", 21, "metrics.slow.over_ms", "finite"),

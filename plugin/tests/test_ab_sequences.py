@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,40 @@ def test_skewness_is_the_sample_skewness_so_far() -> None:
         centred = values[:n] - values[:n].mean()
         skewness = (centred**3).mean() / (centred**2).mean() ** 1.5
         assert known.needed[n - 1] == pytest.approx(5.0 * skewness**2)
+
+
+@pytest.mark.parametrize("huge", [1e110, 1e160, 1e200])
+def test_values_that_overflow_have_no_interval_but_a_reason(huge: float) -> None:
+    """Their cubes do, and then their squares; and what is shown and what is told agree at every unit."""
+    random = np.random.default_rng(10)
+    values, treated = random.normal(size=500), random.random(500) < 0.5
+    values[250] = huge
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = of(Column(values), treated, bounds=None)
+    assert found.interval(250).low is not None
+    for units in (251, 300, 500):
+        told_then = found.interval(units)
+        assert (told_then.low, told_then.high) == (None, None)
+        assert told_then.why_none == "the values are too large to compute with"
+
+
+def test_bounds_that_are_no_numbers_are_never_shown() -> None:
+    column, treated = events((0.3, 0.5), 300, 0.5, np.random.default_rng(11))
+    found = of(column, treated)
+    for bad in (np.nan, np.inf, -np.inf):
+        spoilt = replace(found, low=np.full(300, -1.0), high=np.full(300, bad))
+        assert spoilt.interval(300).low is None
+        assert spoilt.interval(300).why_none
+
+
+@pytest.mark.parametrize("value", [1e50, -1e50])
+def test_the_largest_values_that_are_taken_can_be_computed_with(value: float) -> None:
+    random = np.random.default_rng(12)
+    values, treated = random.choice([-value, value], 2_000), random.random(2_000) < 0.5
+    found = of(Column(values), treated, bounds=None).interval(2_000)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 0.0 < found.high
 
 
 def test_constant_metrics_have_no_asymptotic_interval() -> None:

@@ -145,6 +145,12 @@ def test_the_limits_themselves_ship(change: dict[str, Any]) -> None:
     assert replace(SHIPS, **change).told().decision == "ship"
 
 
+@pytest.mark.parametrize("metric", ["thumbs", "thumbs_matched", "errors"])
+def test_bounds_that_are_no_numbers_prove_nothing(metric: str) -> None:
+    bounds: dict[str, Any] = {metric: (math.nan, math.nan)}
+    assert replace(SHIPS, **bounds).told().decision == "keep running"
+
+
 @pytest.mark.parametrize("bounds", [(-0.06, 0.0), (-0.06, 0.001)])
 def test_harm_must_be_sure(bounds: Bounds) -> None:
     assert replace(SHIPS, thumbs=bounds).told().decision == "keep running"

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import RequestError, TooLargeError
 from sglang_power.experiments.model import Name
-from sglang_power.experiments.records import Feedback
-from sglang_power.fields import FiniteFloat
+from sglang_power.experiments.records import Feedback, Value
 
 KEY_VARIABLE = "SGLANG_POWER_FEEDBACK_KEY"
 """Environment variable with the bearer token; the route is off where it is unset or empty."""
@@ -43,7 +42,7 @@ class FeedbackBody(BaseModel):
 
     exposure_id: ExposureId
     metric: Name
-    value: FiniteFloat
+    value: Value
 
 
 def parse_feedback(body: bytes, limit: int) -> Feedback:

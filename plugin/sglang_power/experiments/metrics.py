@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sglang_power.experiments.records import Outcome
-from sglang_power.fields import FiniteFloat, NonNegativeFloat, PositiveFloat, conflict
+from sglang_power.experiments.records import Outcome, Value
+from sglang_power.fields import NonNegativeFloat, PositiveFloat, conflict
 
 Direction = Literal["higher", "lower"]
 
@@ -46,9 +46,9 @@ class FeedbackMetric(_Metric):
     """
 
     source: Literal["feedback"] = "feedback"
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    absent: FiniteFloat
+    low: Value | None = None
+    high: Value | None = None
+    absent: Value
     per: Literal["unit", "request"] = "unit"
     direction: Direction = "higher"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
 
 from sglang_power.fields import FiniteFloat
 
@@ -17,6 +18,18 @@ VERSION: Literal[1] = 1
 Outcome = Literal["ok", "error", "abort", "disconnect", "deadline", "fallback"]
 """How a request ended; "fallback": the arm failed and the server's default sampler answered."""
 
+LARGEST_VALUE = 1e50
+"""Of a metric: sums over units of its third power must stay numbers."""
+
+
+def _computable(value: float) -> float:
+    if abs(value) > LARGEST_VALUE:
+        limits = f"{-LARGEST_VALUE:g} and {LARGEST_VALUE:g}"
+        raise PydanticCustomError("too_large", "Input should be between {limits}", {"limits": limits})
+    return value
+
+
+Value = Annotated[FiniteFloat, AfterValidator(_computable)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -109,7 +122,7 @@ class Feedback(_Line):
     type: Literal["feedback"] = "feedback"
     exposure_id: str
     metric: str
-    value: FiniteFloat
+    value: Value
 
 
 class ShadowRun(_Line):

@@ -17,6 +17,8 @@ from sglang_power.types import FloatArray
 
 IntArray: TypeAlias = NDArray[np.int64]
 
+TOO_LARGE = "the values are too large to compute with"
+
 RARE_UNITS = 20
 """Units with the event, and as many without it, that the smallest arm needs."""
 
@@ -35,7 +37,8 @@ class Enough:
         needed: [units] PER_SQUARED_SKEWNESS times the squared skewness over both arms so far. A fixed-sample
             interval needs 355 (Kohavi et al. 2014, "Seven rules of thumb", rule 7); a confidence sequence is
             wider. In A/A runs at 90/10 and 98/2 the rule kept false positives below alpha for exponential,
-            lognormal and Pareto (index 2.5) metrics, where 20 rare units alone gave up to 4 alpha.
+            lognormal and Pareto (index 2.5) metrics, where 20 rare units alone gave up to 4 alpha. Infinite,
+            never NaN, where values are too large to compute it.
     """
 
     rare: IntArray
@@ -52,6 +55,8 @@ class Enough:
         if self.rare[row] < RARE_UNITS:
             seen = f"{self.rare[row]} units with the event, or without it, in the smallest arm"
             return f"not enough data: {seen}, {RARE_UNITS} are needed"
+        if np.isinf(self.needed[row]):
+            return TOO_LARGE
         if self.smallest[row] < self.needed[row]:
             needed = f"{np.ceil(self.needed[row]):,.0f} are needed for a metric as skewed as this one"
             return f"not enough data: {self.smallest[row]} units in the smallest arm, {needed}"
@@ -93,11 +98,12 @@ def _occurrences(levels: FloatArray) -> IntArray:
 
 
 def _skewness(outcomes: FloatArray) -> FloatArray:
-    """[units] sample skewness so far, of outcomes near 0; 0 while all are equal."""
+    """[units] sample skewness so far, of outcomes near 0: 0 while all are equal, infinite if it overflows."""
     n = np.arange(1, len(outcomes) + 1)
-    first, second, third = (np.cumsum(outcomes**power) / n for power in (1, 2, 3))
-    variance = np.maximum(second - first**2, 0.0)
-    centred = third - 3.0 * first * second + 2.0 * first**3
-    spread = variance > 1e-12 * np.maximum(second, 1e-300)
-    skewness: FloatArray = np.divide(centred, variance**1.5, out=np.zeros_like(centred), where=spread)
-    return skewness
+    with np.errstate(over="ignore", invalid="ignore"):
+        first, second, third = (np.cumsum(outcomes**power) / n for power in (1, 2, 3))
+        variance = np.maximum(second - first**2, 0.0)
+        centred = third - 3.0 * first * second + 2.0 * first**3
+        spread = variance > 1e-12 * np.maximum(second, 1e-300)
+        skewness = np.divide(centred, variance**1.5, out=np.zeros_like(centred), where=spread)
+    return np.where(np.isfinite(centred), skewness, np.inf)

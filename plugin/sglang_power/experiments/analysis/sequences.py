@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from ville import AsymptoticABTest, BettingABTest
 
-from sglang_power.experiments.analysis.enough import Enough, enough
+from sglang_power.experiments.analysis.enough import TOO_LARGE, Enough, enough
 from sglang_power.experiments.analysis.observations import Column, Mask
 from sglang_power.experiments.analysis.results import Interval, Point
 from sglang_power.types import FloatArray
@@ -69,6 +69,8 @@ class ConfidenceSequence:
             return self._none(float(self.estimate[row]), problem)
         if self.changed[row]:
             return self._none(float(self.estimate[row]), CHANGED, changed=True)
+        if not np.isfinite([self.low[row], self.high[row]]).all():
+            return self._none(float(self.estimate[row]), TOO_LARGE)
         return Interval(
             estimate=float(self.estimate[row]),
             low=float(self.low[row]),

@@ -95,7 +95,7 @@ def _worst(effects: Sequence[Effect], arm: str) -> float:
 def _unproven(effect: Effect) -> bool:
     """Whether this effect keeps its arm from being shipped."""
     if effect.role == "primary":
-        return gain(effect)[0] < _threshold(effect)
+        return not gain(effect)[0] >= _threshold(effect)  # NaN proves nothing.
     return not within(effect)
 
 
