@@ -142,6 +142,30 @@ def test_first_tokens_begin_the_branches_answers(pivot_server: Server) -> None:
     assert state["answer"] == state["answers"][deltas.index(max(deltas))]
 
 
+def test_stops_and_limits_act_on_what_a_branch_begins_with(pivot_server: Server) -> None:
+    settings = {"stop": {"stop": ";", "max_tokens": 40}, "limit": {"max_tokens": 3}}
+
+    @sgl.function
+    def program(s: Any) -> None:
+        for name, asked in settings.items():
+            group = sp.branch(s, trigger="entropy", threshold=50.0, max_tokens=40)
+            assert ";" in group[0].text()[len(PROMPT) :]
+            group += sgl.gen("answer", temperature=0.0, **asked)
+            s[name] = (group[0]["answer"], group[0].get_meta_info("answer")["finish_reason"])
+            s[f"{name} text"] = group[0].text()
+        shaped = sp.branch(s, first_tokens=2)
+        shaped += sgl.gen("digit", regex=r"\d+")
+        s["errors"] = [error.field for error in shaped.errors.values()]
+
+    state = run(pivot_server, program)
+    for name, asked in settings.items():
+        params = {"max_new_tokens": asked["max_tokens"], "stop": asked.get("stop"), "temperature": 0}
+        plain = raw_generate(pivot_server, sampling_params=params)
+        assert state[name] == (plain["text"], plain["meta_info"]["finish_reason"])
+        assert state[f"{name} text"] == PROMPT + plain["text"]
+    assert state["errors"] == ["regex", "regex"]
+
+
 def test_the_vocabulary_bounds_first_tokens_and_the_server_lives_on(pivot_server: Server) -> None:
     @sgl.function
     def program(s: Any) -> None:

@@ -53,4 +53,5 @@ def sent(fake: ScriptedServer) -> list[list[int]]:
 def begun(ids: list[int], finished: bool = False) -> Piece:
     """A lead; one that has finished drew a stop as well."""
     drawn = (*ids, EOS) if finished else tuple(ids)
-    return Piece(text_of(ids), tuple(ids), Draw(None, drawn, text_of(ids), lead=True, finished=finished))
+    reason = STOP if finished else None
+    return Piece(text_of(ids), tuple(ids), Draw(None, drawn, text_of(ids), lead=True, reason=reason))

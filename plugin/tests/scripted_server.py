@@ -20,6 +20,13 @@ def text_of(ids: list[int] | tuple[int, ...]) -> str:
     return bytes(token for token in ids if token < EOS).decode(errors="replace")
 
 
+def spelled(ids: list[int]) -> str:
+    """The same with special tokens, by their numbers."""
+    return b"".join(b"<%d>" % token if token >= EOS else bytes([token]) for token in ids).decode(
+        errors="replace"
+    )
+
+
 def answer(ids: list[int], finish: dict[str, Any] | None = None, **meta: Any) -> dict[str, Any]:
     """A response of /generate."""
     reason = {"type": "length", "length": len(ids)} if finish is None else finish
@@ -65,7 +72,8 @@ class ScriptedServer:
             tokens = [[*special, *text.encode()] for text in body["prompt"]]
             return httpx.Response(200, json={"tokens": tokens})
         if path == "/detokenize":
-            return httpx.Response(200, json={"text": [text_of(ids) for ids in body["tokens"]]})
+            decode = text_of if body.get("skip_special_tokens", True) else spelled
+            return httpx.Response(200, json={"text": [decode(ids) for ids in body["tokens"]]})
         return self._generate(body)
 
     def _generate(self, body: dict[str, Any]) -> httpx.Response:

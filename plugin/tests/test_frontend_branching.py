@@ -30,5 +30,5 @@ def test_more_first_tokens_than_there_are_never_reach_the_scheduler(
 ) -> None:
     session, _ = session_with(script=refused_above_the_vocabulary)
     with pytest.raises(error) as caught:
-        branching._first_tokens(session, count)
+        branching._first_tokens(session, count, [])
     assert (type(caught.value), caught.value.field) == (error, field)

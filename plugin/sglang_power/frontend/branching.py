@@ -14,7 +14,7 @@ from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.client import PLAIN
 from sglang_power.frontend.group import Group
 from sglang_power.frontend.ledger import Draw, Piece
-from sglang_power.frontend.rendering import Tail, shown
+from sglang_power.frontend.rendering import Reason, Tail, shown
 from sglang_power.frontend.session import Session, check_sampler
 from sglang_power.frontend.settings import BranchSettings, parsed
 from sglang_power.request import parse_request
@@ -54,8 +54,8 @@ def branch(
             continuation_policy, seed.
 
     Returns:
-        The branches. The first generation of one with a lead begins with its lead: the variable holds it, and
-        max_tokens counts it.
+        The branches. The first generation of one with a lead begins with its lead: the variable holds it,
+        max_tokens and stops count from its beginning, and settings that shape tokens are refused.
 
     Raises:
         RequestError: an argument is wrong. UnsupportedError: the vocabulary holds fewer first tokens.
@@ -72,12 +72,11 @@ def branch(
     if is_tracer(s):
         s.fork(1)  # tells the tracer that the common prefix ends here
         raise UnsupportedError("branch", s, "cannot be traced as a whole", "Run the program instead")
-    session = _settled(s)
+    session, stops = _settled(s), list(s.stream_executor.chat_template.stop_str)
     if settings.first_tokens is not None:
-        leads = _first_tokens(session, settings.first_tokens)
+        leads = _first_tokens(session, settings.first_tokens, stops)
     elif trigger is not None:
         horizon = max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
-        stops = list(s.stream_executor.chat_template.stop_str)
         leads = _at_trigger(session, values, horizon, stops)
     else:
         chosen = settings.names or [str(number) for number in range(settings.n or 0)]
@@ -107,7 +106,7 @@ def _group(s: ProgramState, leads: dict[str, Piece | None]) -> Group:
     return group
 
 
-def _first_tokens(session: Session, count: int) -> list[Piece]:
+def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Piece]:
     """The most likely next tokens, in order.
 
     Raises:
@@ -120,7 +119,7 @@ def _first_tokens(session: Session, count: int) -> list[Piece]:
             raise
         problem = "the vocabulary holds fewer tokens"
         raise UnsupportedError("first_tokens", count, problem, "Ask for fewer") from error
-    return _leads(session, (), [one.token for one in read_ranking(answer)], answer["meta_info"])
+    return _leads(session, (), [one.token for one in read_ranking(answer)], stops)
 
 
 def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Piece]:
@@ -138,36 +137,45 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: l
     forked = [node for node in nodes if node["parent"] == 0]
     if forked:
         start = forked[0]["span"][0]
-        return _leads(session, ids[:start], [node["ids"][0] for node in forked], meta)
-    kept, text = shown(session.client, Tail(), ids, answer["text"], meta["finish_reason"])
-    return [_lead(ids, kept, text, meta["finish_reason"]["type"] == "stop", meta)]
+        return _leads(session, ids[:start], [node["ids"][0] for node in forked], stops)
+    reason = meta["finish_reason"]
+    kept, text = shown(session.client, Tail(), ids, answer["text"], reason)
+    return [_lead(ids, kept, text, _if_stopped(reason))]
 
 
-def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], meta: dict[str, Any]) -> list[Piece]:
+def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], stops: list[str]) -> list[Piece]:
     """A lead per token; the server itself is asked which of them end the answer, and have no text."""
-    ended = _endings(session, [*session.ledger.ids, *trunk], tokens)
-    held = [trunk if end else (*trunk, token) for token, end in zip(tokens, ended, strict=True)]
+    reasons = _endings(session, [*session.ledger.ids, *trunk], tokens, stops)
+    held = [trunk if end else (*trunk, token) for token, end in zip(tokens, reasons, strict=True)]
     texts = session.client.decode(held)
     return [
-        _lead((*trunk, token), ids, text, end, meta)
-        for token, ids, text, end in zip(tokens, held, texts, ended, strict=True)
+        _lead((*trunk, token), ids, text, reason)
+        for token, ids, text, reason in zip(tokens, held, texts, reasons, strict=True)
     ]
 
 
-def _lead(
-    drawn: tuple[int, ...], ids: tuple[int, ...], text: str, finished: bool, meta: dict[str, Any]
-) -> Piece:
-    return Piece(text, ids, Draw(None, drawn, text, lead=True, finished=finished, meta_info=meta))
+def _lead(drawn: tuple[int, ...], ids: tuple[int, ...], text: str, reason: Reason | None) -> Piece:
+    return Piece(text, ids, Draw(None, drawn, text, lead=True, reason=reason))
 
 
-def _endings(session: Session, prefix: list[int], tokens: list[int]) -> list[bool]:
-    """Which of some next tokens are stops: each is generated once, and the server says how that ended."""
+def _if_stopped(reason: Reason) -> Reason | None:
+    return reason if reason["type"] == "stop" else None
+
+
+def _endings(session: Session, prefix: list[int], tokens: list[int], stops: list[str]) -> list[Reason | None]:
+    """Which of some next tokens are stops, and of which kind: each is generated once, and the server says."""
     forced = [
-        {"max_new_tokens": 1, "temperature": 0.0, "logit_bias": {str(token): FORCED}, "custom_params": PLAIN}
+        {
+            "max_new_tokens": 1,
+            "temperature": 0.0,
+            "stop": stops,
+            "logit_bias": {str(token): FORCED},
+            "custom_params": PLAIN,
+        }
         for token in tokens
     ]
     answers = session.client.generate({"input_ids": [prefix] * len(tokens), "sampling_params": forced})
     for token, answer in zip(tokens, answers, strict=True):
         if answer["output_ids"] != [token]:
             raise HostError(f"the server ignored a logit bias for token {token}")
-    return [answer["meta_info"]["finish_reason"]["type"] == "stop" for answer in answers]
+    return [_if_stopped(answer["meta_info"]["finish_reason"]) for answer in answers]

@@ -148,10 +148,11 @@ class Client:
             self._joins = True
         return tokens
 
-    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of token ids, without special tokens."""
+    def decode(self, sequences: Sequence[Sequence[int]], special: bool = False) -> list[str]:
+        """Texts of token ids, with special tokens or without them."""
         full = [list(ids) for ids in sequences if len(ids)]
-        texts = iter(self._post("/detokenize", {"tokens": full})["text"] if full else [])
+        body = {"tokens": full, "skip_special_tokens": not special}
+        texts = iter(self._post("/detokenize", body)["text"] if full else [])
         return [next(texts) if len(ids) else "" for ids in sequences]
 
     def input_log_probs(

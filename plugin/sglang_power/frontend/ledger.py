@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 REPLACEMENT = "�"
@@ -28,8 +28,7 @@ class Draw:
             for power sampling; None for any other law.
         settings: SGLang's sampling parameters of the request, for whoever goes on with the segment.
         lead: the beginning of the segment that is generated next, which takes it up.
-        finished: a lead that ends with a stop.
-        meta_info: of the lead's request.
+        reason: why a lead ends its segment, as SGLang's finish_reason; None where the segment goes on.
     """
 
     name: str | None
@@ -38,8 +37,7 @@ class Draw:
     exponent: float | None = None
     settings: Any = None
     lead: bool = False
-    finished: bool = False
-    meta_info: Mapping[str, Any] = field(default_factory=dict)
+    reason: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

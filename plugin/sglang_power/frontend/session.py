@@ -7,7 +7,6 @@ endpoint. Knows the interpreter by the few attributes of `Executor`; `_lang` put
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Answer, Client
 from sglang_power.frontend.laws import exponent_of
+from sglang_power.frontend.leads import End, end_of, first_stop, may_stop_behind, stop_strings
 from sglang_power.frontend.ledger import REPLACEMENT, Draw, Ledger, Piece
 from sglang_power.frontend.rendering import Tail, shown, text_of
 from sglang_power.request import NO_SAMPLER
@@ -59,14 +59,19 @@ class Call:
         settings: SGLang's sampling parameters.
         tail: in front of the segment.
         lead: what the segment begins with; a piece without a draw where there is none.
-        body: of the request; None where the lead is the whole segment.
+        end: of the segment, where that is inside of the lead; then nothing is generated.
     """
 
     asked: Asked
     settings: Any
     tail: Tail
     lead: Piece
-    body: dict[str, Any] | None
+    end: End | None
+
+    @property
+    def at_once(self) -> bool:
+        """The text is not known before all of it is."""
+        return self.end is not None or may_stop_behind(self.lead.text, self.settings)
 
 
 class Session:
@@ -141,8 +146,7 @@ class Session:
         was cut off.
         """
         matched = reason.get("matched") if reason["type"] == "stop" else None
-        stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop
-        cut = isinstance(matched, str) and matched in stops and matched not in text
+        cut = isinstance(matched, str) and matched in stop_strings(settings) and matched not in text
         drawn = f"{text}{matched}" if cut else text
         shown_ids, drawn_ids = (tuple(ids) for ids in self.client.encode([text, drawn]))
         if isinstance(matched, int):
@@ -165,20 +169,16 @@ class Session:
 
     def generate(self, s: Executor, sampling_params: Any) -> tuple[str, dict[str, Any]]:
         """As SGLang's endpoint: the text and its meta_info."""
-        call = self._prepare(s, sampling_params)
-        if call.body is None:
-            return self._lead_alone(call)
-        answer: Answer = self.client.generate(call.body)
-        return self._record(call, answer), answer["meta_info"]
+        return self._answered(self._prepare(s, sampling_params))
 
     def generate_stream(self, s: Executor, sampling_params: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """As SGLang's endpoint: what is new of the text, and the meta_info, of every event."""
         call = self._prepare(s, sampling_params)
-        if call.body is None:
-            yield self._lead_alone(call)
+        if call.at_once:
+            yield self._answered(call)
             return
         shown, answer = "", None
-        for answer in self.client.stream(call.body):
+        for answer in self.client.stream(self._body(call)):
             finished = bool(answer["meta_info"].get("finish_reason"))
             text = self._record(call, answer) if finished else self._text(call, answer)
             if not text.startswith(shown):
@@ -216,25 +216,24 @@ class Session:
     def _prepare(self, s: Executor, sampling_params: Any) -> Call:
         asked = self.asked
         settings = sampling_params if asked.settings is None else asked.settings
-        self.endpoint._handle_dtype_to_regex(settings)
+        if settings.n != 1:
+            hint = "Use sp.branch(s, n), or a sampler that draws several"
+            raise UnsupportedError("n", settings.n, "one generation is one answer", hint)
         self.settle(s)
         tail, lead = self._take_tail(s)
-        fields = settings.to_srt_kwargs()
-        if fields["n"] != 1:
-            hint = "Use sp.branch(s, n), or a sampler that draws several"
-            raise UnsupportedError("n", fields["n"], "one generation is one answer", hint)
-        left = fields["max_new_tokens"] - len(lead.ids)
-        if lead.draw is not None and (lead.draw.finished or left < 1):
-            return Call(asked, settings, tail, lead, None)
-        fields |= {"max_new_tokens": left, "custom_params": asked.values}
-        fields["min_new_tokens"] = max(fields["min_new_tokens"] - len(lead.ids), 0)
-        extra = {name: getattr(settings, name, None) for name in LOGPROB_FIELDS}
-        body = {
-            "input_ids": [*self.ledger.ids, *lead.ids],
-            "sampling_params": {**self._output, **fields},
+        end = None if lead.draw is None else end_of(self.client, lead.draw, settings)
+        self.endpoint._handle_dtype_to_regex(settings)
+        return Call(asked, settings, tail, lead, end)
+
+    def _body(self, call: Call) -> dict[str, Any]:
+        fields = call.settings.to_srt_kwargs()
+        fields["max_new_tokens"] -= len(call.lead.ids)
+        extra = {name: getattr(call.settings, name, None) for name in LOGPROB_FIELDS}
+        return {
+            "input_ids": [*self.ledger.ids, *call.lead.ids],
+            "sampling_params": {**self._output, **fields, "custom_params": call.asked.values},
             **{name: value for name, value in extra.items() if value is not None},
         }
-        return Call(asked, settings, tail, lead, body)
 
     def _take_tail(self, s: Executor) -> tuple[Tail, Piece]:
         """What the next segment writes anew: characters that are not complete, and its lead."""
@@ -243,23 +242,36 @@ class Session:
         s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(tail.text) + tail.kept]
         return tail, lead
 
-    def _lead_alone(self, call: Call) -> tuple[str, dict[str, Any]]:
-        lead = call.lead.draw
-        assert lead is not None
-        draw = dataclasses.replace(lead, name=call.asked.name, settings=call.settings, lead=False)
-        text = self._text(call, {"text": "", "output_ids": [], "meta_info": lead.meta_info})
-        self.ledger.append(Piece(text, call.lead.ids, draw))
-        return text, dict(lead.meta_info)
+    def _answered(self, call: Call) -> tuple[str, dict[str, Any]]:
+        """The text and the meta_info of a segment that is not streamed."""
+        if call.end is not None:
+            meta = {"finish_reason": dict(call.end.reason), "completion_tokens": len(call.end.drawn)}
+            return self._ended(call, call.end), meta
+        answer: Answer = self.client.generate(self._body(call))
+        return self._record(call, answer), answer["meta_info"]
 
     def _record(self, call: Call, answer: Answer) -> str:
         """Keep what was drawn; the text of the variable."""
-        report, lead = answer["meta_info"].get("power"), call.lead
+        meta, drawn = answer["meta_info"], (*call.lead.ids, *answer["output_ids"])
+        report = meta.get("power")
         check_sampler(call.asked.values, report)
-        text, drawn = self._text(call, answer), (*lead.ids, *answer["output_ids"])
-        ids, kept_text = shown(self.client, call.tail, drawn, text, answer["meta_info"]["finish_reason"])
-        exponent = None if lead.draw is not None else exponent_of(report, call.settings.to_srt_kwargs())
-        self.ledger.append(Piece(kept_text, ids, Draw(call.asked.name, drawn, text, exponent, call.settings)))
+        if call.at_once and (end := first_stop(self.client, drawn, stop_strings(call.settings))) is not None:
+            meta["finish_reason"] = dict(end.reason)
+            return self._ended(call, end)
+        exponent = None if call.lead.draw is not None else exponent_of(report, call.settings.to_srt_kwargs())
+        text = self._text(call, answer)
+        self._keep(call, End(drawn, meta["finish_reason"]), text, exponent)
         return text
+
+    def _ended(self, call: Call, end: End) -> str:
+        """Keep a segment whose end was found here, and not by the server."""
+        text = text_of(self.client, call.tail, end.drawn, end.reason)
+        self._keep(call, end, text, None)
+        return text
+
+    def _keep(self, call: Call, end: End, text: str, exponent: float | None) -> None:
+        ids, held = shown(self.client, call.tail, end.drawn, text, end.reason)
+        self.ledger.append(Piece(held, ids, Draw(call.asked.name, end.drawn, text, exponent, call.settings)))
 
     def _text(self, call: Call, answer: Answer) -> str:
         """The text of an answer, with its lead's; decoded together where a character spans the border."""
