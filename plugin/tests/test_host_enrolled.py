@@ -103,6 +103,13 @@ async def test_a_client_that_leaves_in_mid_stream_is_a_loss_of_the_arm() -> None
     assert [(line.outcome, line.tokens.decoded) for line in desk.lines] == [("disconnect", 1)]
 
 
+async def test_what_was_decoded_before_an_abort_stays_counted() -> None:
+    """SGLang's own note of an abort knows no tokens."""
+    desk, gone = Desk(), {"text": "", "meta_info": {"finish_reason": ABORT}, "index": 0}
+    await drained(desk, run_of(desk, replay(answer("abc", index=0), gone), stream=True))
+    assert [(line.outcome, line.tokens.decoded) for line in desk.lines] == [("abort", 3)]
+
+
 async def test_an_answer_that_never_finishes_is_an_error() -> None:
     desk = Desk()
     await drained(desk, run_of(desk, replay(answer("a")), stream=True))

@@ -34,15 +34,16 @@ class Meter:
                 async for response in responses:
                     for number, answer in enumerate(response if isinstance(response, list) else [response]):
                         index = answer.get("index", number)
-                        before, told[index] = told.get(index, (0, 0)), _tokens_of(answer["meta_info"])
-                        self._decoded += told[index][0] - before[0]
-                        self._prefilled += told[index][1] - before[1]
+                        decoded, prefilled = told.get(index, (0, 0))
+                        told[index] = _tokens_of(answer["meta_info"], decoded, prefilled)
+                        self._decoded += told[index][0] - decoded
+                        self._prefilled += told[index][1] - prefilled
                     yield response
 
         return counted
 
 
-def _tokens_of(meta: Mapping[str, Any]) -> tuple[int, int]:
-    """Decoded and prefilled tokens of one answer so far."""
-    prefilled = (meta.get("prompt_tokens") or 0) - (meta.get("cached_tokens") or 0)
-    return meta.get("completion_tokens") or 0, max(0, prefilled)
+def _tokens_of(meta: Mapping[str, Any], decoded: int, prefilled: int) -> tuple[int, int]:
+    """Decoded and prefilled tokens of one answer so far; never fewer than before, aborts tell none."""
+    uncached = (meta.get("prompt_tokens") or 0) - (meta.get("cached_tokens") or 0)
+    return max(decoded, meta.get("completion_tokens") or 0), max(prefilled, uncached)
