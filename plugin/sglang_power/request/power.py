@@ -135,6 +135,16 @@ class PowerRequest(BaseModel):
         )
 
     @property
+    def off_target(self) -> str | None:
+        """The parameter that takes the limit of the chain off its target, if one does."""
+        if self.schedule != "exact":
+            return "schedule"
+        if self.lookback_blocks is not None:
+            return "lookback_blocks"
+        limits = [name for name in ("top_k", "top_p", "min_p") if getattr(self.law, name) is not None]
+        return next(iter(limits), "proposal_policy") if self.law.truncated else None
+
+    @property
     def cut_law(self) -> CutLaw:
         """The cut law."""
         return UniformCut() if self.cut == "uniform" else EntropyCut(self.cut_beta, self.cut_epsilon)

@@ -149,12 +149,10 @@ class SamplesRequest(SelectionRequest):
         samples: how many answers are drawn.
         base: the sampler that draws them, as a request would write it: {"sampler": "power", ...} or a
             per-step policy; the request's own temperature and truncation where absent.
-        alpha: exponent of the power weights and of the "power" score.
     """
 
     samples: Annotated[int, Field(ge=1, le=1024)] = 8
     base: InstanceOf[Policy] | InstanceOf[PowerRequest] | None = None
-    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
 
     @field_validator("base", mode="before")
     @classmethod
@@ -190,11 +188,30 @@ class VoteRequest(SamplesRequest):
 
     Args:
         weight: what a sample adds to its class: "count" 1, "confidence" its Delta, "power" the weight that
-            makes draws of their law draws of p^alpha.
+            makes draws of their law draws of p^alpha; that law has to be known.
+        alpha: exponent of the power weights.
     """
 
     sampler: Literal["vote"] = "vote"
     weight: Literal["count", "confidence", "power"] = "count"
+    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+
+    @model_validator(mode="after")
+    def _weights_that_are_known(self) -> Self:
+        if self.weight != "power":
+            if "alpha" in self.model_fields_set:
+                raise conflict("alpha", f"not used with weight={self.weight!r}", "Set weight to 'power'")
+        elif isinstance(self.base, PowerRequest) and (field := self.base.off_target) is not None:
+            problem = (
+                "it takes the chains off p^alpha, so the law that weight='power' corrects for is unknown"
+            )
+            raise conflict(f"base.{field}", problem, "Leave it out, or weigh samples by count")
+        return self
+
+    def echo(self) -> dict[str, Any]:
+        """The parameters in force, for the response; they can be sent again."""
+        idle = {"alpha"} if self.weight != "power" else set()
+        return {name: value for name, value in super().echo().items() if name not in idle}
 
 
 class BestOfRequest(SamplesRequest):

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.answers import Relation, power_weights, uniform_weights
+from sglang_power.errors import UnsupportedError
 from sglang_power.rng import Key, Purpose
-from sglang_power.serving.budgets import Budget
+from sglang_power.serving.budgets import Budget, StoppedBy
 from sglang_power.serving.chain import Chain
 from sglang_power.serving.choosing import by_confidence, by_score, by_vote
+from sglang_power.serving.report import law_of
 from sglang_power.serving.scoring import Scores
-from sglang_power.serving.selection import (
-    Candidate,
-    Reader,
-    Selection,
-    StoppedBy,
-    candidate,
-    stopped_by,
-)
+from sglang_power.serving.selection import Candidate, Reader, Selection, candidate
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage, in_parallel
 
 Weight = Literal["count", "confidence", "power"]
+
+LIMITS: tuple[StoppedBy, ...] = ("deadline_ms", "max_total_tokens", "max_steps")
+
+UNWEIGHTED = "no power weight: {} ended it before its law was that of base"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,20 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample, and what it cost."""
+    """One sample.
+
+    Args:
+        tokens, finished: the sequence.
+        log_q: log of the density that it was drawn from, up to a constant of the base; None where what
+            ended the draw made that another one.
+        stopped_by: "completed", or the limit that ended the draw.
+        usage: what it cost.
+    """
 
     tokens: Tokens
     finished: bool
-    late: bool
+    log_q: float | None
+    stopped_by: StoppedBy
     usage: Usage
 
 
@@ -64,13 +73,16 @@ async def draw(engine: Engine, samples: Samples, key: Key) -> Draw:
     if isinstance(samples.base, MHConfig):
         budget = Budget(samples.tokens_each, samples.max_steps, samples.deadline)
         result = await Chain(engine, samples.base, key, budget).run()
-        late = result.stopped_by == "deadline_ms"
-        return Draw(result.state.tokens, result.state.finished, late, result.usage)
+        tokens, exact = result.state.tokens, law_of(samples.base, result) == "power"
+        log_q = samples.base.alpha * float(tokens.log_p.sum()) if exact else None
+        return Draw(tokens, result.state.finished, log_q, result.stopped_by, result.usage)
     seed = key.child_seed(0, Purpose.PROPOSAL)
     one = await engine.generate(
         ContinuationCall((), samples.horizon, samples.base, seed, deadline=samples.deadline)
     )
-    return Draw(one.tokens, one.finished, one.cut_short, one.usage)
+    if one.cut_short:
+        return Draw(one.tokens, one.finished, None, "deadline_ms", one.usage)
+    return Draw(one.tokens, one.finished, float(one.tokens.log_q.sum()), "completed", one.usage)
 
 
 class SampledSelection:
@@ -86,7 +98,8 @@ class SampledSelection:
     def __init__(self, engine: Engine, reader: Reader, samples: Samples, key: Key) -> None:
         self._engine, self._reader, self._samples, self._key = engine, reader, samples, key
         self._usage = Usage()
-        self._late = self._aborted = False
+        self._draws: list[Draw] = []
+        self._aborted = False
 
     async def candidates(self) -> list[Candidate]:
         """Every sample, read."""
@@ -95,17 +108,17 @@ class SampledSelection:
         results = await gather_or_cancel(
             [unless_aborted(draw(self._engine, self._samples, key)) for key in keys]
         )
-        drawn = list(finished_of(results).values())
+        self._draws = drawn = list(finished_of(results).values())
         self._aborted = len(drawn) < len(keys)
         read = await gather_or_cancel([candidate(self._reader, one.tokens, one.finished) for one in drawn])
         self._usage = in_parallel(one.usage for one in drawn) + in_parallel(usage for _, usage in read)
-        self._late = any(one.late for one in drawn)
         return [one for one, _ in read]
 
     @property
     def stopped_by(self) -> StoppedBy:
-        """What ended the run."""
-        return stopped_by(self._aborted, self._late)
+        """What ended the run; of several limits the one that cuts off most."""
+        limits = {one.stopped_by for one in self._draws}
+        return "abort" if self._aborted else next((one for one in LIMITS if one in limits), "completed")
 
     def _with_cost(self, selection: Selection) -> Selection:
         """A selection among the samples, with what drawing them cost and what ended that."""
@@ -134,14 +147,32 @@ class Vote(SampledSelection):
         candidates = await self.candidates()
         if weight == "confidence":
             return self._with_cost(await by_confidence(candidates, relation, self._key))
-        count = len(candidates)
-        log_weights = uniform_weights(count) if weight == "count" else self._power_weights(candidates, alpha)
+        log_weights = uniform_weights(len(candidates))
+        if weight == "power":
+            log_weights, candidates = self._power_weights(candidates, alpha), self._marked(candidates)
         selection, choice = await by_vote(candidates, relation, log_weights, self._key)
         return self._with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
 
     def _power_weights(self, candidates: list[Candidate], alpha: float) -> FloatArray:
-        """[samples] nats, that make draws of their law draws of p^alpha."""
-        base, log_p = self._samples.base, [one.log_p for one in candidates]
-        if isinstance(base, MHConfig):  # ends of chains are draws of p^base.alpha, up to its norm
-            return power_weights(alpha, log_p, [base.alpha * value for value in log_p])
-        return power_weights(alpha, log_p, [float(one.tokens.log_q.sum()) for one in candidates])
+        """[samples] nats, that make draws of their law draws of p^alpha; -inf where that law is unknown.
+
+        Raises:
+            UnsupportedError: it is unknown for all of them, or the model's logits were not numbers.
+        """
+        unknown = [i for i, one in enumerate(self._draws) if one.log_q is None]
+        if len(unknown) == len(self._draws):
+            problem = f"{self.stopped_by} ended every sample before its law was that of base"
+            raise UnsupportedError("weight", "power", problem, "Allow more, or weigh samples by count")
+        log_q = [one.log_q or 0.0 for one in self._draws]
+        log_weights = power_weights(alpha, [one.log_p for one in candidates], log_q)
+        log_weights[unknown] = -math.inf
+        return log_weights
+
+    def _marked(self, candidates: list[Candidate]) -> list[Candidate]:
+        """The samples; those that weigh nothing say why."""
+        return [
+            one
+            if draw.log_q is not None
+            else dataclasses.replace(one, note=UNWEIGHTED.format(draw.stopped_by))
+            for one, draw in zip(candidates, self._draws, strict=True)
+        ]

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from sglang_power.algorithms.cot import confidence
 from sglang_power.answers import Classes
+from sglang_power.serving.budgets import StoppedBy
 from sglang_power.serving.evaluation import judge_notes
 from sglang_power.types import Tokens, Usage
-
-StoppedBy = Literal["completed", "deadline_ms", "abort"]
 
 MAX_REPORTED_TEXT = 4096
 """Characters of a path's text in the report; a longer one is cut there, and the answer says so."""
