@@ -18,13 +18,8 @@ LIMIT = 120.0
 BLANKS = " " * SIZE
 
 TEXTS = {
-    "choice": {
-        "answer is": f"answer{BLANKS}x",
-        "box": f"\\boxed{{{BLANKS}x",
-        "text in a box": f"\\boxed{{\\text{{{BLANKS}x",
-    },
-    "number": {"thousands": "111," * SIZE + "1111", "fractions": "1/" * SIZE},
-    "read_number": {"blanks": f"5{BLANKS}x", "currency": f"${BLANKS}5{BLANKS}$x", "chain": "1/" * SIZE},
+    "choice": {"answer is": f"answer{BLANKS}x", "box": f"\\boxed{{{BLANKS}x"},
+    "read_number": {"blanks": f"5{BLANKS}x", "currency": f"${BLANKS}5{BLANKS}$x"},
     "normal_form": {"ending": "." * SIZE + "x", "emphasis": "*" * SIZE + "a" * SIZE, "quotes": "'\"" * SIZE},
 }
 
@@ -34,9 +29,8 @@ from sglang_power.answers import EXTRACTORS
 from sglang_power.answers.equivalence import normal_form
 from sglang_power.answers.numerals import read_number
 
-readers = {"choice": EXTRACTORS["choice"].extract, "number": EXTRACTORS["number"].extract,
-           "read_number": read_number, "normal_form": normal_form}
-readers[sys.argv[1]](sys.stdin.read())
+choice = EXTRACTORS["choice"].extract
+{"choice": choice, "read_number": read_number, "normal_form": normal_form}[sys.argv[1]](sys.stdin.read())
 """
 
 
