@@ -12,8 +12,9 @@ from ab_lines import CONFIG, HOUR, Lines, experiment
 from ab_reports import effect, full_report
 from sglang_power.experiments.analysis import show, wording
 from sglang_power.experiments.analysis.report import report
-from sglang_power.experiments.analysis.requests import Scope
+from sglang_power.experiments.analysis.requests import Scope, joined
 from sglang_power.experiments.analysis.results import Report
+from sglang_power.experiments.analysis.units import population
 
 SHADOWED: dict[str, Any] = {
     "arms": [
@@ -104,6 +105,14 @@ def test_windows_are_the_units_of_a_switchback(tmp_path: Path) -> None:
     assert effect_.interval.estimate == pytest.approx(0.5)
     assert found.verdict.decision == "stop"
     assert "carry-over from the window before" in show.text(found)
+
+
+def test_windows_without_traffic_are_known_to_be_missing(tmp_path: Path) -> None:
+    log = Lines()
+    for window in (3, 4, 7):
+        log.request(str(window), "plain", window * 600.0 + 100.0)
+    found = joined(log.write(tmp_path), Scope(experiment(**SWITCHBACK), CONFIG, 0, 100 * HOUR))
+    assert population(found).observations.follows.tolist() == [False, True, False]
 
 
 def test_running_requests_are_not_lost_yet(tmp_path: Path) -> None:

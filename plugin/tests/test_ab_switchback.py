@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from ab_experiments import THUMBS, experiment
 from scipy.stats import binomtest, permutation_test
-from sglang_power.experiments.analysis.effects import effects_of
+from sglang_power.experiments.analysis import wording
+from sglang_power.experiments.analysis.effects import effects_at, effects_of
 from sglang_power.experiments.analysis.observations import Column, Mask, Observations
 from sglang_power.experiments.analysis.results import Interval
 from sglang_power.experiments.analysis.switchback import (
@@ -256,7 +258,34 @@ def test_effects_of_a_switchback() -> None:
     assert effect.interval == judge(Column(values), treated, min_windows=40, alpha=0.05)[0]
     assert [point.units for point in effect.path] == [40, 80]
     assert effect.units == 90
-    assert effect.carry_over_p == carry_over_p(Column(values[1:]), treated[1:], treated[:-1])
+    assert effect.carry_over_p == carry_over_p(Column(values[1:80]), treated[1:80], treated[:79])
+    assert wording.basis(effect) == "95% randomisation interval, as of the planned look at 80 of 90 windows"
+
+
+def test_carry_over_is_judged_when_the_interval_is() -> None:
+    """At planned looks only: between them p stays, before the first there is none."""
+    tested = experiment(kind="switchback", unit=None, switchback=PLAN, metrics={"thumbs": THUMBS})
+    values, treated = windows(90, 1.0, 7)
+    looks = [39, 40, 79, 80, 90]
+    found = [effect.carry_over_p for (effect,) in effects_at(observed(values, treated), tested, looks)]
+    assert found[0] is None
+    assert found[1] == found[2] != found[3] == found[4]
+
+
+def test_a_window_without_traffic_has_no_neighbours() -> None:
+    """Of 120 windows those of some nights have no row: rows on both sides of a gap are no neighbours."""
+    tested = experiment(kind="switchback", unit=None, switchback=PLAN, metrics={"thumbs": THUMBS})
+    values, treated = windows(120, 1.0, 7)
+    seen = np.arange(120) % 12 < 8
+    rows = replace(observed(values[seen], treated[seen]), windows=np.flatnonzero(seen).tolist())
+    (effect,) = effects_of(rows, tested)
+    neighbours = np.flatnonzero(seen[1:] & seen[:-1]) + 1
+    told = carry_over_p(Column(values[neighbours]), treated[neighbours], treated[neighbours - 1])
+    assert effect.units == 80
+    assert len(neighbours) == 70
+    assert effect.carry_over_p == told
+    (blind,) = effects_of(replace(rows, windows=None), tested)
+    assert blind.carry_over_p != told
 
 
 def test_the_same_report_twice() -> None:

@@ -217,13 +217,19 @@ class _Windows:
             alpha=pair.alpha,
             tail=self.tail,
         )
-        # A window whose predecessor had a third arm, or that is the first, says nothing of carry-over.
-        follows = pair.rows & np.append(False, pair.rows[:-1]) & (np.arange(len(pair.rows)) < look)
+        planned = switchback.looks(units, self.min_windows)
+        carried = self._carried(planned[-1]) if planned else None
+        return pair.effect(self.metric, units, found, path, carried)
+
+    def _carried(self, windows: int) -> float | None:
+        """By the first windows of the pair; after a third arm, or a gap in the traffic, one says nothing."""
+        pair = self.pair
+        so_far = pair.rows & (np.cumsum(pair.rows) <= windows)
+        follows = so_far & np.append(False, pair.rows[:-1]) & pair.observations.follows
         before = np.append(False, pair.treated[:-1])
-        carried = switchback.carry_over_p(
+        return switchback.carry_over_p(
             pair.observations.columns[self.metric.name].of(follows), pair.treated[follows], before[follows]
         )
-        return pair.effect(self.metric, units, found, path, carried)
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,13 @@ class Observations:
         arms: [units] the arm that each was assigned (intention to treat).
         columns: metric -> its values.
         weights: arm -> basis points of the phase.
+        windows: [units] numbers of a switchback's windows; None where no window is left out.
     """
 
     arms: Sequence[str]
     columns: Mapping[str, Column]
     weights: Mapping[str, int]
+    windows: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.arms)
@@ -53,3 +55,11 @@ class Observations:
     def in_arms(self, *names: str) -> Mask:
         """[units] bool: who is in one of the arms."""
         return np.isin(np.asarray(self.arms, dtype=object), names)
+
+    @property
+    def follows(self) -> Mask:
+        """[units] bool: whether the row before is the window before; windows without traffic have no row."""
+        if self.windows is None:
+            return np.arange(len(self)) > 0
+        follows: Mask = np.diff(self.windows, prepend=-2) == 1
+        return follows

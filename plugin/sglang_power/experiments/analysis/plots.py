@@ -48,7 +48,8 @@ def path_svg(effect: Effect) -> bytes | None:
         if (goal := _goal(effect)) is not None:
             axes.axhline(goal, color=GOAL, linestyle=":", linewidth=1.2, label="threshold")
         axes.set_ylim(*_limits(units, np.array([low, high, estimate]), goal))
-        axes.set_xlabel("units analysed, both arms together")
+        rows = "windows" if effect.interval.method == "randomisation" else "units"
+        axes.set_xlabel(f"{rows} analysed, both arms together")
         axes.set_ylabel("arm minus control")
         axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -54,11 +54,11 @@ class Effect(_Part):
         role: what it decides; "shown" metrics decide nothing.
         direction: which way is better.
         threshold: min_effect of the primary metric, margin of a guardrail.
-        units: in both arms together.
+        units: in both arms together; of a switchback windows, and its interval is as of the path's last point.
         interval: see Interval.
         path: how the interval came about, thinned.
         carry_over_p: switchbacks only: p-value of "what a window measures does not depend on the arm of the
-            window before".
+            window before", as of the last planned look, and for that look alone.
     """
 
     metric: str

@@ -72,6 +72,7 @@ def population(joined: Joined) -> Population:
             arms=[unit.arm for unit in closed],
             columns={name: column(name, metric, rows) for name, metric in scope.experiment.metrics.items()},
             weights=scope.experiment.weights(scope.phase),
+            windows=[int(unit.name) for unit in closed] if scope.experiment.kind == "switchback" else None,
         ),
         requests=requests,
         excluded=excluded,

@@ -72,7 +72,11 @@ def difference(effect: Effect) -> str:
 def basis(effect: Effect) -> str:
     """What the interval rests on."""
     found = effect.interval
-    return f"{percent(found.confidence)} {found.method} interval, {effect.units:,} units"
+    kind = f"{percent(found.confidence)} {found.method} interval"
+    if found.method != "randomisation":
+        return f"{kind}, {effect.units:,} units"
+    looked = f"as of the planned look at {effect.path[-1].units:,} of " if effect.path else ""
+    return f"{kind}, {looked}{effect.units:,} windows"
 
 
 def aim(effect: Effect) -> str:
