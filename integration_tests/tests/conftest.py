@@ -53,6 +53,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (info / "entry_points.txt").write_text(
         "[sglang_power.policies]\ntop_a = top_a_policy:TopA\n"
         "[sglang_power.rewards]\nworked_steps = worked_steps_reward:worked_steps\n"
+        "worked_steps_stuck = worked_steps_reward:stuck\n"
     )
     return folder
 

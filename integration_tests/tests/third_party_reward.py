@@ -11,6 +11,8 @@ installs this file so beside the server.
 
 from __future__ import annotations
 
+import asyncio
+
 MOST = 6
 
 
@@ -20,3 +22,11 @@ def worked_steps(prompt: str, answer: str) -> float:
 
 
 worked_steps.upper_bound = float(MOST)  # type: ignore[attr-defined]  # early rejection needs it
+
+
+async def stuck(prompt: str, answer: str) -> float:
+    """Scores guesses 0 and waits for ever over a worked step, for tests of what ends such a call."""
+    score = worked_steps(prompt, answer)
+    if score:
+        await asyncio.Event().wait()
+    return score

@@ -147,14 +147,6 @@ async def test_equal_strings_are_not_asked_about() -> None:
     assert judge.questions == []
 
 
-async def test_nobody_is_asked_after_the_deadline() -> None:
-    judge = Scripted()
-    verdict = await LlmRelation(judge, deadline=1.0).same("a", "b")
-    assert verdict.outcome is Outcome.UNDECIDED
-    assert "deadline" in verdict.reason
-    assert judge.questions == []
-
-
 async def test_both_orders_are_asked_of_representatives_only() -> None:
     judge = Scripted(("four", "4"), ("4", "four"), ("4", "vier"), ("four", "vier"))
     classes = await build_classes(["four", "4", "4", "vier", "five"], LlmRelation(judge))

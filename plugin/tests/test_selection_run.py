@@ -80,7 +80,7 @@ class StubParent(Parent):
 REWARD = NamedReward("r", Called("r", lambda *_: 1.0))
 
 
-def plan_of(chains: int = 1, **asked: Any) -> Any:
+def plan_of(asked: dict[str, Any], chains: int = 1, reward: NamedReward = REWARD) -> Any:
     return SimpleNamespace(
         request=parse_request(asked),
         name=asked["sampler"],
@@ -91,7 +91,7 @@ def plan_of(chains: int = 1, **asked: Any) -> Any:
         max_horizon=None,
         neutralised=[],
         readout=Readout("equivalence", "llm", (1,), (2,), frozenset()),
-        reward=REWARD if "reward" in asked else None,
+        reward=reward if "reward" in asked else None,
     )
 
 
@@ -133,8 +133,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> selection_run.SelectionRun:
     ):
         monkeypatch.setattr(selection_run, name, stub)
     config: Any = SimpleNamespace(limits=Limits())
-    manager = StubParent().manager
-    return selection_run.SelectionRun(manager, lambda: None, None, None, plan_of(2, sampler="branch"), config)
+    manager, plan = StubParent().manager, plan_of({"sampler": "branch"}, chains=2)
+    return selection_run.SelectionRun(manager, lambda: None, None, None, plan, config)
 
 
 def shown(answer: dict[str, Any]) -> tuple[str, str | None]:
@@ -176,14 +176,22 @@ class Aborting(TabularEngine):
         return await super().generate(call)
 
 
-async def selected(monkeypatch: pytest.MonkeyPatch, calls: int, **asked: Any) -> Selection:
-    """One selection whose request is aborted with its last candidate."""
-    parent = StubParent()
-    engine = Aborting(parent, calls)
+async def selected(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    *,
+    parent: Parent | None = None,
+    engine: TabularEngine | None = None,
+    deadline: float | None = None,
+    reward: NamedReward = REWARD,
+) -> Selection:
+    """One selection on the exact language model."""
+    parent = StubParent() if parent is None else parent
+    engine = TabularEngine(MODEL) if engine is None else engine
     monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     return await Selector(
-        plan=plan_of(**asked),
+        plan=plan_of(asked, reward=reward),
         parent=parent,
         prompt=PROMPT,
         stop=stop,
@@ -192,8 +200,14 @@ async def selected(monkeypatch: pytest.MonkeyPatch, calls: int, **asked: Any) ->
         dp_rank=None,
         horizon=L,
         limits=Limits(),
-        deadline=None,
+        deadline=deadline,
     ).run(None)
+
+
+async def aborted(monkeypatch: pytest.MonkeyPatch, calls: int, asked: dict[str, Any]) -> Selection:
+    """One whose request is aborted with its last candidate."""
+    parent = StubParent()
+    return await selected(monkeypatch, asked, parent=parent, engine=Aborting(parent, calls))
 
 
 TREE = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 1, "max_branches": 2}
@@ -219,7 +233,7 @@ async def test_an_abort_chooses_from_the_answers_that_are_there(
     monkeypatch: pytest.MonkeyPatch, calls: int, asked: dict[str, Any]
 ) -> None:
     """Nothing can be asked any more: neither the model, nor a judge, nor a reward."""
-    selection = await selected(monkeypatch, calls, **asked)
+    selection = await aborted(monkeypatch, calls, asked)
     assert selection.stopped_by == "abort"
     assert len(selection.candidates) == (2 if asked["sampler"] == "branch" else 4)
     assert selection.best.tokens.ids
@@ -232,4 +246,4 @@ async def test_an_abort_chooses_from_the_answers_that_are_there(
 
 async def test_an_abort_before_any_answer_ends_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChainAbortedError):
-        await selected(monkeypatch, 1, **{**TREE, "score": "self_evaluation"})
+        await aborted(monkeypatch, 1, {**TREE, "score": "self_evaluation"})

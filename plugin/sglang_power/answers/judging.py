@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_power.answers.equivalence import EQUAL, Outcome, Verdict, undecided
+from sglang_power.answers.equivalence import EQUAL, Outcome, Verdict
 from sglang_power.types import Usage
 
 LLM = "llm"
@@ -42,18 +41,14 @@ class LlmRelation:
 
     Args:
         judge: the model.
-        deadline: unix time in seconds, after which it is not asked any more; None: no limit.
     """
 
     judge: Asker
-    deadline: float | None = None
 
     async def same(self, a: str, b: str) -> Verdict:
         """See the class."""
         if a == b:
             return EQUAL
-        if self.deadline is not None and time.time() > self.deadline:
-            return undecided("the request's deadline had passed")
         probability, usage = await self.judge.yes(same_question(a, b))
         return Verdict(Outcome.EQUAL if probability >= 0.5 else Outcome.DIFFERENT, usage=usage)
 

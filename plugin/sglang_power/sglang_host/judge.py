@@ -189,6 +189,6 @@ class SelfEvaluation:
         return await self.judge.self_evaluation(self.question, answer)
 
 
-def relation_of(name: str, judge: Judge | None, deadline: float | None = None) -> Relation:
+def relation_of(name: str, judge: Judge | None) -> Relation:
     """The equivalence of a request; `judge` is there where it needs one (`readout_of`)."""
-    return equivalence(name) if judge is None or name != LLM else LlmRelation(judge, deadline)
+    return equivalence(name) if judge is None or name != LLM else LlmRelation(judge)

@@ -26,7 +26,7 @@ from sglang_power.serving.config import Limits
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.samples import BestOf, Samples, Vote
 from sglang_power.serving.scoring import Score, Scores
-from sglang_power.serving.selection import Reader, Selection
+from sglang_power.serving.selection import Reader, Selection, stopped_by
 from sglang_power.serving.tree import reported_tree, star
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.child_params import law_of
@@ -80,7 +80,10 @@ class Selector:
             ChainAbortedError: aborted before there was an answer to choose.
         """
         selection = await self._selected(observer)
-        return dataclasses.replace(selection, stopped_by="abort") if self._patience.aborted else selection
+        ended = stopped_by(self._patience.aborted, self._patience.late)
+        if ended == "abort" or selection.stopped_by == "completed":
+            return dataclasses.replace(selection, stopped_by=ended)
+        return selection
 
     async def _selected(self, observer: Observer | None) -> Selection:
         asked = self.plan.request
@@ -167,11 +170,11 @@ class Selector:
 
     @cached_property
     def _patience(self) -> Patience:
-        return Patience()
+        return Patience(self.parent, self.deadline)
 
     @cached_property
     def _relation(self) -> Relation:
-        return patient(relation_of(self.plan.request.relation, self._judge, self.deadline), self._patience)
+        return patient(relation_of(self.plan.request.relation, self._judge), self._patience)
 
     @cached_property
     def _reader(self) -> Reader:
