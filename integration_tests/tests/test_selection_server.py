@@ -306,6 +306,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "cot", "paths": 3}, "paths=3"),
     ({"sampler": "cot", "fork_at": "after_reasoning"}, "fork_at='after_reasoning'"),
     ({"sampler": "cot", "fork_at": "after_prefix", "fork_prefix": "b7+3=0;" * 20}, "fork_prefix="),
+    ({"sampler": "cot", "fork_at": "after_prefix", "fork_prefix": "b<eos>"}, "fork_prefix="),
     ({"sampler": "cot", "answer": "regex", "answer_regex": "(a"}, "answer_regex='(a'"),
     ({"sampler": "cot", "equivalence": "same"}, "equivalence='same'"),
     ({"sampler": "vote", "samples": 0}, "samples=0"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, path_call
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
@@ -15,6 +16,9 @@ from sglang_power.serving.selection import Candidate, Reader, Selection, candida
 from sglang_power.serving.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import Continuation, Tokens, Usage, in_parallel
 
+NO_PLACE: Final = {"fork": {"at": "first", "reason": "no token follows the end of the reasoning"}}
+"""Of a report whose paths part at the first token, although they were asked to part later."""
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -23,10 +27,12 @@ class Fork:
     Args:
         prefix: tokens before the fork; every path begins with them.
         trunk: a path that was generated on the way there, from the fork on; None where there is none.
+        notes: for the report, where paths do not part where they should have.
     """
 
     prefix: Tokens
     trunk: Continuation | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Cot:
@@ -75,7 +81,8 @@ class Cot:
         parts = finished_of(results)
         self._usage += in_parallel(part.usage for part in parts.values())
         self._aborted = len(parts) < len(firsts)
-        return await self._choose(await self._read(fork, [firsts[i] for i in parts], list(parts.values())))
+        candidates = await self._read(fork, [firsts[i] for i in parts], list(parts.values()))
+        return await self._choose(candidates, fork.notes)
 
     async def _fork(self) -> Fork:
         if self._forced_prefix:
@@ -97,15 +104,14 @@ class Cot:
             )
         )
         at = self._after(whole.tokens.ids)
+        notes: dict[str, Any] = {}
         if at is None or at >= len(whole.tokens):
-            return Fork(Tokens.EMPTY)
-        return Fork(
-            whole.tokens.first(at),
-            Continuation(whole.tokens.after(at), whole.finished, whole.cut_short, Usage()),
-        )
+            at, notes = 0, NO_PLACE
+        rest = Continuation(whole.tokens.after(at), whole.finished, whole.cut_short, Usage())
+        return Fork(whole.tokens.first(at), rest, notes)
 
     async def _path(self, fork: Fork, first: RankedToken, number: int) -> Continuation:
-        if fork.trunk is not None and fork.trunk.tokens.ids[0] == first.token:
+        if fork.trunk is not None and fork.trunk.tokens.ids[:1] == (first.token,):
             return fork.trunk
         call = path_call(self._config, fork.prefix.ids, first, self._seed(number + 1), self._deadline)
         path = await self._engine.generate(call)
@@ -133,10 +139,11 @@ class Cot:
         self._usage += in_parallel(usage for _, usage in read)
         return [one for one, _ in read]
 
-    async def _choose(self, candidates: list[Candidate]) -> Selection:
+    async def _choose(self, candidates: list[Candidate], notes: dict[str, Any]) -> Selection:
         selection = await by_confidence(candidates, self._relation, self._key, aggregate=self._aggregate)
         return dataclasses.replace(
             selection,
             usage=self._usage + selection.usage,
             stopped_by=stopped_by(self._aborted, self._late),
+            notes={**selection.notes, **notes},
         )

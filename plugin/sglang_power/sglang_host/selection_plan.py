@@ -24,6 +24,7 @@ from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.intake import Fields
 from sglang_power.sglang_host.judge import Readout, readout_of
+from sglang_power.sglang_host.stopping import StopRule
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def selection_plan(
         name=request.sampler if name is None else name,
         chains=chains,
         extractor=_extractor(request),
-        fork_prefix=_fork_prefix(manager, request, horizon),
+        fork_prefix=_fork_prefix(manager, request, params, horizon),
         reasoning_end=_reasoning_end(manager, request),
         max_horizon=max_horizon,
         neutralised=intake.neutralised(params, named) if own_law else [],
@@ -112,13 +113,19 @@ def _extractor(request: SelectingRequest) -> Extractor:
     return EXTRACTORS["text" if request.answer == "continuation" else request.answer]
 
 
-def _fork_prefix(manager: Any, request: SelectingRequest, horizon: int) -> tuple[int, ...]:
+def _fork_prefix(
+    manager: Any, request: SelectingRequest, params: Mapping[str, Any], horizon: int
+) -> tuple[int, ...]:
+    """Its ids, checked against the horizon and against stops, behind which nothing could fork."""
     if not isinstance(request, CotRequest) or request.fork_prefix is None:
         return ()
     ids = tuple(manager.tokenizer.encode(request.fork_prefix, add_special_tokens=False))
     if len(ids) >= horizon:
         problem = f"{len(ids)} tokens, no room for an answer in max_new_tokens={horizon}"
         raise RequestError("fork_prefix", request.fork_prefix, problem, "Shorten it, or ask for more tokens")
+    if (stop := StopRule.of(manager, params).first_stop(ids, 0)) is not None:
+        problem = f"a stop at token {stop} of {len(ids)}, behind which nothing can fork"
+        raise RequestError("fork_prefix", request.fork_prefix, problem, "End it before its first stop")
     return ids
 
 
