@@ -115,7 +115,27 @@ def test_the_server_itself_does_not_start(tmp_path: Path) -> None:
     assert f"{config}, line 3, field 'presets.a.sampler': " in done.stderr + done.stdout
 
 
-def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ENABLED, USERS = ["--enable-priority-scheduling"], ["--default-priority-value", "0"]
+
+
+@pytest.mark.parametrize(
+    ("without", "added", "remedy"),
+    [
+        (ENABLED, [], "Start it with --enable-priority-scheduling"),
+        (USERS, [], "Start it with --default-priority-value 0"),
+        ([], ["--disable-priority-preemption"], "Start it without --disable-priority-preemption"),
+        (USERS, ["--default-priority-value", "-90"], "Set it to -101, or further from -90"),
+        ([], ["--priority-scheduling-preemption-threshold", "100"], "Set it to -101, or further from 0"),
+        ([], ["--schedule-low-priority-values-first"], "Set it to 11, or further from 0"),
+    ],
+)
+def test_shadow_arms_need_a_server_with_priorities(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: list[str],
+    added: list[str],
+    remedy: str,
+) -> None:
     """With SGLang's own arguments, as the process that starts the tokenizer workers checks them."""
     ground = Ground(tmp_path)
     ground.write("shadowed", **SHADOWED)
@@ -125,9 +145,9 @@ def test_shadow_arms_need_a_server_with_priorities(tmp_path: Path, monkeypatch: 
     config = load_config(Path(spec.environment["SGLANG_POWER_CONFIG"]))
     with_priorities = command_line(spec, free_port())[3:]  # without "python -m sglang.launch_server"
     check_experiments(config, prepare_server_args(with_priorities))
-    without = [one for one in with_priorities if one != "--enable-priority-scheduling"]
-    with pytest.raises(ConfigError, match=r"shadow='deep': .* low priority.*--enable-priority-scheduling"):
-        check_experiments(config, prepare_server_args(without))
+    arguments = [one for one in with_priorities if one not in without]
+    with pytest.raises(ConfigError, match=f"shadow='deep': .* low priority.*{remedy}"):
+        check_experiments(config, prepare_server_args([*arguments, *added]))
 
 
 # --- a default sampler per served model ---

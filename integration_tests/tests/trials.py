@@ -101,7 +101,8 @@ class Ground:
             "trials",
             [
                 *["--page-size", "1", "--tokenizer-worker-num", str(WORKERS), "--enable-metrics"],
-                *["--enable-priority-scheduling", "--log-level-http", "warning", *arguments],
+                *["--enable-priority-scheduling", "--default-priority-value", "0"],
+                *["--log-level-http", "warning", *arguments],
             ],
             {
                 "SGLANG_POWER_CONFIG": str(config),

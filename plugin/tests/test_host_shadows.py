@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from enrolled_runs import NONE, POLICY, Desk, Json, Sglang, drained, experiment, run_of
 from fastapi import HTTPException
-from sglang_power.sglang_host.shadows import Shadows
+from sglang.srt.managers.schedule_policy import SchedulePolicy
+from sglang_power.errors import RequestError
+from sglang_power.experiments.sections import Shadow
+from sglang_power.sglang_host.shadows import Shadows, check_shadow
 
 
 class ShadowDesk(Desk):
@@ -64,6 +68,31 @@ async def test_shadows_have_a_name_and_a_priority_of_their_own() -> None:
     assert (user.priority, shadow.priority) == (None, -70)
     assert shadow.rid.startswith("shadow-")
     assert (user.log_metrics, shadow.log_metrics) == (True, False)
+
+
+@pytest.mark.parametrize(("low_first", "users", "nearest"), [(False, 0, -11), (True, 0, 11), (True, -5, 6)])
+def test_where_a_shadow_is_accepted_sglang_puts_users_first(
+    low_first: bool, users: int, nearest: int
+) -> None:
+    """By SGLang's own order of its queue, the shadow having come first."""
+    server_args = SimpleNamespace(
+        enable_priority_scheduling=True,
+        disable_priority_preemption=False,
+        default_priority_value=users,
+        priority_scheduling_preemption_threshold=10,
+        schedule_low_priority_values_first=low_first,
+    )
+    sign = 1 if low_first else -1
+    arm = experiment(shadows=(NONE,)).arm("shadow0")
+    check_shadow(arm, Shadow(tokens_per_hour=1, priority=nearest), server_args)
+    queue = [
+        SimpleNamespace(priority=priority, time_stats=SimpleNamespace(wait_queue_entry_time=at))
+        for at, priority in enumerate((nearest, users))
+    ]
+    SchedulePolicy._sort_by_priority_and_fcfs(queue, sign)
+    assert [one.priority for one in queue] == [users, nearest]
+    with pytest.raises(RequestError, match=f"Set it to {nearest}"):
+        check_shadow(arm, Shadow(tokens_per_hour=1, priority=nearest - sign), server_args)
 
 
 async def test_the_default_answers_the_request_as_it_came() -> None:

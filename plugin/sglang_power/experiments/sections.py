@@ -171,12 +171,15 @@ class Shadow(Section):
     """What shadow arms may cost.
 
     Args:
-        tokens_per_hour: decoded tokens of all shadow arms, per tokenizer process.
-        priority: of their requests; the server must run with --enable-priority-scheduling.
+        tokens_per_hour: decoded tokens of all shadow arms of the experiment, per tokenizer process.
+        priority: of their requests. The server must run with --enable-priority-scheduling and
+            --default-priority-value, and this must be so far behind that value that users preempt a shadow:
+            below it by more than --priority-scheduling-preemption-threshold; above it with
+            --schedule-low-priority-values-first.
     """
 
     tokens_per_hour: Positive
-    priority: int = 0
+    priority: int = -100
 
 
 class Switchback(Section):

@@ -16,7 +16,7 @@ from typing import Any
 import sglang
 
 import sglang_power
-from sglang_power.errors import ConfigError, RequestError
+from sglang_power.errors import ConfigError
 from sglang_power.experiments.assignment import assigner_of
 from sglang_power.experiments.catalogue import Catalogue, Check
 from sglang_power.experiments.counters import Counters
@@ -32,11 +32,13 @@ from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import intake
 from sglang_power.sglang_host.intake import Fields
 from sglang_power.sglang_host.plan import Plan, plan_arm
-from sglang_power.sglang_host.shadows import Shadows
+from sglang_power.sglang_host.shadows import Shadows, check_shadow
 
 logger = logging.getLogger("sglang_power")
 
 MEBIBYTE = 2**20
+WATCH_AGAIN_S = 1.0
+"""After a watch that ended; a kill switch is promised within two seconds."""
 _ENDPOINTS = {"/generate": "generate", "/v1/completions": "completions", "/v1/chat/completions": "chat"}
 
 _desks: weakref.WeakKeyDictionary[Any, Desk] = weakref.WeakKeyDictionary()
@@ -86,12 +88,11 @@ def _checked(config: ServerConfig, server_args: Any) -> Check:
     """What the catalogue checks every arm with."""
     model = "*" if server_args is None else server_args.served_model_name
 
-    def check(_: Experiment, arm: Arm) -> None:
+    def check(experiment: Experiment, arm: Arm) -> None:
         if arm.sampler.get("sampler") != NO_SAMPLER:
             config.resolve(dict(arm.sampler), model)
-        if arm.shadow and server_args is not None and not server_args.enable_priority_scheduling:
-            problem = "shadow arms run at low priority, which this server does not know"
-            raise RequestError("shadow", arm.name, problem, "Start it with --enable-priority-scheduling")
+        if arm.shadow and experiment.shadow is not None and server_args is not None:
+            check_shadow(arm, experiment.shadow, server_args)
 
     return check
 
@@ -212,8 +213,20 @@ class Desk:
     def _watch(self) -> None:
         """Start the watch with the first request, when there is an event loop; look at once what changed."""
         if self._watching is None:
+            self._begin_watch()
             self._take_over(self._catalogue.reload())
-            self._watching = asyncio.create_task(watch(self._catalogue, self._take_over, self._stop))
+
+    def _begin_watch(self) -> None:
+        self._watching = asyncio.create_task(watch(self._catalogue, self._take_over, self._stop))
+        self._watching.add_done_callback(self._watch_ended)
+
+    def _watch_ended(self, watching: asyncio.Task[None]) -> None:
+        """A defect ended it: say so and begin again, or nobody would hear of a kill switch any more."""
+        if watching.cancelled() or (error := watching.exception()) is None:
+            return
+        logger.error("experiments: the watch ended, another one begins", exc_info=error)
+        self.counters.reload_problems(1)
+        asyncio.get_running_loop().call_later(WATCH_AGAIN_S, self._begin_watch)
 
     def _take_over(self, problems: list[str]) -> None:
         """After every reading of the directory: flags, log and counters follow the catalogue."""

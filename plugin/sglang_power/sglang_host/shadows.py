@@ -1,7 +1,7 @@
 """Arms that run after the response of another arm, and are never served: logged pairwise. Tokenizer process.
 
-They run one after the other at low priority, start only while the hour's token budget lasts, and only after
-answers that ended well. What waits is bounded; a request whose shadow finds no place has none.
+They run one after the other, behind all users, start only while the hour's token budget lasts, and only
+after answers that ended well. What waits is bounded; a request whose shadow finds no place has none.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 
-from sglang_power.errors import PowerError
+from sglang_power.errors import PowerError, RequestError
 from sglang_power.experiments.enrolling import Enrolled
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Outcome, ShadowRun
+from sglang_power.experiments.sections import Shadow
 from sglang_power.sglang_host.answers import Answer
 from sglang_power.sglang_host.intake import Fields
 from sglang_power.sglang_host.meter import Meter
@@ -43,6 +44,42 @@ class Served:
     exposure_id: str
     place: Enrolled
     text: str | None
+
+
+def check_shadow(arm: Arm, shadow: Shadow, server_args: Any) -> None:
+    """Refuse a server on which a shadow could be in a user's way.
+
+    Args:
+        arm: a shadow.
+        shadow: the experiment's section.
+        server_args: SGLang's.
+
+    Raises:
+        RequestError: what is missing, and how to start the server.
+    """
+    if (found := _in_the_way(shadow, server_args)) is not None:
+        raise RequestError("shadow", arm.name, *found)
+
+
+def _in_the_way(shadow: Shadow, server_args: Any) -> tuple[str, str] | None:
+    """Why a shadow might not wait for users, or give way to them, and what helps.
+
+    SGLang puts requests without a priority behind all that have one, whatever it is, unless they get a
+    default; a request preempts those that are behind it by more than a threshold.
+    """
+    low, users = "shadow arms run at low priority", server_args.default_priority_value
+    if not server_args.enable_priority_scheduling:
+        return f"{low}, which this server does not know", "Start it with --enable-priority-scheduling"
+    if users is None:
+        return f"{low}, but who names no priority is last here", "Start it with --default-priority-value 0"
+    if server_args.disable_priority_preemption:
+        return f"{low}, but none gives way once it runs", "Start it without --disable-priority-preemption"
+    behind = 1 if server_args.schedule_low_priority_values_first else -1
+    needed = max(0, server_args.priority_scheduling_preemption_threshold) + 1
+    if behind * (shadow.priority - users) >= needed:
+        return None
+    problem = f"{low}, but shadow.priority={shadow.priority} does not give way to the users' {users}"
+    return problem, f"Set it to {users + behind * needed}, or further from {users}"
 
 
 class Shadows:
