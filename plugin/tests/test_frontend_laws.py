@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from exact import g_test
+from sglang.lang.ir import SglSamplingParams
 from sglang_power.answers import power_weights
 from sglang_power.frontend import power_choices
-from sglang_power.frontend.laws import Drawn, begins_with_power, draw, exponent_of, log_density
+from sglang_power.frontend.laws import Drawn, draw, endings_of, exponent_of, log_density, normaliser
 from sglang_power.rng import Purpose
 
 DRAWS = 4000
@@ -79,7 +80,7 @@ def selected_law(branches: int, weights: Any) -> dict[str, float]:
 def test_selection_by_power_has_the_enumerated_law_and_nears_the_power() -> None:
     def weights(log_p: Any) -> Any:
         branches = [[Drawn((1,), value, 1.0)] for value in log_p]
-        return power_weights(ALPHA, log_p, [log_density(one, ALPHA, (1,)) for one in branches])
+        return power_weights(ALPHA, log_p, [log_density(one, ALPHA) for one in branches])
 
     exact = selected_law(4, weights)
     rng, names = np.random.default_rng(3), list(MODEL)
@@ -100,15 +101,31 @@ def test_selection_by_power_has_the_enumerated_law_and_nears_the_power() -> None
 def test_densities_of_branches() -> None:
     plain, cold, powered = (Drawn((1,), -2.0, exponent) for exponent in (1.0, None, ALPHA))
     later = Drawn((1, 5), -3.0, 1.0)
-    assert log_density([plain, later], ALPHA, (1,)) == -5.0
-    assert log_density([powered, later], ALPHA, (1,)) == -2.0 * ALPHA - 3.0
-    assert log_density([plain, cold], ALPHA, (1,)) is None
-    assert log_density([later, powered], ALPHA, (1, 5)) is None, (
-        "its normaliser hangs on what was drawn before"
+    assert log_density([plain, later], ALPHA) == -5.0
+    assert log_density([powered, later], ALPHA) == -2.0 * ALPHA - 3.0
+    assert log_density([plain, cold], ALPHA) is None
+    assert log_density([later, powered], ALPHA) is None, "its normaliser hangs on what was drawn before"
+    assert log_density([powered], 3.0) is None, "another power"
+
+
+def test_normalisers_are_equal_only_behind_the_same_tokens_with_the_same_ends() -> None:
+    def powered(prefix: int = 1, **settings: Any) -> list[Drawn]:
+        return [Drawn((prefix,), -2.0, ALPHA, endings_of(SglSamplingParams(**settings)))]
+
+    first = normaliser(powered(), ALPHA)
+    assert first == normaliser(powered(return_logprob=True), ALPHA)
+    others = [
+        powered(prefix=2),
+        powered(max_new_tokens=1),
+        powered(stop=";"),
+        powered(stop_token_ids=[5]),
+        powered(ignore_eos=True),
+        [Drawn((1,), -2.0, 1.0)],
+    ]
+    assert first not in [normaliser(one, ALPHA) for one in others]
+    assert normaliser([Drawn((1,), -2.0, 1.0)], 1.0) is None, (
+        "p itself is normalised, whatever ends its answers"
     )
-    assert log_density([powered], ALPHA, (2,)) is None, "behind other tokens"
-    assert log_density([powered], 3.0, (1,)) is None, "another power"
-    assert [begins_with_power(one, ALPHA) for one in ([plain], [powered], [])] == [False, True, False]
 
 
 NEUTRAL: dict[str, Any] = {
@@ -137,3 +154,5 @@ def test_power_draws_have_a_known_law_only_where_they_say_so() -> None:
     assert exponent_of({**report, "law": "approximate"}, {}) is None
     assert exponent_of({**report, "reward": {}}, {}) is None
     assert exponent_of({"sampler": "cot", "law": "selection"}, NEUTRAL) is None
+    for shaped in ({"min_new_tokens": 5}, {"regex": "a"}, {"frequency_penalty": 1.0}):
+        assert exponent_of(report, {**NEUTRAL, **shaped}) is None, "a power of another law than p"

@@ -2,8 +2,8 @@
 
 A segment's law is p^exponent, or unknown. log w = alpha * log p(y) - log q(y) needs log q of everything that
 a branch drew. That of plain draws is log p. That of power sampling is alpha * log p - log Z, whose Z nobody
-knows; but Z depends only on what stands in front, so it cancels where every branch begins with such a draw
-behind the same tokens.
+knows: the sum of p^alpha over the answers that there are. It depends on the tokens in front and on what ends
+an answer, so it cancels where every branch begins with such a draw, and these are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "regex": (None,),
     "json_schema": (None,),
 }
-"""Sampling parameters, and values with which draws follow the base law."""
+"""Sampling parameters that shape tokens, and values with which draws follow the base law, or its power."""
+
+ENDING = ("max_new_tokens", "stop", "stop_token_ids", "stop_regex", "ignore_eos")
+"""Sampling parameters that say where an answer ends, and so which answers there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,13 @@ class Drawn:
         prefix: the tokens in front of it.
         log_p: of the whole segment, nats.
         exponent: as `ledger.Draw`.
+        ends: sampling parameters of `ENDING`, as `endings_of` gives them.
     """
 
     prefix: tuple[int, ...]
     log_p: float
     exponent: float | None
+    ends: tuple[object, ...] = ()
 
 
 def exponent_of(report: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> float | None:
@@ -55,33 +60,42 @@ def exponent_of(report: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> 
         report: the answer's `meta_info.power`.
         fields: SGLang's sampling parameters of the request.
     """
+    if any(fields.get(name, values[0]) not in values for name, values in NEUTRAL.items()):
+        return None
     if report is None or report.get("sampler") == NO_SAMPLER:
-        return 1.0 if all(fields.get(name) in values for name, values in NEUTRAL.items()) else None
+        return 1.0
     if report.get("sampler") == "power" and report.get("law") == "power" and "reward" not in report:
         return float(report["params"]["alpha"])
     return None
 
 
-def log_density(branch: Sequence[Drawn], alpha: float, first_prefix: tuple[int, ...]) -> float | None:
-    """log q of what a branch drew, up to a constant that all branches share; None where it is unknown.
+def endings_of(settings: Any) -> tuple[object, ...]:
+    """What says where answers end in SGLang's sampling parameters of a request."""
+    return tuple(getattr(settings, name, None) for name in ENDING)
+
+
+def log_density(branch: Sequence[Drawn], alpha: float) -> float | None:
+    """log q of what a branch drew; None where it is unknown.
+
+    A first draw from p^alpha leaves out log Z, which `normaliser` stands for; a later one has another Z in
+    every branch, so its density is unknown.
 
     Args:
         branch: its segments, in order.
         alpha: exponent of the target.
-        first_prefix: the tokens in front of every branch's first segment; a power draw counts there only.
     """
     total = 0.0
     for number, one in enumerate(branch):
-        first = number == 0 and one.prefix == first_prefix
-        if one.exponent != 1.0 and not (first and one.exponent == alpha):
+        if one.exponent != 1.0 and not (number == 0 and one.exponent == alpha):
             return None
         total += one.log_p * one.exponent
     return total
 
 
-def begins_with_power(branch: Sequence[Drawn], alpha: float) -> bool:
-    """Whether a branch's first draw is one of p^alpha, whose normaliser is unknown."""
-    return bool(branch) and branch[0].exponent == alpha != 1.0
+def normaliser(branch: Sequence[Drawn], alpha: float) -> tuple[object, ...] | None:
+    """What Z of a branch's first draw depends on, where that is one of p^alpha; None where Z is 1."""
+    first = branch[0]
+    return (first.prefix, first.ends) if first.exponent == alpha != 1.0 else None
 
 
 def draw(log_weights: FloatArray, seed: int, purpose: Purpose) -> int:

@@ -27,7 +27,7 @@ from sglang_power.answers import (
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, merge
 from sglang_power.frontend.group import Generated, Group
-from sglang_power.frontend.laws import Drawn, begins_with_power, draw, log_density
+from sglang_power.frontend.laws import Drawn, draw, endings_of, log_density, normaliser
 from sglang_power.frontend.scores import (
     ChatJudge,
     answer_of,
@@ -123,16 +123,18 @@ class _Chooser:
     def _by_power(self) -> _Choice:
         alpha = self._settings.alpha
         branches = [
-            [Drawn(prefix, math.fsum(log_p), one.exponent) for (prefix, one), log_p in branch]
+            [
+                Drawn(prefix, math.fsum(log_p), one.exponent, endings_of(one.settings))
+                for (prefix, one), log_p in branch
+            ]
             for branch in self._scored()
         ]
-        front = branches[0][0].prefix
-        powered = [begins_with_power(one, alpha) for one in branches]
-        densities = [log_density(one, alpha, front) for one in branches]
-        for name, density, own in zip(self._names, densities, powered, strict=True):
-            if density is None or own != powered[0]:
+        normalisers = [normaliser(one, alpha) for one in branches]
+        densities = [log_density(one, alpha) for one in branches]
+        for name, density, own in zip(self._names, densities, normalisers, strict=True):
+            if density is None or own != normalisers[0]:
                 problem = "the density that this branch was drawn from is unknown"
-                hint = "Draw at temperature 1 without truncation, or every branch by power at this alpha"
+                hint = "Draw at temperature 1 without truncation, or every branch by power in the same way"
                 raise UnsupportedError("group", name, problem, hint)
         log_p = [math.fsum(part.log_p for part in one) for one in branches]
         weights = power_weights(alpha, log_p, densities)
