@@ -154,30 +154,33 @@ def test_trouble_and_its_end_are_each_said_once(
     assert "5 lines were dropped" in told[1]
 
 
-def hang_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Make every write wait until the event is set."""
-    goes_on, write = threading.Event(), os.write
+def hang_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make every write wait until the second event is set; the first says that one waits."""
+    hangs, goes_on, write = threading.Event(), threading.Event(), os.write
 
     def hang(file: int, data: memoryview) -> int:
+        hangs.set()
         goes_on.wait()
         return write(file, data)
 
     monkeypatch.setattr(os, "write", hang)
-    return goes_on
+    return hangs, goes_on
 
 
 def test_serving_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    goes_on = hang_disk(monkeypatch)
+    hangs, goes_on = hang_disk(monkeypatch)
     monkeypatch.setattr(log_module, "QUEUED_BYTES", 1000)
     log, lost = opened(tmp_path)
-    for number in range(100):
+    log.write(line(0))
+    assert hangs.wait(timeout=30)
+    for number in range(1, 100):
         log.write(line(number))
     goes_on.set()
     log.close()
     written = numbers(*files(tmp_path))
     assert written == list(range(len(written)))
     assert lost == [("full", 1)] * (100 - len(written))
-    assert 0 < len(written) < 30
+    assert 1 < len(written) < 30
 
 
 def test_what_was_written_makes_room_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +205,7 @@ def test_what_was_written_makes_room_for_more(tmp_path: Path, monkeypatch: pytes
 def test_a_server_ends_though_its_disk_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    goes_on = hang_disk(monkeypatch)
+    _, goes_on = hang_disk(monkeypatch)
     monkeypatch.setattr(log_module, "CLOSE_SECONDS", 0.01)
     log, _ = opened(tmp_path)
     log.write(line(0))
