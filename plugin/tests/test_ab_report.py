@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ab_lines import CONFIG, HOUR, Lines, experiment
 from ab_reports import effect, full_report
-from sglang_power.experiments.analysis import show, wording
+from sglang_power.experiments.analysis import page, show, wording
 from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope, joined
 from sglang_power.experiments.analysis.results import Report
@@ -145,6 +145,49 @@ def test_cost_is_estimated_where_a_price_is_declared(tmp_path: Path) -> None:
     assert [arm.gpu_seconds_per_request for arm in found.arms] == [pytest.approx(0.8), None]
     assert found.arms[0].means["gpu"] == pytest.approx(0.8)
     assert "GPU seconds (estimated)" in show.text(found)
+
+
+def test_every_estimated_figure_is_called_estimated(tmp_path: Path) -> None:
+    prices = {"decoded": 0.01, "prefilled": 0.002}
+    metrics = {
+        "thumbs": {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0},
+        "gpu": {"source": "tokens", "gpu_seconds_per_token": prices},
+        "decoding": {"source": "tokens", "kinds": ["decoded"], "gpu_seconds_per_token": prices},
+        "tokens": {"source": "tokens"},
+    }
+    log, random_ = Lines(), random.Random(5)
+    for number in range(400):
+        arm = random_.choice(["plain", "power"])
+        log.request(f"u{number}", arm, float(number), decoded=random_.randint(50, 150))
+    found = made(log.write(tmp_path), metrics=metrics, guardrails=[])
+    lines = show.text(found).splitlines()
+    told = {
+        line.split()[1]: " ".join(lines[n + 1 : n + 3]) for n, line in enumerate(lines) if " against " in line
+    }
+    for name in ("gpu:", "decoding:"):
+        assert "GPU seconds per request (estimated)" in " ".join(told[name].split())
+    assert "tokens per request" in told["tokens:"]
+    assert "per request" not in told["thumbs:"]
+    shown = " ".join(page.rendered(found).split())
+    for name in ("gpu", "decoding"):
+        assert f'<td>{name} <span class="quiet">GPU seconds per request (estimated)</span></td>' in shown
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ({"ok": 3, "running": 97}, "100%"),
+        ({"ok": 2, "fallback": 1, "error": 1, "lost": 1}, "60%"),
+        ({"running": 4}, "-"),
+        ({}, "-"),
+    ],
+    ids=str,
+)
+def test_the_share_that_was_answered(outcomes: dict[str, int], said: str) -> None:
+    """Requests that still run are no failures, and the default sampler's answer is one."""
+    arm = full_report().arms[0].model_copy(update={"outcomes": outcomes, "requests": sum(outcomes.values())})
+    assert wording.answered(arm) == said
+    assert f" {said} " in show.text(full_report().model_copy(update={"arms": (arm,)}))
 
 
 def test_shadows_are_told_apart_from_served_arms(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ class _Metric(BaseModel):
         """Whether it is a sum over a count, to be linearised by the ratio of past units."""
         return False
 
+    @property
+    def measured_in(self) -> str:
+        """The unit of a value, for people; empty for shares and for what people said."""
+        return ""
+
 
 class FeedbackMetric(_Metric):
     """What clients, or people, said about answers (POST /sglang_power/feedback).
@@ -109,7 +114,7 @@ class TokensMetric(_Metric):
 
     Args:
         kinds: which tokens.
-        gpu_seconds_per_token: kind -> measured price; the metric is then seconds, labelled "estimated".
+        gpu_seconds_per_token: kind -> measured price; the metric is then seconds, and called estimated.
     """
 
     source: Literal["tokens"] = "tokens"
@@ -134,6 +139,13 @@ class TokensMetric(_Metric):
     def is_ratio(self) -> bool:
         """See _Metric."""
         return True
+
+    @property
+    def measured_in(self) -> str:
+        """See _Metric."""
+        if self.gpu_seconds_per_token is None:
+            return "tokens per request"
+        return "GPU seconds per request (estimated)"
 
     @model_validator(mode="after")
     def _every_kind_has_a_price(self) -> Self:

@@ -156,6 +156,7 @@ class _Pair:
             control=self.control,
             role=metric.role,
             direction=metric.metric.direction,
+            measured_in=metric.metric.measured_in,
             threshold=metric.threshold,
             units=units,
             interval=interval,

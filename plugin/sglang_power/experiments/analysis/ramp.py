@@ -25,7 +25,7 @@ HOUR_S = 3600.0
 def next_state(report: Report, experiment: Experiment, state: State, now: float) -> State:
     """Where an experiment goes from here; the same state where it stays.
 
-    Rolled back, for good, when a guardrail of any arm is surely beyond its margin. On to the next phase when
+    Rolled back, for good, when a guardrail of any arm is broken (`verdict.beyond`). On to the next phase when
     the hours since the phase's first enrolment and the units whose window has closed are reached, every
     guardrail is surely within its margin, and units arrived as they were assigned.
 

@@ -53,8 +53,9 @@ class Effect(_Part):
         metric, arm, control: which.
         role: what it decides; "shown" metrics decide nothing.
         direction: which way is better.
+        measured_in: of estimate and bounds, e.g. "GPU seconds per request (estimated)"; empty for numbers.
         threshold: min_effect of the primary metric, margin of a guardrail.
-        units: in both arms together; of a switchback windows, and its interval is as of the path's last point.
+        units: in both arms together. A switchback's are windows, and its interval is that of the path's end.
         interval: see Interval.
         path: how the interval came about, thinned.
         carry_over_p: switchbacks only: p-value of "what a window measures does not depend on the arm of the
@@ -66,6 +67,7 @@ class Effect(_Part):
     control: str
     role: Literal["primary", "guardrail", "shown"]
     direction: Literal["higher", "lower"]
+    measured_in: str = ""
     threshold: float | None
     units: int
     interval: Interval
@@ -101,7 +103,7 @@ class ArmSummary(_Part):
         units, requests: enrolled within their windows, open ones included.
         outcomes: outcome -> requests; without a completion they are "lost", or "running" in open windows.
         tokens_per_request: kind -> mean over completed requests.
-        gpu_seconds_per_request: estimated, where a price was declared.
+        gpu_seconds_per_request: estimated by the first metric that declares prices; others are in `means`.
         e2e_s: "p50", "p95", "p99" -> seconds.
         means: metric -> mean over units whose window has closed; of ratio metrics the ratio.
     """

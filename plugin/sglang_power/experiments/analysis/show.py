@@ -94,7 +94,7 @@ def _parts(report: Report) -> Iterator[str]:
 
 def _arms(report: Report) -> Iterator[str]:
     yield from _table(
-        ["arm", "control", "weight", "units", "requests", "ended well", "p50 s", "p95 s", "p99 s"],
+        ["arm", "control", "weight", "units", "requests", "answered", "p50 s", "p95 s", "p99 s"],
         [_seen(arm) for arm in report.arms],
     )
     yield ""
@@ -117,14 +117,13 @@ def _arms(report: Report) -> Iterator[str]:
 
 
 def _seen(arm: ArmSummary) -> list[str]:
-    well = arm.outcomes.get("ok", 0) / arm.requests if arm.requests else None
     return [
         arm.name,
         arm.control or "",
         wording.percent(arm.weight / 10_000),
         f"{arm.units:,}",
         f"{arm.requests:,}",
-        "-" if well is None else wording.percent(well),
+        wording.answered(arm),
         *(wording.number(arm.e2e_s.get(name)) for name in ("p50", "p95", "p99")),
     ]
 

@@ -14,8 +14,8 @@ from sglang_power.experiments.analysis.results import Effect, Srm, Verdict
 from sglang_power.experiments.model import Experiment
 
 CARRY_OVER_P = 0.01
-"""Below it, windows of a switchback seem to depend on the window before. By chance it is at one in 100 looks of
-a metric and pair; looks are planned and few, since each needs twice the windows of the one before."""
+"""Below it, windows of a switchback seem to depend on the window before. By chance it is at one in 100 looks
+of a metric and pair; looks are planned and few, since each needs twice the windows of the one before."""
 
 
 def gain(effect: Effect) -> tuple[float, float]:
@@ -186,4 +186,6 @@ def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
 def _said(effect: Effect) -> str:
     """The estimate as people read it: arm minus control."""
     estimate = effect.interval.estimate
-    return "no estimate" if estimate is None else f"estimate {estimate:+.4g}"
+    if estimate is None:
+        return "no estimate"
+    return f"estimate {estimate:+.4g}{f' {effect.measured_in}' if effect.measured_in else ''}"

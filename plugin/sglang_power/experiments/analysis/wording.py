@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sglang_power.experiments.analysis.results import Effect, Report
+from sglang_power.experiments.analysis.results import ArmSummary, Effect, Report
+from sglang_power.experiments.analysis.units import SERVED
 from sglang_power.experiments.analysis.verdict import beyond, gain, within
 from sglang_power.visible import spelled
 
@@ -62,11 +63,23 @@ def moment(seconds: float | None) -> str:
 def difference(effect: Effect) -> str:
     """The estimate and its interval, or why there is none."""
     found = effect.interval
+    measured_in = f" {effect.measured_in}" if effect.measured_in else ""
     if found.changed:
-        return f"{signed(found.estimate)} so far, but {found.why_none}"
+        return f"{signed(found.estimate)}{measured_in} so far, but {found.why_none}"
     if found.low is None or found.high is None:
         return found.why_none or "no interval"
-    return f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}"
+    return f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}{measured_in}"
+
+
+def answered(arm: ArmSummary) -> str:
+    """Which share of an arm's requests that have ended, or were lost, got an answer."""
+    ended = arm.requests - arm.outcomes.get("running", 0)
+    return percent(sum(arm.outcomes.get(outcome, 0) for outcome in SERVED) / ended) if ended else "-"
+
+
+def measured_in(report: Report, metric: str) -> str:
+    """The unit of a metric, empty for plain numbers."""
+    return next((effect.measured_in for effect in report.effects if effect.metric == metric), "")
 
 
 def basis(effect: Effect) -> str:
