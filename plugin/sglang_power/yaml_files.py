@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from sglang_power.errors import ConfigError
 from sglang_power.fields import CONFLICT
@@ -34,6 +34,17 @@ class YamlFile:
     path: Path
     root: yaml.Node | None
     values: Any
+
+    def json(self) -> bytes:
+        """The same as JSON: strict models take a list for a tuple only from there.
+
+        Raises:
+            ConfigError: a value that JSON cannot say: bytes, half of a surrogate pair, deep nesting.
+        """
+        try:
+            return to_json(self.values, inf_nan_mode="constants")
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
 
     def at(self, loc: Loc, problem: str) -> ConfigError:
         """The error that points at a value, or at the deepest part of its way that the file has."""
@@ -64,6 +75,8 @@ def read_yaml(path: Path) -> YamlFile:
         values = None if root is None else loader.construct_document(root)
     except (OSError, ValueError, yaml.YAMLError) as error:  # a date of month 13 is a ValueError
         raise ConfigError(f"{path}: {error}") from error
+    except (AttributeError, LookupError, RecursionError) as error:  # PyYAML's, of tags that do not fit
+        raise ConfigError(f"{path}: cannot be read as YAML ({error!r})") from error
     return file if values is None else YamlFile(path, root, values)
 
 

@@ -185,6 +185,7 @@ BAD_EDITS: list[tuple[Edit, str]] = [
     (lambda folder: write(folder, alpha=2.0), "'alpha'"),
     (lambda folder: (folder / "exp.yaml").write_text("name: ["), r"exp\.yaml"),
     (lambda folder: (folder / "exp.yaml").write_bytes(b"\xff"), r"exp\.yaml"),
+    (lambda folder: (folder / "exp.yaml").write_text(r'owner: "\ud83d"'), "surrogates not allowed"),
     (lambda folder: write(folder, "exp", name="other"), "'other' is also the name"),
     (lambda folder: write(folder, "second"), "'exp' is also the name"),
 ]

@@ -123,7 +123,12 @@ def test_mistakes_name_file_line_and_field(
     assert says in message
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "word\n", "a: [\n", "a: &a [*a]\n", "at: 2026-13-45\n"])
+NO_EXPERIMENT = ["", "- a\n", "word\n", "a: [\n", "a: &a [*a]\n", "at: 2026-13-45\n"]
+NO_YAML = ["a: !!bool x\n", "a: !!timestamp x\n", "a: !!int ''\n", "a: " + "[" * 2000 + "]" * 2000]
+NO_JSON = ['owner: "\\ud83d\\ude00"\n', '"\\ud83d": 1\n', "a: !!binary //79\n", "a: " + "[" * 300 + "]" * 300]
+
+
+@pytest.mark.parametrize("text", [*NO_EXPERIMENT, *NO_YAML, *NO_JSON], ids=lambda text: text[:20])
 def test_what_is_no_experiment_at_all(tmp_path: Path, text: str) -> None:
     path = tmp_path / "exp.yaml"
     path.write_text(text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang_power.experiments.catalogue import Catalogue
 from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.serving.config import ServerConfig
+from sglang_power.sglang_host import experiment_desk
 from sglang_power.sglang_host.experiment_desk import Desk
 
 EXPERIMENT = {
@@ -39,6 +43,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return Desk(manager, ServerConfig(), settings)
 
 
+REQUEST = SimpleNamespace(url=SimpleNamespace(path="/generate"), headers={})
+
+
 @pytest.mark.parametrize(
     ("params", "limit"),
     [
@@ -50,7 +57,31 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 )
 async def test_how_much_a_request_may_generate(desk: Desk, params: Any, limit: int | None) -> None:
     """128 is SGLang's own default; None is what OpenAI's chat route makes of no max_tokens."""
-    request = SimpleNamespace(url=SimpleNamespace(path="/generate"), headers={})
-    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), request, {})
+    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, {})
     assert facts is not None
     assert facts.max_new_tokens == limit
+
+
+async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, again, told = [], asyncio.Event(), Mock()
+
+    async def watch(catalogue: Catalogue, _on_reload: object, stop: asyncio.Event) -> None:
+        begun.append(catalogue)
+        if len(begun) == 1:
+            raise RuntimeError("nobody thought of it")
+        again.set()
+        await stop.wait()
+
+    monkeypatch.setattr(experiment_desk, "watch", watch)
+    monkeypatch.setattr(experiment_desk, "WATCH_AGAIN_S", 0.0)
+    monkeypatch.setattr(desk.counters, "reload_problems", told)
+    for _ in range(2):
+        assert desk.facts_of(GenerateReqInput(text="hi"), REQUEST, {}) is not None
+    async with asyncio.timeout(20):
+        await again.wait()
+    assert begun[0] is begun[1]
+    assert len(begun) == 2
+    assert "nobody thought of it" in caplog.text
+    told.assert_called_with(1)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.model import Arm, Experiment, Namespace
@@ -161,8 +160,7 @@ class _File:
 def _read(path: Path, check: Check) -> _File:
     file = read_yaml(path)
     try:
-        # JSON, since strict models take a list for a tuple only from there.
-        experiment = Experiment.model_validate_json(to_json(file.values, inf_nan_mode="constants"))
+        experiment = Experiment.model_validate_json(file.json())
     except ValidationError as error:
         raise file.refused(error) from error
     for i, arm in enumerate(experiment.arms):
