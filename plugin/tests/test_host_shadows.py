@@ -95,6 +95,17 @@ def test_where_a_shadow_is_accepted_sglang_puts_users_first(
         check_shadow(arm, Shadow(tokens_per_hour=1, priority=nearest - sign), server_args)
 
 
+async def test_what_one_experiment_spends_is_not_anothers() -> None:
+    """Each may decode one token in the hour: its first shadow runs, and decodes five."""
+    desk = ShadowDesk()
+    for name in ("a", "a", "b", "a", "b"):
+        each = experiment(name=name, shadows=(NONE,), shadow={"tokens_per_hour": 1})
+        await drained(desk, run_of(desk, Sglang(), each=each))
+        await desk.settle()
+    assert [line.experiment for line in desk.lines] == ["a", "a", "b", "a", "b"]
+    assert [line.experiment for line in desk.shadow_lines] == ["a", "b"]
+
+
 async def test_the_default_answers_the_request_as_it_came() -> None:
     sglang = Sglang(HTTPException(503, "full"))
     desk, response = await served(

@@ -1,7 +1,8 @@
 """Arms that run after the response of another arm, and are never served: logged pairwise. Tokenizer process.
 
-They run one after the other, behind all users, start only while the hour's token budget lasts, and only
-after answers that ended well. What waits is bounded; a request whose shadow finds no place has none.
+They run one after the other, behind all users, start only while their experiment's token budget of the hour
+lasts, and only after answers that ended well. What waits is bounded; a request whose shadow finds no place
+has none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import logging
 import time
 import uuid
+from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -88,7 +90,7 @@ class Shadows:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
-        self._hour, self._spent = 0.0, 0
+        self._hour, self._spent = 0.0, Counter[str]()
 
     def start(self, desk: Desk, host: Host, body: Fields | None, served: Served) -> None:
         """Have every shadow arm of an experiment answer a request that was served.
@@ -116,7 +118,7 @@ class Shadows:
                 desk, replace(host, obj=copied, original=original, request=None), body, arm
             )
             tokens = meter.tokens
-            self._spent += tokens.decoded
+            self._spent[experiment.name] += tokens.decoded
         text = "".join(answer.get("text") or "" for answer in answers) if outcome == "ok" else None
         line = ShadowRun(
             at=time.time(),
@@ -135,8 +137,8 @@ class Shadows:
         assert experiment.shadow is not None
         hour = time.monotonic() // HOUR_S
         if hour != self._hour:
-            self._hour, self._spent = hour, 0
-        return self._spent < experiment.shadow.tokens_per_hour
+            self._hour, self._spent = hour, Counter()
+        return self._spent[experiment.name] < experiment.shadow.tokens_per_hour
 
 
 def _copied(obj: Any, experiment: Experiment) -> Any:
