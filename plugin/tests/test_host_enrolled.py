@@ -21,6 +21,7 @@ from enrolled_runs import (
     run_of,
 )
 from fastapi import HTTPException
+from sglang_power.errors import RewardError, UnsupportedError
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -116,8 +117,19 @@ async def test_an_answer_that_never_finishes_is_an_error() -> None:
     assert [(line.outcome, line.reason) for line in desk.lines] == [("error", "no answer was finished")]
 
 
-@pytest.mark.parametrize("failure", [HTTPException(502, "reward"), answer("", BROKEN)])
-async def test_the_default_answers_for_an_arm_that_fails(failure: Any) -> None:
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (HTTPException(502, "reward"), "HTTPException"),
+        (answer("", BROKEN), "HTTPException"),
+        (RewardError("r", "no score", "Look at it"), "RewardError"),
+        (UnsupportedError("max_total_tokens", 9, "too few", "Raise it"), "UnsupportedError"),
+        (ValueError("The child is longer than the context"), "ValueError"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_default_answers_for_an_arm_that_fails(failure: Any, reason: str, stream: bool) -> None:
+    """Also for one that only finds out as it runs that it cannot serve the request."""
     desk, calls = Desk(), []
 
     async def original(*_: object) -> AsyncIterator[Any]:
@@ -129,9 +141,27 @@ async def test_the_default_answers_for_an_arm_that_fails(failure: Any) -> None:
         else:
             yield failure
 
-    (response,) = await drained(desk, run_of(desk, original, on_error="default_sampler"))
+    (response,) = await drained(desk, run_of(desk, original, stream=stream, on_error="default_sampler"))
     assert response["text"] == "default"
-    assert [(line.outcome, line.reason) for line in desk.lines] == [("fallback", "HTTPException")]
+    assert [(line.outcome, line.reason) for line in desk.lines] == [("fallback", reason)]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("too long for the model"), UnsupportedError("n", 9, "no", "Less")]
+)
+async def test_what_the_default_refuses_as_well_is_the_clients_fault(error: Exception) -> None:
+    desk = Desk()
+    with pytest.raises(ValueError, match=str(error)):
+        await drained(desk, run_of(desk, replay(error), on_error="default_sampler"))
+    assert [(line.outcome, line.reason) for line in desk.lines] == [("error", type(error).__name__)]
+
+
+async def test_nobody_answers_a_client_that_has_gone() -> None:
+    desk, sglang = Desk(), Sglang(ValueError("Request 1 is disconnected from the client side"))
+    with pytest.raises(ValueError, match="disconnected"):
+        await drained(desk, run_of(desk, sglang, sampler=POLICY, on_error="default_sampler"))
+    assert [line.outcome for line in desk.lines] == ["disconnect"]
+    assert len(sglang.asked) == 1
 
 
 @pytest.mark.parametrize("n", [1, 2])

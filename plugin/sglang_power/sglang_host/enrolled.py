@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from sglang_power.errors import PowerError, RequestError
+from sglang_power.errors import PowerError
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.feedback import exposure_id
 from sglang_power.experiments.records import Completion, Outcome
@@ -100,7 +100,11 @@ class EnrolledRun:
             self._complete("error", "no answer was finished")
 
     async def _served(self) -> AsyncIterator[Any]:
-        """The arm's own responses; those of the server's default where it fails before the first of them."""
+        """The arm's own responses; those of the server's default where it fails before the first of them.
+
+        Its refusals are failures, too, since the client named no sampler: what is the client's own fault, the
+        default refuses as well.
+        """
         started = False
         try:
             async with aclosing(respond(self._host, [self._plan])) as source:  # type: ignore[type-var]
@@ -110,8 +114,8 @@ class EnrolledRun:
                     started = started or _says_something(response)
                     yield response
                 return
-        except (PowerError, HTTPException) as error:
-            if started or isinstance(error, RequestError) or not self._may_fall_back:
+        except (PowerError, HTTPException, ValueError) as error:
+            if started or GONE in str(error) or not self._may_fall_back:
                 raise
             self._fallback = type(error).__name__
         self._restore()
