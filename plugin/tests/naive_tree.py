@@ -168,7 +168,21 @@ class Deaf(TabularEngine):
 
 
 class Overshooting(TabularEngine):
-    """Stops a token late, as a server under overlap scheduling does, and says what that cost."""
+    """Stops a token late, and hands that token over."""
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        one = await super().generate(call)
+        if not one.cut_short:
+            return one
+        so_far = call.prefix + one.tokens.ids
+        late = ContinuationCall(so_far, len(so_far) + 1, call.law, call.seed)
+        more = await super().generate(late)
+        cut_short = not more.finished and late.horizon < call.horizon
+        return Continuation(one.tokens + more.tokens, more.finished, cut_short, one.usage + more.usage)
+
+
+class Trimming(TabularEngine):
+    """Stops a token late, as a server under overlap scheduling does, trims it, and says what that cost."""
 
     async def generate(self, call: ContinuationCall) -> Continuation:
         one = await super().generate(call)
@@ -187,7 +201,7 @@ class Impatient(TabularEngine):
         return dataclasses.replace(one, cut_short=early)
 
 
-class Ledger(Overshooting):
+class Ledger(Trimming):
     """Adds up what it answers."""
 
     total = Usage()

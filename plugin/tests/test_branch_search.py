@@ -21,6 +21,7 @@ from naive_tree import (
     L,
     Ledger,
     Overshooting,
+    Trimming,
     config,
     leaves,
     model,
@@ -80,11 +81,51 @@ async def test_drawn_branches_repeat_and_depend_on_the_seed(policy: Any) -> None
 
 @pytest.mark.parametrize("engine", [Deaf, Overshooting, Impatient])
 @pytest.mark.parametrize("policy", ["tree", "lookahead", "beam"])
+@pytest.mark.parametrize("lookahead", [16, 2], ids=["whole rollouts", "short rollouts"])
 @pytest.mark.parametrize("trigger", [("entropy", H), ("quantile", 0.6)])
-async def test_only_rows_decide(engine: type[TabularEngine], policy: Any, trigger: tuple[str, float]) -> None:
-    conf = config(trigger=trigger[0], thresholds=(trigger[1],), policy=policy, max_depth=4, max_branches=40)
+async def test_only_rows_decide(
+    engine: type[TabularEngine], policy: Any, trigger: tuple[str, float], lookahead: int
+) -> None:
+    name, threshold = trigger
+    caps = {"max_depth": 4, "max_branches": 40, "lookahead": lookahead}
+    conf = config(trigger=name, thresholds=(threshold,), policy=policy, **caps)
     for seed in SEEDS:
         assert await leaves(seed, conf, engine(model(seed))) == await leaves(seed, conf)
+
+
+# --- what scores are asked about ------------------------------------------------------------------------
+
+
+class Recorded:
+    """A reward that prefers long answers and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Prefix, set[bool]] = {}
+
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float:
+        self.seen.setdefault(tuple(ids), set()).add(finished)
+        return float(len(ids))
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("lookahead", [16, 2], ids=["whole rollouts", "short rollouts"])
+@pytest.mark.parametrize("engine", [TabularEngine, Overshooting])
+async def test_a_look_ahead_is_scored_as_ended_where_it_has(
+    engine: type[TabularEngine], lookahead: int
+) -> None:
+    reward = Recorded()
+    ended = {}
+    for seed in SEEDS:
+        table, reward.seen = model(seed), {}
+        scores = Scores("reward", LastDigit(), reward=reward)
+        conf = config(max_depth=4, lookahead=lookahead)
+        await BranchSearch(engine(table), conf, Key(seed), scores, Budget(100_000)).run()
+        assert reward.seen == {ids: {table.ends(ids)} for ids in reward.seen}
+        ended |= {(seed, ids): flags for ids, flags in reward.seen.items()}
+    assert {True} in ended.values()
+    assert {False} in ended.values()
 
 
 # --- costs, budgets, ends -------------------------------------------------------------------------------
@@ -115,16 +156,17 @@ async def test_the_budget_is_never_overdrawn(
     policy: Any, drawn: bool, seed: int, cap: int, k: int, lookahead: int
 ) -> None:
     conf = config(policy=policy, drawn=drawn, k=k, lookahead=lookahead)
-    run = search(seed, conf, Overshooting(model(seed)), max_total_tokens=cap)
-    found = await run.run()
-    assert run.usage.decoded <= cap
-    assert all(leaf.finished or len(leaf.tokens) == L for leaf in found)
+    for engine in (Trimming, Overshooting):
+        run = search(seed, conf, engine(model(seed)), max_total_tokens=cap)
+        found = await run.run()
+        assert run.usage.decoded <= cap
+        assert all(leaf.finished or len(leaf.tokens) == L for leaf in found)
 
 
 async def test_a_larger_budget_opens_more_branches() -> None:
     opened = []
     for cap in (L, 60, 100_000):
-        run = search(1, config(policy="tree"), Overshooting(model(1)), max_total_tokens=cap)
+        run = search(1, config(policy="tree"), Trimming(model(1)), max_total_tokens=cap)
         await run.run()
         opened.append(run.opened)
     assert opened[0] == 0

@@ -195,11 +195,7 @@ class BranchSearch:
         """The best of the branches, rolled out."""
         horizon = branching.rollout_horizon(self._config, fork)
         rolled = await self._together([self._roll_out(path, horizon) for path in group])
-        behind = [path.tokens.after(fork.position) for path in rolled]
-        pieces = [
-            Piece(path.tokens.ids, float(tail.log_p.sum()), len(tail))
-            for path, tail in zip(rolled, behind, strict=True)
-        ]
+        pieces = [_stretch(path, fork.position, horizon) for path in rolled]
         return (await self._best(rolled, pieces, 1))[0]
 
     async def _roll_out(self, path: Path, horizon: int) -> tuple[Path, Usage]:
@@ -258,5 +254,12 @@ def _piece(path: Path, length: int) -> Piece:
     """The first tokens of a path, as a beam compares them; its branch's own may not be generated yet."""
     if path.first is not None:
         return Piece((*path.tokens.ids, path.first.token), path.log_p, len(path))
-    tokens = path.tokens.first(length)
-    return Piece(tokens.ids, float(tokens.log_p.sum()), length)
+    return _stretch(path, 0, length)
+
+
+def _stretch(path: Path, start: int, end: int) -> Piece:
+    """A path up to `end`, where it is that long, compared by its tokens from `start` on."""
+    tokens = path.tokens.first(end)
+    compared = tokens.after(start)
+    finished = path.finished and len(tokens) == len(path.tokens)
+    return Piece(tokens.ids, float(compared.log_p.sum()), len(compared), finished)

@@ -43,11 +43,13 @@ class Piece:
         ids: of its whole path.
         log_p: of what is compared, nats.
         length: tokens of what is compared, >= 1.
+        finished: its path ends with a stop.
     """
 
     ids: tuple[int, ...]
     log_p: float
     length: int
+    finished: bool = False
 
 
 class Scores:
@@ -84,7 +86,7 @@ class Scores:
 
     async def piece(self, one: Piece) -> tuple[float | None, Usage]:
         """The score of a branch; its mean log p where the score speaks of whole answers only."""
-        return await self._score(one.ids, False, one.log_p, one.length)
+        return await self._score(one.ids, one.finished, one.log_p, one.length)
 
     @property
     def notes(self) -> dict[str, Any]:
