@@ -5,11 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sglang_power.frontend as sp
 from scripted_program import session_with
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.frontend import branching
 
 VOCABULARY = 257
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("refine", {"refine": {"sampler": "power", "steps": 4}}),
+        ("return_tree", {"return_tree": False}),
+        ("max_depth", {"max_depth": 2}),
+        ("sampler", {"sampler": "cot"}),
+        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": -3}),
+        ("max_tokens", {"max_tokens": "8"}),
+        ("branch_k", {"branch_k": 1}),
+        ("threshold", {"threshold": "high"}),
+        ("seed", {"seed": -1}),
+    ],
+)
+def test_a_trigger_takes_what_it_is_documented_to_take(field: str, arguments: dict[str, Any]) -> None:
+    nobody: Any = None
+    with pytest.raises(RequestError) as caught:
+        sp.branch(nobody, trigger="entropy", **arguments)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("arguments", [{"max_tokens": 8}, {"threshold": 2.0}])
+def test_without_a_trigger_there_is_nothing_to_search_for(arguments: dict[str, Any]) -> None:
+    nobody: Any = None
+    with pytest.raises(RequestError, match="needs a trigger") as caught:
+        sp.branch(nobody, 2, **arguments)
+    assert caught.value.field in arguments
 
 
 def refused_above_the_vocabulary(body: dict[str, Any]) -> Any:

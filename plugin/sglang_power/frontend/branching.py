@@ -16,7 +16,7 @@ from sglang_power.frontend.group import Group
 from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.rendering import Reason, Tail, shown
 from sglang_power.frontend.session import Session, check_sampler
-from sglang_power.frontend.settings import BranchSettings, parsed
+from sglang_power.frontend.settings import BranchSettings, TriggerSettings, parsed
 from sglang_power.request import parse_request
 
 FORCED = 1.0e6
@@ -49,9 +49,7 @@ def branch(
         s: the program, which has to wait until `select` merges a branch back.
         n, names, first_tokens, trigger: exactly one; see `BranchSettings`. A trigger that never fires gives
             one branch, which holds all that was generated.
-        max_tokens: with a trigger, how far to generate for it; the program's default where absent.
-        parameters: with a trigger, further ones of the sampler "branch": threshold, branch_k,
-            continuation_policy, seed.
+        max_tokens, parameters: with a trigger; see `TriggerSettings`.
 
     Returns:
         The branches. The first generation of one with a lead begins with its lead: the variable holds it,
@@ -66,7 +64,8 @@ def branch(
     if trigger is None and (max_tokens is not None or parameters):
         given = parameters or {"max_tokens": max_tokens}
         raise RequestError(next(iter(given)), next(iter(given.values())), "needs a trigger", "Leave it out")
-    values = {**TRUNK, **parameters, "trigger": trigger}
+    search = parsed(TriggerSettings, {"max_tokens": max_tokens, **parameters})
+    values = {**search.named, **TRUNK, "trigger": trigger}
     if trigger is not None:
         parse_request(values)
     if is_tracer(s):
@@ -76,7 +75,7 @@ def branch(
     if settings.first_tokens is not None:
         leads = _first_tokens(session, settings.first_tokens, stops)
     elif trigger is not None:
-        horizon = max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
+        horizon = search.max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
         leads = _at_trigger(session, values, horizon, stops)
     else:
         chosen = settings.names or [str(number) for number in range(settings.n or 0)]

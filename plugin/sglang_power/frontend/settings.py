@@ -62,6 +62,28 @@ class BranchSettings(BaseModel):
         return self
 
 
+class TriggerSettings(BaseModel):
+    """How far to generate for a trigger, and what it forks into.
+
+    Args:
+        max_tokens: to generate; the program's default where absent.
+        threshold, branch_k, continuation_policy, seed: of the sampler "branch", whose request validates them.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_tokens: Positive | None = None
+    threshold: Any = None
+    branch_k: Any = None
+    continuation_policy: Any = None
+    seed: Any = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What the sampler is asked for."""
+        return self.model_dump(exclude={"max_tokens"}, exclude_none=True)
+
+
 class SelectSettings(BaseModel):
     """How a branch is chosen.
 
