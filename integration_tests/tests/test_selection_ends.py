@@ -87,4 +87,5 @@ def test_a_deadline_ends_a_reward_that_never_comes(pivot_server: Server) -> None
     done, late = map(power_of, answers)
     assert (done["stopped_by"], done["paths"][0]["score"]) == ("completed", 0.0)
     assert (late["stopped_by"], late["paths"][0]["score"]) == ("deadline_ms", None)
+    assert late["chosen"] == {"index": 0, "reason": "no_score"}
     quiet(pivot_server)

@@ -128,7 +128,7 @@ def rewarded(of: dict[str, float | None]) -> Scores:
     return Scores("reward", LastDigit(), reward=stub)
 
 
-async def test_a_leaf_without_a_reward_loses_and_all_without_one_give_the_first() -> None:
+async def test_a_leaf_without_a_reward_loses_and_all_without_one_give_the_likeliest() -> None:
     texts = [one.text for one in (await chosen(model(1))).candidates]
     assert len(set(texts)) == len(texts) >= 3
     some = await chosen(model(1), scores=rewarded({texts[1]: -5.0, texts[2]: -6.0}))
@@ -136,7 +136,9 @@ async def test_a_leaf_without_a_reward_loses_and_all_without_one_give_the_first(
     assert some.scores == (None, -5.0, -6.0, *[None] * (len(texts) - 3))
     assert some.notes["reward"] == {"calls": len(texts)}
     none = await chosen(model(1), scores=rewarded({}))
-    assert (none.chosen, none.reason) == (0, "no_answer")
+    means = [one.mean_log_p for one in none.candidates]
+    assert (none.chosen, none.reason) == (means.index(max(means)), "no_score")
+    assert means.index(max(means)) > 0, "control: the first one is another"
 
 
 # --- votes --------------------------------------------------------------------------------------------

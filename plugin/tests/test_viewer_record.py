@@ -248,6 +248,7 @@ WINNERS: dict[str, tuple[Edit, str]] = {
     ),
     "tie": (_power(lambda p: p["chosen"].update(reason="tie")), "a random draw decided"),
     "no answer": (_power(lambda p: p["chosen"].update(reason="no_answer")), "the first one was returned"),
+    "no score": (_power(lambda p: p["chosen"].update(reason="no_score")), "No finished answer got a score"),
     "max": (_power(lambda p: p["params"].update(select="max")), "the model was most decided"),
     "a score": (
         _power(lambda p: [p["chosen"].update(reason="reward"), p.update(classes=[])]),

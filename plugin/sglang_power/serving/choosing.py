@@ -5,6 +5,7 @@ What finding the candidates cost, and what ended the run, is added by whoever fo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from sglang_power.algorithms.cot import most_confident
 from sglang_power.answers import Choice, Relation, build_classes, choose, choose_by_delta
 from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key
+from sglang_power.serving.evaluation import added_notes
 from sglang_power.serving.scoring import Scores
 from sglang_power.serving.selection import Candidate, Selection, class_notes, reported_classes
 from sglang_power.serving.tasks import gather_or_cancel
@@ -23,14 +25,16 @@ from sglang_power.types import FloatArray, in_parallel
 async def by_score(candidates: Sequence[Candidate], scores: Scores) -> Selection:
     """The candidate of highest score, the first of equal ones.
 
-    Where none has a score, the one of highest mean log p; without any answer in them, the first.
+    Where none has a score, the one of highest mean log p ("no_score"); a confidence is missing where there is
+    no answer, and then it is the first ("no_answer").
     """
     scored = await gather_or_cancel([scores.whole(one) for one in candidates])
     values = [value for value, _ in scored]
     chosen, reason = _highest(values), str(scores.name)
-    if chosen is None:
-        likeliest = _highest([one.mean_log_p for one in candidates])
-        chosen, reason = 0 if scores.name == "confidence" else likeliest or 0, "no_answer"
+    if chosen is None and scores.name == "confidence":
+        chosen, reason = 0, "no_answer"
+    elif chosen is None:
+        chosen, reason = _highest([one.mean_log_p for one in candidates]) or 0, "no_score"
     return Selection(
         candidates=tuple(candidates),
         chosen=chosen,
@@ -103,6 +107,23 @@ async def by_confidence(
         classes=tuple(reported_classes(classes, choice.totals)),
         comparisons=classes.comparisons,
         notes=class_notes(classes),
+    )
+
+
+async def with_classes(selection: Selection, relation: Relation) -> Selection:
+    """A selection by score with the classes of equal answers among its candidates.
+
+    They have no part in the choice. The weight of a class is its share of the candidates with an answer.
+    """
+    classes = await build_classes([one.value for one in selection.candidates], relation)
+    sizes = [len(one.members) if one.value is not None else 0 for one in classes.classes]
+    weights = [size / max(sum(sizes), 1) for size in sizes]
+    return dataclasses.replace(
+        selection,
+        usage=selection.usage + classes.usage,
+        classes=tuple(reported_classes(classes, weights)),
+        comparisons=classes.comparisons,
+        notes=added_notes(selection.notes, class_notes(classes)),
     )
 
 

@@ -24,3 +24,11 @@ def judge_notes(usage: Usage) -> dict[str, Any]:
         return {}
     tokens = {"decoded_tokens": usage.decoded, "prefilled_tokens": usage.prefilled}
     return {"judge": {"calls": usage.children, **tokens}}
+
+
+def added_notes(notes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Two lots of the report's entries as one; what the judge cost is added up."""
+    both = {**notes, **more}
+    if "judge" in notes and "judge" in more:
+        both["judge"] = {name: count + more["judge"][name] for name, count in notes["judge"].items()}
+    return both

@@ -124,6 +124,8 @@ def why(tree: Tree, record: TraceRecord) -> str:
     """Why the answer that was returned won."""
     if tree.reason == "no_answer":
         return "No path contained an answer of the kind that was asked for, so the first one was returned."
+    if tree.reason == "no_score":
+        return "No finished answer got a score, so the one that the model found likeliest was returned."
     if tree.reason in ("largest", "tie") and tree.classes:
         if record.sampler == "cot" and record.params.get("select") == "max":
             return "The path about whose answer the model was most decided was returned."
