@@ -42,6 +42,20 @@ def test_the_match_of_a_stop_pattern_stays(drawn: list[int], pattern: str) -> No
     assert session.ledger.ids == (BOS, *b"x", *drawn)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_segment_that_begins_inside_a_character_is_refined_as_such(times: int) -> None:
+    parts = [[0xE2], [0x82], [0xAC, *b"d"], *[[0xAC, *b"z"]] * times]
+    session, _ = session_with(*map(answer, parts))
+    s = Program("x")
+    for name in "abc":
+        generate(session, s, name)
+    for _ in range(times):
+        assert session.withdraw(s, "c").ids[:1] == (0xAC,)
+        assert s.text_ == session.ledger.text == text_of(session.ledger.ids)
+        assert generate(session, s, "c") == "€z"
+    assert s.text_ == session.ledger.text == "x€z" == text_of(session.ledger.ids)
+
+
 @pytest.mark.parametrize(
     ("rest", "reason", "text"),
     [

@@ -27,6 +27,7 @@ class Draw:
         exponent: the ids are a draw from p^exponent, normalised: 1 for plain sampling at temperature 1, alpha
             for power sampling; None for any other law.
         settings: SGLang's sampling parameters of the request, for whoever goes on with the segment.
+        taken: the end of the text in front, U+FFFD, which the segment shows as a whole character instead.
         lead: the beginning of the segment that is generated next, which takes it up.
         reason: why a lead ends its segment, as SGLang's finish_reason; None where the segment goes on.
     """
@@ -36,6 +37,7 @@ class Draw:
     text: str
     exponent: float | None = None
     settings: Any = None
+    taken: str = ""
     lead: bool = False
     reason: Mapping[str, Any] | None = None
 
@@ -102,6 +104,13 @@ class Ledger:
         """Remove the lead at the end, for the segment that begins with it; an empty piece where none is."""
         draw = self.last_draw()
         return self.pieces.pop() if draw is not None and draw.lead else Piece("", ())
+
+    def withdraw(self, draw: Draw) -> None:
+        """Remove the generated segment at the very end, and give back what it took from the one in front."""
+        self.pieces.pop()
+        if draw.taken:
+            last = self.pieces[-1]
+            self.pieces[-1] = replace(last, text=last.text + draw.taken)
 
     def split_character(self) -> tuple[tuple[int, ...], str, int]:
         """Where the text ends inside a character of a generated segment, take its replacement back.

@@ -31,6 +31,11 @@ class Tail:
     text: str = ""
     kept: int = 0
 
+    @property
+    def cut(self) -> str:
+        """The characters that do not stay."""
+        return self.text[self.kept :]
+
 
 def text_of(client: Client, tail: Tail, drawn: Sequence[int], reason: Reason | None) -> str:
     """The text that a segment shows.

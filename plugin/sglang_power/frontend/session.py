@@ -163,8 +163,8 @@ class Session:
         rest, draw = self.ledger.missing(s.text_), self.ledger.last_draw()
         if draw is None or draw.name != name or self.ledger.pieces[-1].text + rest != draw.text:
             raise RequestError("name", name, "not what was generated last", "Refine right after generating")
-        self.ledger.pieces.pop()
-        s.text_ = s.text_[: len(s.text_) - len(draw.text)]
+        self.ledger.withdraw(draw)
+        s.text_ = s.text_[: len(s.text_) - len(draw.text)] + draw.taken
         return draw
 
     def generate(self, s: Executor, sampling_params: Any) -> tuple[str, dict[str, Any]]:
@@ -239,7 +239,7 @@ class Session:
         """What the next segment writes anew: characters that are not complete, and its lead."""
         lead = self.ledger.take_lead()
         tail = Tail(*self.ledger.split_character())
-        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(tail.text) + tail.kept]
+        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(tail.cut)]
         return tail, lead
 
     def _answered(self, call: Call) -> tuple[str, dict[str, Any]]:
@@ -271,7 +271,8 @@ class Session:
 
     def _keep(self, call: Call, end: End, text: str, exponent: float | None) -> None:
         ids, held = shown(self.client, call.tail, end.drawn, text, end.reason)
-        self.ledger.append(Piece(held, ids, Draw(call.asked.name, end.drawn, text, exponent, call.settings)))
+        draw = Draw(call.asked.name, end.drawn, text, exponent, call.settings, call.tail.cut)
+        self.ledger.append(Piece(held, ids, draw))
 
     def _text(self, call: Call, answer: Answer) -> str:
         """The text of an answer, with its lead's; decoded together where a character spans the border."""
