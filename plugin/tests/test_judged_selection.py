@@ -20,6 +20,7 @@ from sglang_power.serving.samples import BestOf, Samples, Vote
 from sglang_power.serving.scoring import Score, Scores
 from sglang_power.serving.selection import ReadAnswer, Reading, Selection
 from sglang_power.types import ProposalLaw, Tokens, Usage
+from test_selection import SAMPLING
 
 HORIZON = 5
 MODEL = TabularModel.random(11, vocab=6, horizon=HORIZON, concentration=2.0)
@@ -84,6 +85,7 @@ def reported(sampler: str, selection: Selection) -> dict[str, Any]:
         selection,
         seed=4,
         horizon=HORIZON,
+        sampling=SAMPLING,
         neutralised=[],
         prompt_usage=Usage(),
         weight_version=None,

@@ -35,6 +35,7 @@ from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 L = 4
 MODEL = TabularModel.random(11, vocab=3, horizon=L, concentration=0.7)
 EXACT = equivalence("exact")
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.0}
 
 
 class LastDigit:
@@ -305,6 +306,7 @@ async def test_the_report_shows_every_path_and_what_it_cost() -> None:
         dataclasses.replace(selection, notes={"ess": 2.0}),
         seed=9,
         horizon=L,
+        sampling=SAMPLING,
         neutralised=[],
         prompt_usage=Usage(prefilled=7, children=1),
         weight_version="v",
@@ -312,5 +314,5 @@ async def test_the_report_shows_every_path_and_what_it_cost() -> None:
     assert len(report["paths"]) == len(selection.candidates)
     assert report["paths"][report["chosen"]["index"]]["text"] == selection.best.text
     assert report["prefilled_tokens"] == selection.usage.prefilled + 7
-    assert report["params"]["k"] == 3
+    assert (report["params"]["k"], report["params"]["temperature"]) == (3, 0.7)
     assert (report["law"], report["ess"], report["stopped_by"]) == ("selection", 2.0, "completed")

@@ -18,7 +18,7 @@ from sglang_power.types import Usage
 from sglang_power.viewer import record_of
 from sglang_power.viewer.record import Chain, Node, Tree
 from test_branch_choice import EXACT, chosen
-from test_selection import cot
+from test_selection import SAMPLING, cot
 
 COMMON: dict[str, Any] = {"seed": 5, "neutralised": [], "prompt_usage": Usage(), "weight_version": None}
 
@@ -50,7 +50,7 @@ async def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
 
 
 def tree_of(request: SelectingRequest, selection: Selection) -> Tree:
-    report = selection_report(request, selection, horizon=9, **COMMON)
+    report = selection_report(request, selection, horizon=9, sampling=SAMPLING, **COMMON)
     tree = record_of({"text": selection.best.text, "meta_info": {"power": report}}).run
     assert isinstance(tree, Tree)
     return tree

@@ -1,7 +1,7 @@
 """Every equivalence by its name: the built-in ones and those of the group `sglang_power.equivalences`.
 
 An entry point's name is the equivalence's; it loads a callable (a, b) -> bool or `Verdict`, plain or
-asynchronous, or an object with `Relation.same`.
+asynchronous, or an object with `Relation.same` and, where it cannot read every answer, `Reads.unreadable`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import RewardName, SelectionRequest, check_reward
+from sglang_power.request.selection import SAMPLING, RewardName, SelectionRequest, check_reward
 from sglang_power.types import ProposalLaw
 
 Threshold = NonNegativeFloat | list[NonNegativeFloat]
@@ -146,6 +146,11 @@ class BranchRequest(SelectionRequest):
             min_gap=self.min_gap,
             law=law,
         )
+
+    @property
+    def sampling_fields(self) -> tuple[str, ...]:
+        """As `CotRequest`."""
+        return SAMPLING[:1] if self.continuation_policy is None else SAMPLING
 
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response; they can be sent again."""

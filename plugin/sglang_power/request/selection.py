@@ -26,6 +26,9 @@ EQUIVALENCE_OF: dict[str, str] = {"number": "number", "choice": "choice"}
 """How answers of a kind are compared where the request does not say; others by their normalised text."""
 
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+"""SGLang's own sampling parameters that say how a token is drawn."""
+
 RewardName = Annotated[str, Field(min_length=1)]
 
 
@@ -85,6 +88,11 @@ class SelectionRequest(BaseModel):
         """What raises their number."""
         return "n"
 
+    @property
+    def sampling_fields(self) -> tuple[str, ...]:
+        """SGLang's own sampling parameters that the response echoes beside this sampler's."""
+        return ()
+
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
         own = self.model_dump(exclude={"sampler", "seed", "base", "continuation_policy"})
@@ -135,6 +143,11 @@ class CotRequest(SelectionRequest):
         """What raises their number."""
         return "k"
 
+    @property
+    def sampling_fields(self) -> tuple[str, ...]:
+        """The temperature always; all of them where a policy continues, since they act around it only."""
+        return SAMPLING[:1] if self.continuation_policy is None else SAMPLING
+
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
         policy = self.continuation_policy
@@ -168,6 +181,11 @@ class SamplesRequest(SelectionRequest):
     def answers_field(self) -> str:
         """What raises their number."""
         return "samples"
+
+    @property
+    def sampling_fields(self) -> tuple[str, ...]:
+        """All of them; none where chains draw, which have parameters of their own."""
+        return () if isinstance(self.base, PowerRequest) else SAMPLING
 
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import sglang_power
@@ -186,14 +186,24 @@ def selection_report(
     name: str | None = None,
     seed: int,
     horizon: int,
+    sampling: Mapping[str, Any],
     neutralised: list[str],
     prompt_usage: Usage,
     weight_version: str | None,
 ) -> dict[str, Any]:
-    """`meta_info.power` of an answer that was chosen among several; every candidate is in `paths`."""
+    """`meta_info.power` of an answer that was chosen among several; every candidate is in `paths`.
+
+    Args:
+        request, selection: what was asked, and what came of it.
+        name: of the sampler that was asked for, where `request` stands for another.
+        horizon: L.
+        sampling: SGLang's own sampling parameters, of which those are echoed that may act.
+        seed, neutralised, prompt_usage, weight_version: as `power_report`.
+    """
+    params = {**request.echo(), **{field: sampling[field] for field in request.sampling_fields}}
     return {
         "sampler": request.sampler if name is None else name,
-        "params": {**request.echo(), "max_new_tokens": horizon, "neutralised": neutralised},
+        "params": {**params, "max_new_tokens": horizon, "neutralised": neutralised},
         "seed": seed,
         **_cost(selection.usage + prompt_usage),
         "law": "selection",

@@ -151,6 +151,12 @@ def _lift_truncation(values: Fields, named: Fields) -> None:
             _lift(values, key, value)
 
 
+def sampling_of(params: Mapping[str, Any]) -> Fields:
+    """SGLang's own temperature and truncation of a request, with the values of those that are absent."""
+    named = {key: params.get(key) for key in ("temperature", *TRUNCATION)}
+    return {key: _NEUTRAL[key] if value in (None, _TOP_K_ALL) else value for key, value in named.items()}
+
+
 def neutralised(params: Mapping[str, Any], named: Fields) -> list[str]:
     """Sampling fields that the model's generation config set and the client did not name."""
     return sorted(

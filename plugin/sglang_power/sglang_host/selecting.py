@@ -22,6 +22,7 @@ from sglang_power.rng import Key, Purpose
 from sglang_power.serving.branch import BranchSearch, Observer
 from sglang_power.serving.branch_choice import LeafChoice
 from sglang_power.serving.budgets import Budget
+from sglang_power.serving.choosing import with_classes
 from sglang_power.serving.config import Limits
 from sglang_power.serving.cot import Cot
 from sglang_power.serving.samples import BestOf, Samples, Vote
@@ -80,6 +81,8 @@ class Selector:
             ChainAbortedError: aborted before there was an answer to choose.
         """
         selection = await self._selected(observer)
+        if not selection.classes:  # chosen by score
+            selection = await with_classes(selection, self._relation)
         ended = stopped_by(self._patience.aborted, self._patience.late)
         if ended == "abort" or selection.stopped_by == "completed":
             return dataclasses.replace(selection, stopped_by=ended)

@@ -14,7 +14,7 @@ from sglang_power.serving import report
 from sglang_power.serving.config import ServerConfig
 from sglang_power.serving.selection import Selection
 from sglang_power.serving.tasks import gather_or_cancel
-from sglang_power.sglang_host import support
+from sglang_power.sglang_host import intake, support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.children import Prompt, prepare_prompt
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
@@ -112,6 +112,7 @@ class SelectionRun:
             name=self._plan.name,
             seed=self._seed,
             horizon=self._horizon(prompt),
+            sampling=intake.sampling_of(self._parent.params),
             neutralised=self._plan.neutralised,
             prompt_usage=prompt.usage if first else Usage(),
             weight_version=prompt.meta_info.get("weight_version"),
