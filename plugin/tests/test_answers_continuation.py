@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang_power.answers import CONTINUATION, Aligned, Extracted, Spelled, Stem, TimedOut, align, stem
+from sglang_power.answers import CONTINUATION, Aligned, Extracted, Spelled, Stem, align, stem
 from sglang_power.answers.continuation import Statement, last_occurrence
-from sglang_power.answers.extraction import Number, Regex
 
 
 def path(*pieces: str) -> Spelled:
@@ -105,8 +104,8 @@ def test_an_answer_that_was_just_said_is_found_where_it_was_said(
 def test_the_answer_is_aligned_to_its_last_occurrence_in_the_path() -> None:
     text = "3+4=7 so 7 apples"
     assert align(text, " 7.") == Aligned(Extracted("7", (9, 10)), in_path=True)
-    assert align("it is 1,234", " $1,234.00?", Number()) == Aligned(Extracted("1234", (2, 10)), in_path=False)
-    assert align("it is 50 %", " 50 %", Number()) == Aligned(Extracted("50%", (6, 10)), in_path=True)
+    assert align("it is 1,234", " $1,234.00?") == Aligned(Extracted("$1,234.00", (1, 10)), in_path=False)
+    assert align("it is 50 %", " 50 %.") == Aligned(Extracted("50 %", (6, 10)), in_path=True)
 
 
 def test_without_an_alignment_the_continuation_answers_and_says_so() -> None:
@@ -115,5 +114,3 @@ def test_without_an_alignment_the_continuation_answers_and_says_so() -> None:
 
 def test_a_continuation_without_an_answer() -> None:
     assert align("it is 7", " \n") is None
-    assert align("it is 7", " none", Number()) is None
-    assert align("it is 7", "a" * 100_000 + "b", Regex.of("(a|aa)+$")) == TimedOut(0.25)

@@ -85,7 +85,7 @@ def plan_of(asked: dict[str, Any], chains: int = 1, reward: NamedReward = REWARD
         request=parse_request(asked),
         name=asked["sampler"],
         chains=chains,
-        extractor=EXTRACTORS["text"],
+        extractor=None if asked.get("answer") == "continuation" else EXTRACTORS["text"],
         fork_prefix=(),
         reasoning_end=None,
         max_horizon=None,

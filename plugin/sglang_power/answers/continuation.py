@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sglang_power.answers.extraction import Extracted, Extractor, TimedOut
+from sglang_power.answers.extraction import Extracted
 from sglang_power.answers.spans import Spelled
 
 CONTINUATION = "So the answer is"
@@ -78,17 +78,16 @@ class Aligned:
     in_path: bool
 
 
-def align(path: str, continuation: str, extractor: Extractor | None = None) -> Aligned | TimedOut | None:
-    """The answer of a continuation, at its last occurrence in the path.
+def align(path: str, continuation: str) -> Aligned | None:
+    """The answer of a continuation, its first sentence, at its last occurrence in the path.
 
     Args:
         path: text of the stem.
         continuation: text that followed the phrase.
-        extractor: finds the answer in the continuation; its first sentence where absent.
     """
-    found = (extractor or Statement()).extract(continuation)
-    if not isinstance(found, Extracted):
-        return found
+    found = Statement().extract(continuation)
+    if found is None:
+        return None
     span = last_occurrence(continuation[slice(*found.span)], path)
     return Aligned(found, in_path=False) if span is None else Aligned(Extracted(found.value, span), True)
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.answers import (
-    Aligned,
     Extracted,
     Extraction,
     Extractor,
@@ -29,16 +28,15 @@ CONTINUATION_TOKENS = 32
 """Of the answer that a path is asked for."""
 
 
-class HostReader:
-    """Decodes as the request wants it, and finds answers in the text.
+class _Decoding:
+    """Decodes as the request wants it.
 
     Args:
         stop, rule: when sequences end and how they are decoded.
-        extractor: finds the answer in a text.
     """
 
-    def __init__(self, stop: StopRule, rule: TextRule, extractor: Extractor) -> None:
-        self._stop, self._rule, self._extractor = stop, rule, extractor
+    def __init__(self, stop: StopRule, rule: TextRule) -> None:
+        self._stop, self._rule = stop, rule
 
     def text(self, ids: Sequence[int], finished: bool) -> str:
         """What the client is given."""
@@ -50,6 +48,19 @@ class HostReader:
         matched = self._stop.finish_reason(ids, finished).get("matched")
         return path, stem(path, matched)
 
+
+class HostReader(_Decoding):
+    """Finds answers in the text.
+
+    Args:
+        stop, rule: when sequences end and how they are decoded.
+        extractor: finds the answer in a text.
+    """
+
+    def __init__(self, stop: StopRule, rule: TextRule, extractor: Extractor) -> None:
+        super().__init__(stop, rule)
+        self._extractor = extractor
+
     async def answer(self, tokens: Tokens, finished: bool) -> Reading:
         """The answer inside a sequence."""
         path, rest = self._path(tokens.ids, finished)
@@ -59,18 +70,17 @@ class HostReader:
         return Reading(ReadAnswer(found.value, found.span, path.tokens_of(found.span)))
 
 
-class AskingReader(HostReader):
+class AskingReader(_Decoding):
     """Asks the model itself: appends a phrase to the path and reads the answer that follows.
 
     Args:
+        stop, rule: when sequences end and how they are decoded.
         engine: continues the path.
         seed: of the continuation; it is greedy, so only exact ties depend on it.
     """
 
-    def __init__(
-        self, stop: StopRule, rule: TextRule, extractor: Extractor, engine: Engine, seed: int
-    ) -> None:
-        super().__init__(stop, rule, extractor)
+    def __init__(self, stop: StopRule, rule: TextRule, engine: Engine, seed: int) -> None:
+        super().__init__(stop, rule)
         self._engine, self._seed = engine, seed
 
     async def answer(self, tokens: Tokens, finished: bool) -> Reading:
@@ -85,7 +95,7 @@ class AskingReader(HostReader):
         said = await self._engine.generate(call)
         saying, sentence = self._path(said.tokens.ids, said.finished)
         found = align(rest.text, sentence.text)
-        if not isinstance(found, Aligned):
+        if found is None:
             return Reading(None, said.usage)
         answer = found.answer
         if found.in_path:

@@ -111,7 +111,6 @@ class Selector:
         return await best_of.run(self._scores(asked.score))
 
     def _cot(self, asked: CotRequest) -> Cot:
-        self._tokens_of_one(asked.max_total_tokens, asked.k)  # where L was open, this is the first check
         return Cot(
             self._engine,
             self._reader,
@@ -181,10 +180,10 @@ class Selector:
 
     @cached_property
     def _reader(self) -> Reader:
-        if self.plan.request.answer != "continuation":
+        if self.plan.extractor is not None:
             return HostReader(self.stop, self.text, self.plan.extractor)
         seed = self.key.child_seed(0, Purpose.READING)
-        asking = AskingReader(self.stop, self.text, self.plan.extractor, self._engine, seed)
+        asking = AskingReader(self.stop, self.text, self._engine, seed)
         return PatientReader(asking, self._patience)
 
     def _scores(self, name: Score, alpha: float = 1.0) -> Scores:

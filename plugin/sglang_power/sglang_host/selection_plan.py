@@ -35,7 +35,7 @@ class SelectionPlan:
         request: validated parameters.
         name: of the sampler that was asked for.
         chains: n.
-        extractor: finds the answer in a text.
+        extractor: finds the answer in a text; None where the model is asked for it.
         fork_prefix: ids that every answer of `cot` begins with.
         reasoning_end: text that ends the reasoning, with fork_at="after_reasoning".
         max_horizon: the server's limit, where a base chain makes the cost grow with the square.
@@ -47,7 +47,7 @@ class SelectionPlan:
     request: SelectingRequest
     name: str
     chains: int
-    extractor: Extractor
+    extractor: Extractor | None
     fork_prefix: tuple[int, ...]
     reasoning_end: str | None
     max_horizon: int | None
@@ -80,10 +80,10 @@ def selection_plan(
     chains, limits = support.chains_of(params), config.limits
     over_chains = isinstance(request, SamplesRequest) and isinstance(request.base, PowerRequest)
     max_horizon = limits.max_horizon if over_chains else None
-    horizon = support.horizon_of(params, manager.context_len, max_horizon)
-    if params.get("max_new_tokens", 128) is not None:
-        count = chains * request.answers
-        support.total_tokens_of(request.max_total_tokens, limits, horizon, count, request.answers_field)
+    count = chains * request.answers
+    share = support.share_of(request.max_total_tokens, limits, count)
+    horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
+    support.total_tokens_of(request.max_total_tokens, limits, horizon, count, request.answers_field)
     if request.relation != LLM:
         equivalence(request.relation)
     own_law = isinstance(request, CotRequest | BranchRequest)
@@ -106,11 +106,12 @@ def _reward(request: SelectingRequest, config: ServerConfig) -> NamedReward | No
     return None if named is None else reward(named, config.rewards)
 
 
-def _extractor(request: SelectingRequest) -> Extractor:
-    """What finds the answer in a text; "continuation" asks the model and needs none."""
+def _extractor(request: SelectingRequest) -> Extractor | None:
+    if request.answer == "continuation":
+        return None
     if request.answer == "regex":
         return Regex.of(request.answer_regex or "", "answer_regex")
-    return EXTRACTORS["text" if request.answer == "continuation" else request.answer]
+    return EXTRACTORS[request.answer]
 
 
 def _fork_prefix(
