@@ -128,4 +128,6 @@ class SelectionRun:
     def _horizon(self, prompt: Prompt) -> int:
         reserved = CONTINUATION_TOKENS * 2 if self._asked.answer == "continuation" else 0
         room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids) - reserved
-        return support.horizon_of(self._parent.params, room, self._plan.max_horizon)
+        count = self._plan.chains * self._asked.answers
+        share = support.share_of(self._asked.max_total_tokens, self._config.limits, count)
+        return support.horizon_of(self._parent.params, room, self._plan.max_horizon, share)

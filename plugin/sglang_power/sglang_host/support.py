@@ -138,20 +138,23 @@ def chains_of(params: Mapping[str, Any]) -> int:
     return n
 
 
-def horizon_of(params: Mapping[str, Any], room: int, max_horizon: int | None = None) -> int:
+def horizon_of(
+    params: Mapping[str, Any], room: int, max_horizon: int | None = None, share: int | None = None
+) -> int:
     """L = max_new_tokens, checked; where the client leaves it open, what the context and the server allow.
 
     Args:
         params: SGLang's sampling parameters; an absent key means SGLang's default of 128.
         room: tokens that the model's context has left behind the prompt.
         max_horizon: the server's limit on requests whose cost grows with its square.
+        share: what an answer may take of the request's tokens; it shortens an open horizon only.
 
     Raises:
         UnsupportedError: not an integer in 1..max_horizon, or more than the context has room for.
     """
     asked = params.get("max_new_tokens", 128)
     if asked is None:
-        asked = room if max_horizon is None else min(max_horizon, room)
+        asked = min(limit for limit in (room, max_horizon, share) if limit is not None)
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise UnsupportedError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
     if max_horizon is not None and asked > max_horizon:
@@ -173,6 +176,11 @@ def horizon_of(params: Mapping[str, Any], room: int, max_horizon: int | None = N
             "min_new_tokens", params["min_new_tokens"], f"above max_new_tokens={asked}", "Lower it"
         )
     return asked
+
+
+def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
+    """Tokens of the request's cap, or else the server's, for each of its answers."""
+    return max(1, (max_total_tokens or limits.max_total_tokens) // answers)
 
 
 def total_tokens_of(
