@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_power.engines.http.wire import ranking_body, read_ranking
+from sglang_power.engines.http.wire import NEUTRAL, ranking_body, read_ranking
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, attach, is_tracer
-from sglang_power.frontend.client import PLAIN
 from sglang_power.frontend.group import Group
 from sglang_power.frontend.ledger import Draw, Piece
 from sglang_power.frontend.rendering import Reason, Tail, shown
@@ -126,7 +125,7 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: l
     answer = session.client.generate(
         {
             "input_ids": list(session.ledger.ids),
-            "sampling_params": {"max_new_tokens": horizon, "stop": stops, "custom_params": values},
+            "sampling_params": {**NEUTRAL, "max_new_tokens": horizon, "stop": stops, "custom_params": values},
         }
     )
     meta, ids = answer["meta_info"], tuple(answer["output_ids"])
@@ -164,13 +163,7 @@ def _if_stopped(reason: Reason) -> Reason | None:
 def _endings(session: Session, prefix: list[int], tokens: list[int], stops: list[str]) -> list[Reason | None]:
     """Which of some next tokens are stops, and of which kind: each is generated once, and the server says."""
     forced = [
-        {
-            "max_new_tokens": 1,
-            "temperature": 0.0,
-            "stop": stops,
-            "logit_bias": {str(token): FORCED},
-            "custom_params": PLAIN,
-        }
+        {**NEUTRAL, "max_new_tokens": 1, "top_k": 1, "stop": stops, "logit_bias": {str(token): FORCED}}
         for token in tokens
     ]
     answers = session.client.generate({"input_ids": [prefix] * len(tokens), "sampling_params": forced})

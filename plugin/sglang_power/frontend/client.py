@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from sglang_power.engines.http.wire import NEUTRAL
 from sglang_power.errors import (
     HostError,
     OverloadedError,
@@ -31,9 +32,6 @@ Answer = dict[str, Any]
 """SGLang's response dictionary: text, output_ids, meta_info."""
 
 STATUS_ROUTE = "/sglang_power/status"
-
-PLAIN = {"sampler": "none"}
-"""`custom_params` of requests that no default of the server may change."""
 
 WAIT = httpx.Timeout(None, connect=30.0)
 """A generation may take any time."""
@@ -180,7 +178,7 @@ class Client:
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         """POST /v1/chat/completions to the served model."""
-        model = {"model": self.status["served_model"], "custom_params": PLAIN}
+        model = {"model": self.status["served_model"], "custom_params": NEUTRAL["custom_params"]}
         answer: dict[str, Any] = self._post("/v1/chat/completions", {**model, **body})
         return answer
 
@@ -260,7 +258,7 @@ def check_finish(answer: Answer) -> None:
 
 
 def _warming() -> dict[str, Any]:
-    return {"sampling_params": {"max_new_tokens": 0, "custom_params": PLAIN}}
+    return {"sampling_params": {**NEUTRAL, "max_new_tokens": 0}}
 
 
 def _event(data: str) -> Answer:

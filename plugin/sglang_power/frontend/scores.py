@@ -17,6 +17,7 @@ import numpy as np
 
 from sglang_power.algorithms.cot import confidence
 from sglang_power.answers import Extracted, Extractor, TimedOut, spelled
+from sglang_power.engines.http.wire import NEUTRAL
 from sglang_power.errors import HostError, RequestError
 from sglang_power.frontend.client import Client
 from sglang_power.frontend.group import Generated, Group
@@ -24,6 +25,9 @@ from sglang_power.frontend.ledger import Draw
 from sglang_power.types import ROW_FIELDS, Tokens, Usage
 
 T = TypeVar("T")
+
+CHAT_LAW = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Where the chat API takes the model's generation config for what a request leaves out."""
 
 ALTERNATIVES = 20
 """Of the chat API's log probabilities; more is not allowed."""
@@ -108,7 +112,7 @@ class ChatJudge:
             {
                 "messages": [{"role": "user", "content": question}],
                 "max_tokens": 1,
-                "temperature": 1.0,
+                **{name: NEUTRAL[name] for name in CHAT_LAW},
                 "logprobs": True,
                 "top_logprobs": ALTERNATIVES,
             }

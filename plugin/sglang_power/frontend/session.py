@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sglang_power.engines.http.wire import NEUTRAL
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Answer, Client
 from sglang_power.frontend.laws import exponent_of
@@ -231,7 +232,7 @@ class Session:
         extra = {name: getattr(call.settings, name, None) for name in LOGPROB_FIELDS}
         return {
             "input_ids": [*self.ledger.ids, *call.lead.ids],
-            "sampling_params": {**self._output, **fields, "custom_params": call.asked.values},
+            "sampling_params": {**NEUTRAL, **self._output, **fields, "custom_params": call.asked.values},
             **{name: value for name, value in extra.items() if value is not None},
         }
 
