@@ -80,6 +80,7 @@ def test_an_experiment_that_was_removed_enrols_nobody(counted: dict[str, float])
         "enrolments_total,plain,first",
         "completions_total,plain,first,error",
         "completions_total,power,first,fallback",
+        "not_enrolled_total,first,internal",
         "assignment_trouble_total,circuit_open",
         "log_trouble_total,full",
     ],

@@ -47,11 +47,15 @@ class Desk:
         self.experiments, self.refused, self.asked = experiments, list[tuple[str, str]](), list[str]()
         self._enroller = Enroller(assigner, key, lambda one, why: self.refused.append((one.name, why)))
 
-    async def enrol(self, unfit: str = "", now: float = NOW, **facts: Any) -> Enrolled | None:
-        """Enrol a request that every arm but one can serve."""
+    async def enrol(
+        self, unfit: str = "", breaks: str = "", now: float = NOW, **facts: Any
+    ) -> Enrolled | None:
+        """Enrol a request that every arm but one can serve; one may break when it is asked."""
 
         def fits(arm: Arm) -> bool:
             self.asked.append(arm.name)
+            if arm.name == breaks:
+                raise TypeError(f"{breaks} raises")
             return arm.name != unfit
 
         return await self._enroller.enrol(self.experiments, dataclasses.replace(FACTS, **facts), fits, now)
@@ -109,6 +113,17 @@ async def test_a_rolled_back_experiment_takes_nobody() -> None:
     desk = Desk(loaded(state=State(killed=True, reason="a guardrail")))
     assert await desk.enrol() is None
     assert desk.refused == [("e", "killed")]
+
+
+async def test_a_defect_costs_an_experiment_the_request_and_nobody_an_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    desk = Desk(loaded("a", arms=(PLAIN, {**POWER, "name": "broken"})), loaded("b"))
+    place = await desk.enrol(breaks="broken")
+    assert place is not None
+    assert place.loaded.experiment.name == "b"
+    assert desk.refused == [("a", "internal")]
+    assert "broken raises" in caplog.text
 
 
 async def test_an_open_limit_is_enough_tokens() -> None:

@@ -173,6 +173,7 @@ def _declare(experiment: str, served: tuple[str, ...]) -> None:
         metrics.enrolments.labels(experiment, arm)
         for outcome in get_args(Outcome):
             metrics.completions.labels(experiment, arm, outcome)
+    metrics.not_enrolled.labels(experiment, "internal")
     for reason in get_args(AssignmentTrouble):
         metrics.assignment_trouble.labels(reason)
     for trouble in get_args(Trouble):

@@ -2,13 +2,15 @@
 
 A request joins the first live experiment, in order of their names, that it is eligible for and that assigns
 its unit; every arm of it must be able to serve the request, so that what a client gets never depends on an
-error of an arm. Whoever does not fit runs as if there were no experiment, and is counted. Knows no SGLang.
+error of an arm. Whoever does not fit, or meets a defect, runs as if there were no experiment, and is counted.
+Knows no SGLang.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,6 +20,8 @@ from sglang_power.experiments.assignment import Assigned, Assigner
 from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.counters import NotEnrolledReason
 from sglang_power.experiments.model import Arm, Experiment, Switchback
+
+logger = logging.getLogger("sglang_power")
 
 Fits: TypeAlias = Callable[[Arm], bool]
 """Whether an arm can serve the request on this server as it stands."""
@@ -92,11 +96,23 @@ class Enroller:
             RequestError: a tester names an arm that is not served.
         """
         for loaded in experiments:
-            result = await self._join(loaded, facts, fits, now)
+            result = await self._join_or_pass(loaded, facts, fits, now)
             if isinstance(result, Enrolled):
                 return result
             self._refused(loaded.experiment, result)
         return None
+
+    async def _join_or_pass(
+        self, loaded: Loaded, facts: Facts, fits: Fits, now: float
+    ) -> Enrolled | NotEnrolledReason:
+        """As `_join`; a defect in it, or in a sampler that it asks, must not cost the client an answer."""
+        try:
+            return await self._join(loaded, facts, fits, now)
+        except RequestError:
+            raise
+        except Exception:
+            logger.exception("experiment %s: a request is not enrolled", loaded.experiment.name)
+            return "internal"
 
     async def _join(
         self, loaded: Loaded, facts: Facts, fits: Fits, now: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -30,6 +31,8 @@ from sglang_power.sglang_host.orchestrator import Host, respond
 from sglang_power.sglang_host.plan import PlainPlan, Plan
 from sglang_power.sglang_host.shadows import Served
 
+logger = logging.getLogger("sglang_power")
+
 GONE = "is disconnected from the client side"
 """What SGLang, and chains, say of a client that has gone."""
 
@@ -39,17 +42,28 @@ async def answers(
 ) -> AsyncIterator[Any]:
     """A request's answers: of the arm that it is given, or, where it joins no experiment, by `plans`."""
     joined = await desk.enrol(facts, host.obj, body)
-    if joined is None:
-        responses = respond(host, plans)
-    else:
-        responses = EnrolledRun(desk, host, facts, body, plans, *joined).responses()
+    run = None if joined is None else _begun(desk, host, facts, body, plans, *joined)
+    responses = respond(host, plans) if run is None else run.responses()
     async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
         async for response in source:
             yield response
 
 
+def _begun(
+    desk: Desk, host: Host, facts: Facts, body: Fields | None, plans: list[Plan], place: Enrolled, plan: Plan
+) -> EnrolledRun | None:
+    """The enrolled run; None where a defect keeps it from beginning: it must not cost the client an answer."""
+    try:
+        return EnrolledRun(desk, host, facts, body, plans, place, plan)
+    except Exception:
+        experiment = place.loaded.experiment
+        logger.exception("experiment %s: a request is not enrolled", experiment.name)
+        desk.counters.not_enrolled(experiment, "internal")
+        return None
+
+
 class EnrolledRun:
-    """See the module.
+    """See the module. It begins, and writes the enrolment line, when it is made.
 
     Args:
         desk: of this process.
@@ -81,10 +95,10 @@ class EnrolledRun:
         self._first_text: float | None = None
         self._fallback: str | None = None
         self._done = False
+        desk.enrolled(place, facts, self._id, host.obj.text)
 
     async def responses(self) -> AsyncIterator[Any]:
         """The arm's responses; what the client gets."""
-        self._desk.enrolled(self._place, self._facts, self._id, self._host.obj.text)
         try:
             async with aclosing(self._served()) as source:  # type: ignore[type-var]
                 async for response in source:

@@ -1,0 +1,69 @@
+"""Whoever cannot be enrolled is served as without the experiment."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from enrolled_runs import DEFAULT, MANAGER, STOP, Desk, answer, experiment, replay
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.enrolling import Enrolled, Facts
+from sglang_power.experiments.model import Experiment
+from sglang_power.experiments.state import State
+from sglang_power.serving.config import ServerConfig
+from sglang_power.sglang_host.enrolled import answers
+from sglang_power.sglang_host.orchestrator import Host
+from sglang_power.sglang_host.plan import PlainPlan, Plan
+
+
+class JoiningDesk(Desk):
+    """A desk whose experiment has every request; its enrolment lines may be impossible to write."""
+
+    def __init__(self, joined: bool, defect: Exception | None = None) -> None:
+        super().__init__()
+        self._joined, self._defect = joined, defect
+        self.refused: list[tuple[str, str]] = []
+        self.counters = SimpleNamespace(not_enrolled=self._refuse)
+
+    def _refuse(self, each: Experiment, reason: str) -> None:
+        self.refused.append((each.name, reason))
+
+    async def enrol(self, *_: object) -> tuple[Enrolled, Plan] | None:
+        each = experiment()
+        place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("plain"), "unit")
+        return (place, PlainPlan()) if self._joined else None
+
+    def enrolled(self, *line: object) -> None:
+        if self._defect is not None:
+            raise self._defect
+        super().enrolled(*line)
+
+
+async def served(desk: Any) -> list[Any]:
+    """All responses to one request."""
+    obj = GenerateReqInput(text="prompt", sampling_params={})
+    host = Host(MANAGER, replay(answer("ab", STOP)), obj, None, ServerConfig())
+    facts = Facts("m", "generate", False, 8, {}, "u", None)
+    return [response async for response in answers(desk, host, facts, None, [DEFAULT])]
+
+
+async def test_who_joins_is_enrolled_and_told_so() -> None:
+    desk = JoiningDesk(joined=True)
+    (response,) = await served(desk)
+    assert response["meta_info"]["power"]["exposure_id"] == desk.lines[0].exposure_id
+    assert desk.refused == []
+
+
+@pytest.mark.parametrize("defect", [None, TypeError("nobody thought of it"), ValueError("nor of this")])
+async def test_who_does_not_gets_the_same_answer(
+    defect: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = JoiningDesk(joined=defect is not None, defect=defect)
+    (response,) = await served(desk)
+    assert response["text"] == "ab"
+    assert "exposure_id" not in response["meta_info"].get("power", {})
+    assert desk.lines == []
+    assert desk.refused == ([] if defect is None else [("e", "internal")])
+    assert str(defect or "") in caplog.text
