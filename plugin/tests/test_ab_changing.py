@@ -133,16 +133,22 @@ def ever_contradicted(found: ConfidenceSequence) -> bool:
 @pytest.mark.parametrize("propensity", [0.5, 0.1])
 @pytest.mark.parametrize("rates", [(0.5, 0.5), (0.02, 0.02), (0.3, 0.5)], ids=str)
 def test_a_constant_effect_is_rarely_called_changed(propensity: float, rates: tuple[float, float]) -> None:
-    """Asked after every unit: at most alpha. Fails where a binomial test at 0.001 rejects that."""
-    hits = 0
+    """Asked after every unit, at most alpha; nor is a guardrail stopped more often whose loss is its margin.
+
+    Fails where a binomial test at 0.001 rejects that.
+    """
+    truth = rates[1] - rates[0]
+    called = stopped = 0
     for run in range(150):
         treated = assigned(1_500, run, propensity)
         values = events([(1_500, *rates)], treated, run)
         found = sequence(
             Column(values), treated, propensity=propensity, bounds=(0.0, 1.0), alpha=0.05, resolution=100
         )
-        hits += ever_contradicted(found)
-    assert binomtest(hits, 150, 0.05, alternative="greater").pvalue > 0.001
+        called += ever_contradicted(found)
+        stopped += bool(((found.low > truth) | (found.changed & (found.estimate > truth))).any())
+    for false in (called, stopped):
+        assert binomtest(false, 150, 0.05, alternative="greater").pvalue > 0.001
 
 
 def test_extreme_means_are_not_called_changed_for_their_rounding() -> None:
