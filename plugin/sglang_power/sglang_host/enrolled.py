@@ -52,7 +52,7 @@ async def answers(
 def _begun(
     desk: Desk, host: Host, facts: Facts, body: Fields | None, plans: list[Plan], place: Enrolled, plan: Plan
 ) -> EnrolledRun | None:
-    """The enrolled run; None where a defect keeps it from beginning: it must not cost the client an answer."""
+    """The enrolled run; None where a defect keeps it from beginning, which must cost no client an answer."""
     try:
         return EnrolledRun(desk, host, facts, body, plans, place, plan)
     except Exception:
