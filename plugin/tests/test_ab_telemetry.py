@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from typing import Any
+from unittest.mock import Mock
 
 import opentelemetry._logs as otel
 import pytest
@@ -106,8 +107,26 @@ def test_where_somebody_takes_them_nothing_is_said(
 
 def test_without_opentelemetry_the_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry._logs", None)
-    with pytest.raises(ConfigError, match=r"open_telemetry=True: .*pip install opentelemetry-api"):
+    with pytest.raises(
+        ConfigError, match=r"open_telemetry=True: .*not installed\. Run pip install 'sglang-power\[otel\]'"
+    ):
         EvaluationEvents("embedded")
+
+
+def test_an_api_without_what_is_asked_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 1.44: the server would start, and the first enrolment fail."""
+    monkeypatch.delattr(otel.Logger, "enabled")
+    with pytest.raises(ConfigError, match=r"open_telemetry=True: .*too old.*'sglang-power\[otel\]'"):
+        EvaluationEvents("embedded")
+
+
+@pytest.mark.parametrize("method", ["enabled", "emit"])
+def test_an_event_that_cannot_be_emitted_is_told_and_costs_nothing(
+    method: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorder, method, Mock(side_effect=RuntimeError("exporter gone")))
+    EvaluationEvents("embedded").emit(LINE)
+    assert "exporter gone" in caplog.text
 
 
 def test_opentelemetry_is_not_imported_before_it_is_wanted() -> None:

@@ -36,7 +36,8 @@ class ExperimentSettings(BaseModel):
         unit_key_env: environment variable with the key that unit names are hashed with.
         rotate_mb: size at which a process goes on in a new file.
         log_text: write prompts and answers into the log.
-        open_telemetry: also emit each enrolment as an OpenTelemetry log event `feature_flag.evaluation`.
+        open_telemetry: also emit each enrolment as an OpenTelemetry log event `feature_flag.evaluation`;
+            needs the extra `[otel]`.
         provider: "embedded", or the name of an entry point of `sglang_power.flag_providers` that makes an
             OpenFeature provider.
         deadline_ms: for an external provider's answer.

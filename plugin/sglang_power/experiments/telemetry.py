@@ -1,7 +1,8 @@
 """OpenTelemetry's log event of an enrolment, beside its line in the log; off unless it is switched on.
 
 Only OpenTelemetry's API is used: where events go is decided by the LoggerProvider that the operator sets
-(`opentelemetry-instrument`, or code). Without one they go nowhere, which is said once.
+(`opentelemetry-instrument`, or code). Without one they go nowhere, which is said once. An event that cannot
+be emitted is lost, and costs the request nothing.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ class EvaluationEvents:
         provider: who assigned: "embedded", or the external provider's name.
 
     Raises:
-        ConfigError: OpenTelemetry's API is not installed.
+        ConfigError: OpenTelemetry's API is not installed, or too old.
     """
 
     def __init__(self, provider: str) -> None:
-        try:
-            self._api: Any = import_module("opentelemetry._logs")
-        except ImportError as error:
-            raise ConfigError(
-                "experiments.open_telemetry=True: opentelemetry-api is not installed. "
-                "Run pip install opentelemetry-api, or switch it off"
-            ) from error
+        self._api = _api()
         self._provider = provider
         self._logger = self._api.get_logger("sglang_power", __version__)
         self._told = False
 
     def emit(self, line: Enrolment) -> None:
         """Emit the event of one enrolment, in the trace context of the caller."""
+        try:
+            self._emit(line)
+        except Exception:  # of a provider's processors and exporters
+            logger.exception("experiments.open_telemetry: an event is lost")
+
+    def _emit(self, line: Enrolment) -> None:
         severity = self._api.SeverityNumber.INFO
         if not self._told and not self._logger.enabled(severity_number=severity, event_name=EVENT):
             self._told = True
@@ -57,6 +58,21 @@ class EvaluationEvents:
             attributes=attributes(line, self._provider),
         )
         self._logger.emit(record)
+
+
+def _api() -> Any:
+    try:
+        api = import_module("opentelemetry._logs")
+    except ImportError as error:
+        raise _unusable("opentelemetry-api is not installed") from error
+    if not hasattr(api.Logger, "enabled"):
+        raise _unusable("opentelemetry-api is too old, its loggers have no `enabled`")
+    return api
+
+
+def _unusable(problem: str) -> ConfigError:
+    fix = "Run pip install 'sglang-power[otel]', or switch it off"
+    return ConfigError(f"experiments.open_telemetry=True: {problem}. {fix}")
 
 
 def attributes(line: Enrolment, provider: str) -> dict[str, str | int]:
