@@ -231,6 +231,7 @@ def test_samples_follow_the_requests_own_temperature(pivot_server: Server) -> No
     assert len({path["text"] for path in cold["paths"]}) == 1
     hot = power_of(ask(pivot_server, "vote", samples=5, seed=1, sampling={"temperature": 1.3}, **DIGIT))
     assert len({path["text"] for path in hot["paths"]}) > 1
+    assert [one["params"]["temperature"] for one in (cold, hot)] == [0.0, 1.3]
 
 
 def test_best_of_returns_the_likeliest_sample(pivot_server: Server) -> None:
@@ -238,6 +239,7 @@ def test_best_of_returns_the_likeliest_sample(pivot_server: Server) -> None:
     log_p = [path["log_p"] for path in power["paths"]]
     assert power["log_p"] == pytest.approx(max(log_p))
     assert power["chosen"]["reason"] == "log_p"
+    assert sorted(member for one in power["classes"] for member in one["members"]) == list(range(8))
 
 
 # --- SGLang's surface ---------------------------------------------------------------------------------

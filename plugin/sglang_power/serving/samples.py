@@ -149,7 +149,8 @@ class Vote(SampledSelection):
             return self._with_cost(await by_confidence(candidates, relation, self._key))
         log_weights = uniform_weights(len(candidates))
         if weight == "power":
-            log_weights, candidates = self._power_weights(candidates, alpha), self._marked(candidates)
+            log_weights = self._power_weights(candidates, alpha)
+            candidates = [_noted(*one) for one in zip(candidates, self._draws, strict=True)]
         selection, choice = await by_vote(candidates, relation, log_weights, self._key)
         return self._with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
 
@@ -168,11 +169,10 @@ class Vote(SampledSelection):
         log_weights[unknown] = -math.inf
         return log_weights
 
-    def _marked(self, candidates: list[Candidate]) -> list[Candidate]:
-        """The samples; those that weigh nothing say why."""
-        return [
-            one
-            if draw.log_q is not None
-            else dataclasses.replace(one, note=UNWEIGHTED.format(draw.stopped_by))
-            for one, draw in zip(candidates, self._draws, strict=True)
-        ]
+
+def _noted(one: Candidate, drawn: Draw) -> Candidate:
+    """The sample; where it has no power weight, it says why."""
+    if drawn.log_q is not None:
+        return one
+    note = UNWEIGHTED.format(drawn.stopped_by)
+    return dataclasses.replace(one, note=note if one.note is None else f"{one.note}; {note}")
