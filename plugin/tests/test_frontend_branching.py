@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sglang_power.frontend as sp
 from scripted_program import session_with
+from scripted_server import EOS, answer
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.frontend import branching
 
@@ -63,3 +64,27 @@ def test_more_first_tokens_than_there_are_never_reach_the_scheduler(
     with pytest.raises(error) as caught:
         branching._first_tokens(session, count, [])
     assert (type(caught.value), caught.value.field) == (error, field)
+
+
+def test_the_chat_templates_stops_end_a_branch_with_its_first_token() -> None:
+    """With a base model the template's end of a turn is no end of the sequence."""
+    turn_end, told = EOS + 5, "<|im_end|>"
+
+    def script(body: dict[str, Any]) -> Any:
+        params = body["sampling_params"]
+        if isinstance(params, dict):
+            return answer([65], output_top_logprobs=[[[-0.1, 65, None], [-2.5, turn_end, None]]])
+        tokens = [int(token) for one in params for token in one["logit_bias"]]
+        stops = [
+            one["stop"] == [told] and token == turn_end for one, token in zip(params, tokens, strict=True)
+        ]
+        reasons = [{"type": "stop", "matched": told} if stop else None for stop in stops]
+        return [answer([token], reason) for token, reason in zip(tokens, reasons, strict=True)]
+
+    session, _ = session_with(script=script)
+    first, second = branching._first_tokens(session, 2, [told])
+    assert (first.text, first.ids, second.text, second.ids) == ("A", (65,), "", ())
+    assert first.draw is not None
+    assert second.draw is not None
+    assert (first.draw.reason, second.draw.reason) == (None, {"type": "stop", "matched": told})
+    assert second.draw.ids == (turn_end,)

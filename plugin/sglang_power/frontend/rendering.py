@@ -1,7 +1,7 @@
 """Which text drawn tokens show, and which of the tokens that text holds.
 
 SGLang leaves stops out of a text: a stop token with its id, a stop string by its characters. Owns that rule
-for programs, whose segments may begin inside a character. Knows requests and programs by neither name.
+for segments that may begin inside a character. Knows neither programs nor what they ask for.
 """
 
 from __future__ import annotations

@@ -178,14 +178,14 @@ class Session:
         if call.at_once:
             yield self._answered(call)
             return
-        shown, answer = "", None
+        sent, answer = "", None
         for answer in self.client.stream(self._body(call)):
             finished = bool(answer["meta_info"].get("finish_reason"))
             text = self._record(call, answer) if finished else self._text(call, answer)
-            if not text.startswith(shown):
+            if not text.startswith(sent):
                 raise HostError("a stream took text back; is --incremental-streaming-output set?")
-            yield text[len(shown) :], answer["meta_info"]
-            shown = text
+            yield text[len(sent) :], answer["meta_info"]
+            sent = text
         if answer is None or not answer["meta_info"].get("finish_reason"):
             raise HostError("a stream ended before its answer")
 
