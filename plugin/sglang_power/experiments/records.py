@@ -74,7 +74,7 @@ class Enrolment(_Line):
 
 
 class Tokens(BaseModel):
-    """Tokens of all child requests of one request.
+    """Tokens of all that SGLang ran for one request: its children, and answers of SGLang's own.
 
     Args:
         decoded: generated, those that were thrown away included.
