@@ -206,7 +206,8 @@ class VoteRequest(SamplesRequest):
 
     Args:
         weight: what a sample adds to its class: "count" 1, "confidence" its Delta, "power" the weight that
-            makes draws of their law draws of p^alpha; that law has to be known.
+            makes draws of their law draws of p^alpha. That law has to be known: samples that a limit ended
+            weigh nothing, which favours short answers.
         alpha: exponent of the power weights.
     """
 
