@@ -14,9 +14,13 @@ from sglang_power.experiments.analysis.ramp import next_state, obstacle, step
 from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope
 from sglang_power.experiments.analysis.results import Report
-from sglang_power.experiments.catalogue import config_hash
+from sglang_power.experiments.catalogue import config_hash, read_experiment
+from sglang_power.experiments.model import WHOLE, Experiment
 from sglang_power.experiments.state import State, read_state, state_path, write_state
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
+SHIPPED = [path for path in sorted(CONFIGS.glob("*.yaml")) if read_experiment(path).ramp]
+WEEK = 168 * HOUR
 RAMP = [
     {"weights": {"plain": 9000, "power": 1000}, "min_hours": 10.0, "min_units": 50},
     {"weights": {"plain": 5000, "power": 5000}, "min_hours": 10.0, "min_units": 50},
@@ -102,6 +106,27 @@ def test_a_step_advances_the_state_file(tmp_path: Path) -> None:
     assert told == "on to phase 1: phase 0 showed no harm in 2,000 units"
     assert read_state(state_path(file)) == state == State(phase=1, reason=state.reason, at=11 * HOUR)
     assert step(file, declared, log, now=12 * HOUR) == (state, "stays in phase 1: it is in its last phase")
+
+
+def crowd(log: Lines, declared: Experiment, phase: int, units: int) -> None:
+    """New units, spread over the arms as the phase says; nothing fails."""
+    arms = [arm for arm, weight in declared.weights(phase).items() for _ in range(weight)]
+    for number in range(units):
+        arm = arms[number * 7919 % WHOLE]
+        log.request(f"{phase}-{number}", arm, phase * WEEK + number, phase=phase)
+
+
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_ramps_can_go_to_their_end(shipped: Path, tmp_path: Path) -> None:
+    declared = read_experiment(shipped)
+    log = Lines(name=declared.name, config=config_hash(declared))
+    for phase in range(len(declared.ramp)):
+        crowd(log, declared, phase, units=12_000)
+        file, now = tmp_path / shipped.name, (phase + 2) * WEEK
+        state, told = step(file, declared, log.write(tmp_path / "log"), now=now)
+        last = phase + 1 == len(declared.ramp)
+        assert state.phase == (phase if last else phase + 1), told
+        assert ("it is in its last phase" in told) is last
 
 
 def test_a_step_rolls_back(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def next_state(report: Report, experiment: Experiment, state: State, now: float)
 
     Rolled back, for good, when a guardrail of any arm is broken (`verdict.beyond`). On to the next phase when
     the hours since the phase's first enrolment and the units whose window has closed are reached, every
-    guardrail is surely within its margin, and units arrived as they were assigned.
+    guardrail of arms that have units in it is surely within its margin, and units arrived as assigned.
 
     Args:
         report: of the state's phase.
@@ -57,7 +57,10 @@ def obstacle(report: Report, experiment: Experiment, state: State, now: float) -
         )
     if report.srm.red:
         return "the sample ratio is red; find the cause first"
-    if unsure := [effect for effect in report.effects if effect.role == "guardrail" and not within(effect)]:
+    guardrails = [effect for effect in report.effects if effect.role == "guardrail"]
+    weights = experiment.weights(state.phase)
+    present = [effect for effect in guardrails if weights[effect.arm] and weights[effect.control]]
+    if unsure := [effect for effect in present if not within(effect)]:
         return f"not surely within its margin: {_told(unsure)}"
     return None
 
