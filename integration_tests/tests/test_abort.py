@@ -1,7 +1,8 @@
 """Clients that leave, operators that abort, servers that shut down: in mid-chain, nothing is left behind.
 
 "Nothing left" is read from the server: the scheduler holds no request, no further child arrives, the
-request's id is free again, and its place among the concurrent power requests too.
+request's id is free again, and its place among the concurrent power requests too. Ids of streams are not
+asked for again: two seconds after a stream SGLang aborts its id once more, whoever has it by then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from integration_tests.tests.clients import (
     MESSAGES,
     PROMPT,
     QUICK,
+    WAIT_S,
     abort,
     client,
     eventually,
@@ -57,7 +59,7 @@ def mid_chain(server: Server, call: Callable[[], Any]) -> Iterator[Future[Any]]:
     """A call in the background, some children into its chain."""
     before = scheduled(server)
     with running(call) as future:
-        eventually(lambda: scheduled(server) >= before + 6, "children run")
+        eventually(lambda: future.done() or scheduled(server) >= before + 6, "children run")
         assert not future.done(), future.result()
         yield future
 
@@ -96,20 +98,22 @@ def test_abort_of_a_stream_ends_it(pivot_server: Server) -> None:
     assert got[-1] == "data: [DONE]"
     assert '"type":"abort"' in got[-2]
     quiet(pivot_server)
-    serves(pivot_server, "abort-stream")
+    serves(pivot_server)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_abort_through_openai(pivot_server: Server, stream: bool) -> None:
+    rid = f"abort-chat-{stream}"
+
     def ask() -> Any:
-        extra = {"custom_params": LONG, "ignore_eos": True, "rid": "abort-chat"}
+        extra = {"custom_params": LONG, "ignore_eos": True, "rid": rid}
         response = client(pivot_server).chat.completions.create(
             model="pivot", messages=MESSAGES, max_tokens=96, stream=stream, extra_body=extra
         )
         return list(response) if stream else response
 
     with mid_chain(pivot_server, ask) as call:
-        abort(pivot_server, rid="abort-chat")
+        abort(pivot_server, rid=rid)
         got = call.result()
     last = [chunk for chunk in got if chunk.choices][-1] if stream else got
     assert last.choices[0].finish_reason == "abort"
@@ -145,13 +149,17 @@ def test_abort_of_one_leaves_the_others_alone(pivot_server: Server) -> None:
 
 def test_abort_of_a_request_that_waits_for_its_turn(pivot_server: Server) -> None:
     """Eight power requests may run at once here (server.yaml); the ninth has drawn nothing yet."""
-    calls = [
-        functools.partial(post, pivot_server, "/generate", body_of(f"front-{i}", stream=False))
-        for i in range(8)
-    ]
-    before = scheduled(pivot_server)
-    with running(lambda: together(calls)) as front:
-        eventually(lambda: scheduled(pivot_server) >= before + 40, "all places are taken")
+    taken = threading.Barrier(8 + 1)
+
+    def in_front(number: int) -> None:
+        """A stream says nothing before it has its place."""
+        lines = sse_lines(pivot_server, "/generate", body_of(f"front-{number}", stream=True))
+        next(lines)
+        taken.wait(WAIT_S)
+        list(lines)
+
+    with running(lambda: together([functools.partial(in_front, number) for number in range(8)])) as front:
+        taken.wait(WAIT_S)
         with running(lambda: post(pivot_server, "/generate", body_of("waiting"))) as waiting:
             # Its id is known as soon as it waits: until then SGLang ignores an abort of it.
             while not waiting.done():
@@ -183,7 +191,7 @@ def test_a_client_that_disconnects_stops_its_chain(pivot_server: Server, path: s
     with mid_chain(pivot_server, lambda: leave(pivot_server, path, body, ready)):
         ready.set()
     quiet(pivot_server)
-    serves(pivot_server, rid)
+    serves(pivot_server, None if stream else rid)
 
 
 def test_places_of_lost_clients_are_free_again(pivot_server: Server) -> None:
