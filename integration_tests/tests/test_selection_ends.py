@@ -48,7 +48,7 @@ def of_mixed_fates(server: Server) -> tuple[int, list[str]]:
 
 
 def interrupted(server: Server, rid: str, seed: int, *, stream: bool) -> list[Answer]:
-    """The answers, or the chunks, of a request that is aborted once its first choice is done."""
+    """The answers, or the chunks, of a request that is aborted when only its second reward is missing."""
     request = {"text": PROMPT, **body(seed, **STUCK), "rid": [rid], "stream": stream}
     before = metric(server, "sglang_power_requests_total", sampler="best_of")
     with running(functools.partial(events if stream else post, server, "/generate", request)) as call:
@@ -56,6 +56,7 @@ def interrupted(server: Server, rid: str, seed: int, *, stream: bool) -> list[An
             lambda: metric(server, "sglang_power_requests_total", sampler="best_of") == before + 1,
             "the first choice is done",
         )
+        quiet(server)
         assert not call.done(), call.result()
         abort(server, rid=rid)
         got = call.result()
