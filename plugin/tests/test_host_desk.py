@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_power.experiments.catalogue import Catalogue
 from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.serving.config import ServerConfig
@@ -60,6 +61,15 @@ async def test_how_much_a_request_may_generate(desk: Desk, params: Any, limit: i
     facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, {})
     assert facts is not None
     assert facts.max_new_tokens == limit
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, 1e-9, 9.9e-7, 1e-6, 1e-3, 0.5, 1.0])
+async def test_a_request_is_greedy_where_sglang_decodes_greedily(desk: Desk, temperature: float) -> None:
+    params = {"temperature": temperature}
+    greedy = SamplingParams(**params).top_k == 1
+    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, {})
+    assert facts is not None
+    assert facts.excluded == ("greedy" if greedy else None)
 
 
 async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(

@@ -27,6 +27,8 @@ _NEUTRAL: Fields = {
     "repetition_penalty": 1.0,
     "temperature": 1.0,
 }
+_GREEDY_BELOW = 1e-6
+"""SGLang decodes greedily at lower temperatures."""
 _TOP_K_ALL = 1 << 30
 """SGLang writes "whole vocabulary" as -1 or as this number."""
 
@@ -100,7 +102,12 @@ def own_choice(obj: Any, body: Fields | None) -> Literal["own_sampler", "seed", 
     named = named_by_client(params, body)
     if any(place.get(key) is not None for place in (named, places[2]) for key in ("seed", "sampling_seed")):
         return "seed"
-    return "greedy" if params.get("temperature") == 0 or params.get("top_k") == 1 else None
+    return "greedy" if _is_zero(params.get("temperature")) or params.get("top_k") == 1 else None
+
+
+def _is_zero(temperature: object) -> bool:
+    """As SGLang's SamplingParams takes it, which decodes greedily there."""
+    return isinstance(temperature, int | float) and 0 <= temperature < _GREEDY_BELOW
 
 
 def _is_batch(prompt: str | list[Any]) -> bool:
