@@ -16,10 +16,11 @@ from sglang_power.experiments.records import Feedback
 
 NOW = 100 * HOUR
 FIRST, SECOND = (f"{number:012x}40008{0:015x}" for number in (1, 2))
+ROW = {"exposure_id": FIRST, "metric": "thumbs", "value": 1, "at": 60}
 CSV = f"exposure_id,metric,value,at\n{FIRST},thumbs,0.5,60\n{SECOND},thumbs,1,1970-01-01T01:02:00+01:00\n"
 JSONL = "\n".join(
     json.dumps({"exposure_id": exposure, "metric": "thumbs", "value": value, "at": at})
-    for exposure, value, at in [(FIRST, 0.5, 60), (SECOND, True, "1970-01-01T00:02:00Z")]
+    for exposure, value, at in [(FIRST, 0.5, 60), (SECOND, 1, "1970-01-01T00:02:00Z")]
 )
 
 
@@ -101,7 +102,14 @@ def test_a_bad_row_is_told_with_its_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("{", "line 3, not JSON"), ('"x"', "line 3, row: "), ("[1]", "line 3, row: ")]
+    ("text", "problem"),
+    [
+        ("{", "line 3, not JSON"),
+        ('"x"', "line 3, row: "),
+        ("[1]", "line 3, row: "),
+        (json.dumps({**ROW, "value": True}), "line 3, value: Input should be a number, not a boolean"),
+        (json.dumps({**ROW, "at": True}), "line 3, at: Input should be a number, not a boolean"),
+    ],
 )
 def test_a_bad_line_of_json_is_told(text: str, problem: str, log: Path, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=problem):

@@ -54,6 +54,13 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("weight: 5000\nm", "weight: five\nm", 12, "arms.1.weight", "got 'five'"),
     ("weight: 5000\nm", "weight: 5000.0\nm", 12, "arms.1.weight", "got 5000.0"),
     ("weight: 5000\nm", "weight: -1\nm", 12, "arms.1.weight", "got -1"),
+    (
+        "{sampler: none}",
+        "{sampler: none, temperature: 0.3, tpyo: 1}",
+        7,
+        "arms.0.sampler.temperature",
+        "means nothing without a sampler",
+    ),
     ("name: power", "name: plain", 5, "arms", "'plain' twice"),
     ("    control: plain\n", "", 5, "arms", "no pair of an arm and a control"),
     ("metric: thumbs", "metric: likes", 22, "primary", "metric 'likes' is not defined"),
@@ -102,6 +109,13 @@ BAD: list[tuple[str, str, int, str, str]] = [
         "guardrails",
         "'x' is not defined",
     ),
+    (
+        "primary:",
+        "guardrails:\n  - {metric: thumbs, margin: 0.9}\n  - {metric: thumbs, margin: 0.05}\nprimary:",
+        24,
+        "guardrails.1.metric",
+        "'thumbs' has a margin already",
+    ),
     ("primary:", "shadow: {tokens_per_hour: 9}\nprimary:", 22, "shadow", "without shadow arms"),
     ("primary:", "kind: switchback\nprimary:", 1, "switchback", "does not fit"),
     ("primary:", "alpha: 0.5\nprimary:", 22, "alpha", "got 0.5"),
@@ -142,6 +156,7 @@ def test_what_is_no_experiment_at_all(tmp_path: Path, text: str) -> None:
         ({"namespace": {"name": "chat", "first": 0, "last": 10}}, "namespace"),
         ({"holdout": {"name": "year", "share": 10}}, "holdout"),
         ({"unit": {"header": "x-user"}}, "unit"),
+        ({"qa": {"units": ["alice"]}}, "qa"),
     ],
 )
 def test_switchbacks_have_no_units(tmp_path: Path, changes: dict[str, Any], field: str) -> None:

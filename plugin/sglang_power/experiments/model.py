@@ -137,14 +137,22 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _guardrails_differ(self) -> Self:
+        names = [guardrail.metric for guardrail in self.guardrails]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise conflict(f"guardrails.{i}.metric", f"{name!r} has a margin already", "Keep one of them")
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         if (self.kind == "switchback") != (self.switchback is not None):
             raise conflict("switchback", f"does not fit kind: {self.kind}", "Give both, or neither")
         if (self.kind == "unit") != (self.unit is not None):
             raise conflict("unit", f"does not fit kind: {self.kind}", "Units have one, switchbacks none")
-        for field in ("namespace", "holdout"):
+        for field in ("namespace", "holdout", "qa"):
             if self.kind == "switchback" and getattr(self, field) is not None:
-                raise conflict(field, "is a share of the units, and a switchback has none", "Leave it out")
+                raise conflict(field, "speaks of units, and a switchback has none", "Leave it out")
         if any(arm.shadow for arm in self.arms) != (self.shadow is not None):
             raise conflict("shadow", "a budget without shadow arms, or the reverse", "Give both, or neither")
         return self

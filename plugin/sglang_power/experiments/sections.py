@@ -91,7 +91,7 @@ class Arm(Section):
 
     Args:
         name: in logs, metrics and reports.
-        sampler: parameters as a client would write them (a preset among them); {"sampler": "none"} is
+        sampler: parameters as a client would write them (a preset among them); {"sampler": "none"} alone is
             SGLang's own sampling.
         weight: basis points of the enrolled units; ramps replace it.
         control: what the other arms are compared with: "plain", or "compute_matched" (the same tokens, spent
@@ -104,6 +104,13 @@ class Arm(Section):
     weight: BasisPoints
     control: Literal["plain", "compute_matched"] | None = None
     shadow: bool = False
+
+    @model_validator(mode="after")
+    def _none_has_no_parameters(self) -> Self:
+        ignored = sorted(self.sampler.keys() - {"sampler"})
+        if ignored and self.sampler.get("sampler") == "none":
+            raise conflict(f"sampler.{ignored[0]}", "means nothing without a sampler", "Leave it out")
+        return self
 
 
 class Primary(Section):

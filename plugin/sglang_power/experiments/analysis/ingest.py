@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from sglang_power.errors import RecordError
 from sglang_power.experiments.feedback import ExposureId
@@ -26,6 +27,13 @@ from sglang_power.experiments.records import Feedback, Value
 
 TOLD = 10
 """Bad rows that are told one by one."""
+
+
+def _no_boolean(value: object) -> object:
+    """Pydantic would take True for 1, as a value and as a time; the route for feedback does not, either."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "Input should be a number, not a boolean")
+    return value
 
 
 class Row(BaseModel):
@@ -42,8 +50,8 @@ class Row(BaseModel):
 
     exposure_id: ExposureId
     metric: Name
-    value: Value
-    at: AwareDatetime
+    value: Annotated[Value, BeforeValidator(_no_boolean)]
+    at: Annotated[AwareDatetime, BeforeValidator(_no_boolean)]
 
 
 @dataclass(frozen=True)
