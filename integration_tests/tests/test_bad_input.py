@@ -113,6 +113,8 @@ PARAMETERS = [
     power("return_trace", 1, "Leave it out"),
 ]
 
+VOTE_OF_CHAINS = {"sampler": "vote", "base": {"sampler": "power"}}
+
 BUDGETS_AND_DRAFTS = [
     power("max_total_tokens", 47, "max_new_tokens"),
     power("max_total_tokens", 10**9, "Lower"),
@@ -135,6 +137,13 @@ BUDGETS_AND_DRAFTS = [
     Bad("n", "17", "fewer", {}, {"n": 17}, openai={"n": 17}),
     Bad("temperature", "0.7", "proposal_temperature", {}, {"temperature": 0.7}, openai={"temperature": 0.7}),
     Bad("top_p", "0.5", "one place", {"top_p": 0.9}, {"top_p": 0.5}, openai={"top_p": 0.5}),
+    *[
+        Bad(field, str(value), remedy, {}, {field: value}, openai={field: value}, base=VOTE_OF_CHAINS)
+        for field, value, remedy in (
+            ("temperature", 0.7, "base.proposal_temperature"),
+            ("top_p", 0.5, "base.top_p"),
+        )
+    ],
 ]
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}

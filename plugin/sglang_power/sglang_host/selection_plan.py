@@ -76,17 +76,16 @@ def selection_plan(
         RequestError: it cannot be served.
     """
     support.check_request(obj, params, named)
+    _check_sampling(request, named)
     SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
     chains, limits = support.chains_of(params), config.limits
-    over_chains = isinstance(request, SamplesRequest) and isinstance(request.base, PowerRequest)
-    max_horizon = limits.max_horizon if over_chains else None
+    max_horizon = limits.max_horizon if _is_over_chains(request) else None
     count = chains * request.answers
     share = support.share_of(request.max_total_tokens, limits, count)
     horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
     support.total_tokens_of(request.max_total_tokens, limits, horizon, count, request.answers_field)
     if request.relation != LLM:
         equivalence(request.relation)
-    own_law = isinstance(request, CotRequest | BranchRequest)
     return SelectionPlan(
         request=request,
         name=request.sampler if name is None else name,
@@ -95,10 +94,35 @@ def selection_plan(
         fork_prefix=_fork_prefix(manager, request, params, horizon),
         reasoning_end=_reasoning_end(manager, request),
         max_horizon=max_horizon,
-        neutralised=intake.neutralised(params, named) if own_law else [],
+        neutralised=_neutralised(request, params, named),
         readout=readout_of(manager.tokenizer, request),
         reward=_reward(request, config),
     )
+
+
+def _is_over_chains(request: SelectingRequest) -> bool:
+    return isinstance(request, SamplesRequest) and isinstance(request.base, PowerRequest)
+
+
+def _check_sampling(request: SelectingRequest, named: Fields) -> None:
+    """Chains draw by the parameters of `base`: what the client names beside them would touch nothing."""
+    if not _is_over_chains(request):
+        return
+    neutral = intake.sampling_of({})
+    for field, value in intake.sampling_of(named).items():
+        if value != neutral[field]:
+            instead = "proposal_temperature" if field == "temperature" else field
+            problem = "the samples are chains of base='power', which draw by their own parameters"
+            raise RequestError(field, value, problem, f"Leave it out, or set base.{instead}")
+
+
+def _neutralised(request: SelectingRequest, params: Mapping[str, Any], named: Fields) -> list[str]:
+    """Model defaults that touch no draw; plain draws and policies' samples take all of them."""
+    if isinstance(request, SamplesRequest) and not _is_over_chains(request):
+        return []
+    greedy = isinstance(request, CotRequest | BranchRequest) and request.continuation_policy is None
+    acting = () if greedy else request.sampling_fields
+    return [field for field in intake.neutralised(params, named) if field not in acting]
 
 
 def _reward(request: SelectingRequest, config: ServerConfig) -> NamedReward | None:
