@@ -56,7 +56,7 @@ def test_ids_are_the_servers_and_not_those_of_the_text(prose_server: Server) -> 
     def program(s: Any) -> None:
         s += sgl.user(QUESTION) + sgl.assistant_begin()
         group = sp.branch(s, 6)
-        group += lambda name: sampled("thought", int(name), 12)
+        group += lambda name: sampled("thought", int(name), 12, HOT)
         group += sgl.gen("answer", max_tokens=2)
         found = [(one["thought"], ledger_of(one).pieces[1], one.get_meta_info("answer")) for one in group]
         s["found"], s["front"] = found, len(ledger_of(s).ids)
