@@ -1,16 +1,13 @@
 """kl_guided in the server: every answer is decoded behind two prompts at once, by two children in lock step.
 
-Its law is in test_policy_law_server.py; here are the cost, stops, aborts, clients that leave, n and streams.
-On the matrix server (test_support_matrix.py) pairs are torn apart and have to recover.
+Its law is in test_policy_law_server.py; here are the cost, stops, n and streams; aborts and clients that
+leave are in test_policies_interrupted.py. On the matrix server (test_support_matrix.py) pairs are torn
+apart and have to recover.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,19 +16,13 @@ from integration_tests.server import Server
 from integration_tests.tests.clients import (
     MESSAGES,
     PROMPT,
-    abort,
     client,
     events,
     eventually,
-    leave,
     metric,
-    post,
     power_of,
-    quiet,
     raw_generate,
     reports,
-    running,
-    scheduled,
     together,
     unfinished,
 )
@@ -41,7 +32,6 @@ pytestmark = pytest.mark.server
 Json = dict[str, Any]
 
 GUIDED: Json = {"sampler": "kl_guided", "prompt_without": "R7:", "sigma": 0.5}
-ENDLESS: Json = {"max_new_tokens": 200, "ignore_eos": True}
 
 
 def ask(server: Server, seed: int, *, body: Json | None = None, **sampling: Any) -> Any:
@@ -235,59 +225,3 @@ def test_pairs_are_one_request_in_the_metrics(pivot_server: Server) -> None:
     answers = burst(pivot_server, range(3))
     assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"stop"}
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [3, 3]
-
-
-# --- requests that end early --------------------------------------------------------------------------
-
-
-def endless(rid: str, n: int = 1, **fields: Any) -> Json:
-    """A request of n answers of 200 tokens."""
-    params = {**ENDLESS, "n": n, "custom_params": {**GUIDED, "seed": 10}}
-    return {"text": PROMPT, "rid": rid, "sampling_params": params, **fields}
-
-
-@contextmanager
-def midway(server: Server, call: Callable[[], Any], n: int) -> Iterator[Future[Any]]:
-    """A request of n answers in the background, once all of its pairs run."""
-    before = scheduled(server)
-    with running(call) as future:
-        eventually(lambda: scheduled(server) >= before + 2 + 2 * n, "all pairs run")
-        assert not future.done(), future.result()
-        yield future
-
-
-def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
-    begun = ask(pivot_server, 10, ignore_eos=True)["output_ids"]
-    request = functools.partial(post, pivot_server, "/generate", endless("guided-abort"))
-    with midway(pivot_server, request, n=1) as call:
-        abort(pivot_server, rid="guided-abort")
-        answer = call.result().json()
-    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
-    ids = answer["output_ids"]
-    assert 0 < len(ids) < ENDLESS["max_new_tokens"]
-    assert ids[: len(begun)] == begun[: len(ids)]
-    assert answer["meta_info"]["completion_tokens"] == len(ids)
-    assert decoded_in_lock_step(answer)
-    quiet(pivot_server)
-    assert ask(pivot_server, 10, body={"rid": "guided-abort"})["meta_info"]["id"] == "guided-abort"
-
-
-def test_abort_all_ends_every_pair_of_a_stream(pivot_server: Server) -> None:
-    request = functools.partial(events, pivot_server, "/generate", endless("guided-all", n=3, stream=True))
-    with midway(pivot_server, request, n=3) as call:
-        abort(pivot_server, abort_all=True)
-        chunks = call.result()
-    last = {chunk["index"]: chunk["meta_info"]["finish_reason"]["type"] for chunk in chunks}
-    assert last == {0: "abort", 1: "abort", 2: "abort"}
-    quiet(pivot_server)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_stops_both_rows(pivot_server: Server, stream: bool) -> None:
-    ready = threading.Event()
-    body = endless("guided-gone", n=4, stream=stream)
-    request = functools.partial(leave, pivot_server, "/generate", body, ready)
-    with midway(pivot_server, request, n=4):
-        ready.set()
-    quiet(pivot_server)
-    assert ask(pivot_server, 11, body={"rid": "guided-gone"})["meta_info"]["finish_reason"]["type"] == "stop"

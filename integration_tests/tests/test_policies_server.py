@@ -1,5 +1,6 @@
 """Per-step policies inside SGLang's ordinary request path: mixed batches, SGLang's own features, power
-proposals and metrics. Their laws are in test_policy_law_server.py, kl_guided in test_kl_guided_server.py.
+proposals and metrics. Their laws are in test_policy_law_server.py, kl_guided in test_kl_guided_server.py,
+aborts and clients that leave in test_policies_interrupted.py.
 
 Deterministic: draws are a function of (seed, position), so what a request answers alone it answers in any
 batch, near ties apart.
@@ -11,7 +12,6 @@ import functools
 import json
 import random
 import re
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,18 +28,13 @@ from integration_tests.tests.clients import (
     PROMPT,
     PROMPT_Q,
     QUICK,
-    abort,
     client,
     events,
-    eventually,
     generate,
-    leave,
     metric,
     power_of,
-    quiet,
     raw_generate,
     reports,
-    running,
     scheduled,
     sse_lines,
     together,
@@ -365,38 +360,6 @@ def test_the_stock_client_streams_log_probabilities(pivot_server: Server) -> Non
     expected = [value for value, _, _ in answer["meta_info"]["output_token_logprobs"]]
     assert found == pytest.approx(expected[: len(found)], abs=1e-4)
     assert len(expected) - len(found) == 1, "SGLang leaves the end token out of its streams"
-
-
-# --- requests that end early --------------------------------------------------------------------------
-
-ENDLESS: Json = {"max_new_tokens": 200, "ignore_eos": True}
-
-
-def test_an_abort_returns_what_there_was(pivot_server: Server) -> None:
-    begun = ask(pivot_server, SIGMA)["output_ids"]
-    params = {**ENDLESS, "custom_params": SIGMA}
-    body = {"text": PROMPT, "rid": "policy-abort", "stream": True, "sampling_params": params}
-    lines = sse_lines(pivot_server, "/generate", body)
-    next(lines)
-    abort(pivot_server, rid="policy-abort")
-    *_, last, done = lines
-    answer = json.loads(last.removeprefix("data: "))
-    assert done == "data: [DONE]"
-    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
-    ids = answer["output_ids"]
-    assert 0 < len(ids) < ENDLESS["max_new_tokens"]
-    assert ids[:LENGTH] == begun[: len(ids)]
-    assert power_of(answer)["sampler"] == "top_n_sigma"
-    quiet(pivot_server)
-
-
-def test_a_client_that_leaves_stops_its_rows(pivot_server: Server) -> None:
-    ready, before = threading.Event(), scheduled(pivot_server)
-    body = {"text": PROMPT, "sampling_params": {**ENDLESS, "n": 4, "custom_params": SIGMA}, "stream": True}
-    with running(functools.partial(leave, pivot_server, "/generate", body, ready)):
-        eventually(lambda: scheduled(pivot_server) >= before + 5, "all samples run")
-        ready.set()
-    quiet(pivot_server)
 
 
 # --- power proposals ----------------------------------------------------------------------------------
