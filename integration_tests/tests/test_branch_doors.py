@@ -138,11 +138,13 @@ def test_an_abort_returns_the_leaves_there_are(pivot_server: Server, branch: Jso
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_client_that_leaves_stops_every_child(pivot_server: Server, stream: bool) -> None:
-    ready = threading.Event()
+    """The whole search would be more children than branches."""
+    ready, before = threading.Event(), scheduled(pivot_server)
     body = endless(SEARCHING, rid=f"branch-gone-{stream}", stream=stream)
     with midway(pivot_server, functools.partial(leave, pivot_server, "/generate", body, ready)):
         ready.set()
     quiet(pivot_server)
+    assert scheduled(pivot_server) - before < SEARCHING["max_branches"]
     assert ask(pivot_server)["meta_info"]["finish_reason"]["type"] == "stop"
 
 
