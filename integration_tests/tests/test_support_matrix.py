@@ -27,6 +27,7 @@ from integration_tests.tests.clients import (
 )
 from integration_tests.tests.test_branch_server import shape
 from integration_tests.tests.test_forking import check_what_forks_recompute
+from integration_tests.tests.workers import answers_of_both_workers
 
 pytestmark = pytest.mark.server
 
@@ -198,10 +199,9 @@ def test_a_named_rank_is_kept(matrix_server: Server) -> None:
 
 
 def test_both_tokenizer_workers_serve_power(matrix_server: Server) -> None:
-    """Fresh connections spread over the workers; a worker without the plugin would answer plainly."""
-    for seed in range(8):
-        answer = generate(matrix_server, seed=seed, max_new_tokens=16)
-        assert power_of(answer)["seed"] == seed
+    """A worker without the plugin would answer plainly."""
+    answers = answers_of_both_workers(matrix_server)
+    assert sorted(power_of(answer)["seed"] for answer in answers) == list(range(len(answers)))
 
 
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.05}, {"temperature": 0}])
@@ -256,9 +256,8 @@ def test_metrics_of_both_workers_add_up(matrix_server: Server) -> None:
         return metric(matrix_server, "sglang_power_requests_total", sampler="power", stopped_by="completed")
 
     before, decoded = ended(), metric(matrix_server, "sglang_power_tokens_total", kind="decoded")
-    calls = [functools.partial(generate, matrix_server, seed=seed) for seed in range(6)]
-    answers = together(calls)
-    assert ended() - before == 6
+    answers = answers_of_both_workers(matrix_server)
+    assert ended() - before == len(answers)
     now = metric(matrix_server, "sglang_power_tokens_total", kind="decoded")
     assert now - decoded == sum(power_of(answer)["decoded_tokens"] for answer in answers)
     for name in ("sglang_power_latency_seconds_count", "sglang_power_steps_total"):
