@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
 
 from integration_tests.pivot.problems import Problem, is_correct
 from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP, WAIT_S, eventually
+from integration_tests.tests.clients import HTTP, PROMPT, WAIT_S, eventually
 from integration_tests.tests.trials import FEEDBACK_KEY, GONE, PLAIN, POWER, WORKERS, Ground, ask, exposure_of
 
 Json: TypeAlias = dict[str, Any]
@@ -23,20 +26,20 @@ OPERATIONS, UNITS = 6, 180
 HORIZON = 48
 GRADED: Json = {
     "arms": [
-        {**PLAIN, "weight": 2000},
+        {**PLAIN, "weight": 2500},
         {
             "name": "best_of",
-            "sampler": {"sampler": "best_of", "samples": 28},
-            "weight": 4000,
+            "sampler": {"sampler": "best_of", "samples": 36},
+            "weight": 3750,
             "control": "compute_matched",
         },
         {
             "name": "power",
             "sampler": {
                 **{"sampler": "power", "alpha": 4.0, "proposal_temperature": 1.0},
-                **{"block_size": 2, "lookback_blocks": 4, "steps": 8, "cut": "entropy", "cut_beta": 1.0},
+                **{"block_size": 2, "lookback_blocks": 4, "steps": 12, "cut": "entropy", "cut_beta": 1.0},
             },
-            "weight": 4000,
+            "weight": 3750,
         },
     ],
     "metrics": {
@@ -46,7 +49,7 @@ GRADED: Json = {
     "primary": {"metric": "correct", "min_effect": 0.05},
     "minimum_run": {"days": 0.0, "units": UNITS},
 }
-"""One problem per unit. The samples of best_of decode about as much as a chain does."""
+"""One problem per unit. The samples of best_of decode somewhat more than a chain does."""
 
 CHAIN: Json = {"sampler": "power", "block_size": 4, "steps": 1}
 BROKEN: Json = {"name": "broken", "sampler": {**CHAIN, "reward": GONE}, "weight": 5000}
@@ -85,9 +88,27 @@ def whole_lines(ground: Ground, kind: str) -> list[Json]:
     return [json.loads(text) for text in texts if f'"type":"{kind}"' in text and text.endswith("}")]
 
 
+def exposures_of(ground: Ground, kind: str) -> set[str]:
+    """What lines that name no experiment are about."""
+    return {line["exposure_id"] for line in whole_lines(ground, kind)}
+
+
 def enrolled(ground: Ground, name: str) -> dict[str, Json]:
     """Exposure -> enrolment line."""
     return {line["exposure_id"]: line for line in ground.lines("enrolment", name)}
+
+
+def written(folder: Path, lines: Sequence[Json]) -> Path:
+    """A log of its own with these lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def graded_lines(ground: Ground) -> list[Json]:
+    """What the log says of the graded experiment, and all feedback."""
+    lines = [line for kind in ("enrolment", "completion") for line in ground.lines(kind, "graded")]
+    return lines + whole_lines(ground, "feedback")
 
 
 async def answer_and_grade(url: str, asked: list[Problem]) -> None:
@@ -147,10 +168,39 @@ def events_of(running: Server, headers: dict[str, str], body: Json) -> list[Json
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def shared_windows(ground: Ground) -> int:
-    """Windows in the logs of all workers."""
+@dataclass(frozen=True)
+class Timed:
+    """A request of a switchback: its exposure, and when its client sent it."""
+
+    exposure: str
+    sent: float
+
+
+def in_a_window(running: Server) -> Timed:
+    """One request of nobody."""
+    sent = time.time()
+    body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 1.0}
+    response = ask(running, {}, "/v1/completions", **body)
+    assert response.status_code == httpx.codes.OK, response.text
+    return Timed(response.json()["metadata"]["power"][0]["exposure_id"], sent)
+
+
+def shared_windows(ground: Ground) -> set[str]:
+    """Windows that all workers have, of those that have any; servers that were stopped leave their logs."""
     units = []
     for file in ground.log.glob("*.jsonl"):
         lines = [json.loads(text) for text in file.read_text().splitlines() if '"windows"' in text]
-        units.append({line["unit"] for line in lines if line["type"] == "enrolment"})
-    return len(set.intersection(*units)) if len(units) == WORKERS else 0
+        if enrolled_units := {line["unit"] for line in lines if line["type"] == "enrolment"}:
+            units.append(enrolled_units)
+    return set.intersection(*units) if len(units) == WORKERS else set()
+
+
+def windows_between(sent: float, at: float) -> set[str]:
+    """Those of which a request may be that was sent and enrolled then: it was assigned in between."""
+    return {str(window) for window in range(int(sent // WINDOW_S), int(at // WINDOW_S) + 1)}
+
+
+def washouts_between(sent: float, at: float) -> set[bool]:
+    """What it may say of its washout, which is the beginning of a window."""
+    ends = {when % WINDOW_S < WASHOUT_S for when in (sent, at)}
+    return ends if sent // WINDOW_S == at // WINDOW_S else {True, False}

@@ -1,17 +1,17 @@
 """Experiments end to end: graded answers to a verdict, shadow arms, failing arms, switchbacks, testers.
 
-Statistical claim of the first tests: on problems of six operations power is right in 0.75 of its answers or
-more, best_of at more tokens in about 0.2, plain in about 0.15. 180 units then ship it in 99 of 100 runs;
-who has which arm is fixed by the units' names, the answers are random draws.
+Statistical claim of the first tests: on problems of six operations power is right in 0.950 of its answers,
+best_of at more tokens in 0.357, plain in 0.133 (300, 300 and 150 answers of this server). Simulated with
+these rates 5 of 4,200 experiments of 180 units do not ship it; with 0.93, 0.40 and 0.16, 6 of 4,200. Who has
+which arm is fixed by the units' names, the answers are random draws.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -24,24 +24,27 @@ from sglang_power.experiments.providers import Embedded
 
 from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, eventually, quiet
+from integration_tests.tests.clients import PROMPT, eventually, quiet, together
 from integration_tests.tests.pivot_trials import (
     EXPERIMENTS,
     OPERATIONS,
     SHADOW_BUDGET,
     UNITS,
-    WASHOUT_S,
-    WINDOW_S,
     Json,
     answer_and_grade,
     by_units,
     completed,
     enrolled,
     events_of,
+    exposures_of,
+    graded_lines,
+    in_a_window,
     is_done_with_shadows,
     shadowed_workers,
     shared_windows,
-    whole_lines,
+    washouts_between,
+    windows_between,
+    written,
 )
 from integration_tests.tests.trials import (
     LATER_S,
@@ -84,7 +87,8 @@ def graded(ground: Ground, trials: Server) -> Report:
     assert len(asked) == UNITS
     asyncio.run(answer_and_grade(trials.url, asked))
     completed(ground, "graded", UNITS)
-    eventually(lambda: len(whole_lines(ground, "feedback")) == UNITS, "all feedback is written")
+    exposures = set(enrolled(ground, "graded"))
+    eventually(lambda: exposures <= exposures_of(ground, "feedback"), "all feedback is written")
     return reported(ground, "graded")
 
 
@@ -107,24 +111,27 @@ def test_the_report_shows_what_it_costs(graded: Report) -> None:
 
 def test_with_plain_and_power_exchanged_nothing_ships(ground: Ground, graded: Report, tmp_path: Path) -> None:
     other = {"plain": "power", "power": "plain"}
-    lines = [line for kind in ("enrolment", "completion") for line in ground.lines(kind, "graded")]
-    swapped = [{**line, "arm": other.get(line["arm"], line["arm"])} for line in lines]
-    swapped += whole_lines(ground, "feedback")
-    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in swapped))
-    made = reported(ground, "graded", tmp_path)
+    swapped = [
+        {**line, "arm": other.get(line["arm"], line["arm"])} if "arm" in line else line
+        for line in graded_lines(ground)
+    ]
+    made = reported(ground, "graded", written(tmp_path, swapped))
     assert made.units == graded.units
     assert (made.verdict.decision, made.verdict.arm) == ("stop", "power"), made.verdict.reason
 
 
 def test_the_command_writes_the_same_report(ground: Ground, graded: Report, tmp_path: Path) -> None:
+    """Of a log as if all had happened earlier: it gives no reports as of a time to come."""
     document, page = tmp_path / "report.json", tmp_path / "report.html"
+    earlier = [{**line, "at": line["at"] - LATER_S} for line in graded_lines(ground)]
+    log = written(tmp_path / "log", earlier)
     command = [str(Path(sys.executable).with_name("sglang-power")), "ab", "report"]
-    asked = [str(ground.experiments / "graded.yaml"), "--log", str(ground.log)]
-    options = ["--now", str(time.time() + LATER_S), "--json", str(document), "--html", str(page)]
+    asked = [str(ground.experiments / "graded.yaml"), "--log", str(log)]
+    options = ["--json", str(document), "--html", str(page)]
     done = subprocess.run([*command, *asked, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "VERDICT: ship power" in done.stdout
-    assert Report.model_validate_json(document.read_text()) == graded
+    assert Report.model_validate_json(document.read_text()) == reported(ground, "graded", log)
     drawn = page.read_text()
     assert graded.verdict.reason in drawn
     for arm in graded.arms:
@@ -222,15 +229,17 @@ def test_where_errors_are_asked_for_the_request_fails(ground: Ground, trials: Se
 
 def test_a_window_has_one_arm_on_all_workers(ground: Ground, trials: Server) -> None:
     """The arms are those that the flags give in this process, too: any server of the pool would agree."""
-    body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 1.0}
+    sent: dict[str, float] = {}
 
     def seen() -> bool:
-        for _ in range(8):
-            assert ask(trials, {}, "/v1/completions", **body).status_code == httpx.codes.OK
-        lines = ground.lines("enrolment", "windows")
-        return {line["arm"] for line in lines} == {"plain", "power"} and shared_windows(ground) >= 3
+        """Many at once: of requests one after the other the same worker may take all."""
+        asked = together([functools.partial(in_a_window, trials)] * 16)
+        sent.update({one.exposure: one.sent for one in asked})
+        arms = {line["arm"] for line in ground.lines("enrolment", "windows")}
+        return arms == {"plain", "power"} and bool(shared_windows(ground))
 
-    eventually(seen, "both arms, and three windows that both workers had requests in")
+    eventually(seen, "both arms, and a window that both workers had requests in")
+    assert set(completed(ground, "windows", len(sent))) == set(sent)
     loaded = Catalogue(ground.experiments, lambda *_: None).experiments
     (switchback,) = (one for one in loaded if one.experiment.name == "windows")
     assigner = Assigner(Embedded())
@@ -238,11 +247,9 @@ def test_a_window_has_one_arm_on_all_workers(ground: Ground, trials: Server) -> 
     lines = ground.lines("enrolment", "windows")
     for line in lines:
         assert asyncio.run(assigner.assign(switchback, line["unit"])) == Assigned(line["arm"])
-        window, into = divmod(line["at"], WINDOW_S)
-        if 0.3 < into < WINDOW_S - 0.3:  # a request is assigned a moment before its line is written
-            assert line["unit"] == str(int(window))
-        if 0.3 < into < WASHOUT_S - 0.3 or into > WASHOUT_S + 0.3:
-            assert line["washout"] == (into < WASHOUT_S)
+        times = sent[line["exposure_id"]], line["at"]
+        assert line["unit"] in windows_between(*times)
+        assert line["washout"] in washouts_between(*times)
     made = reported(ground, "windows")
     assert made.excluded.washout == sum(line["washout"] for line in lines) > 0
     assert made.units == len({line["unit"] for line in lines if not line["washout"]})
