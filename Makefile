@@ -25,7 +25,7 @@ PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 SERVERS := integration_tests/tests
 # On the second core: unit tests, and tests with servers that share no server with others.
 BESIDE := $(SERVERS)/test_law_server.py $(SERVERS)/test_http_engine_law_server.py \
-	$(SERVERS)/test_experiments_server.py $(SERVERS)/test_experiments_pivot.py $(SERVERS)/test_experiments_stopping.py
+	$(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 
 test: $(STAMP)  ## the whole suite in two processes (the second one's lines begin with |), in file order: fewest servers
 	@set -o pipefail; ( $(PYTEST) plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \
