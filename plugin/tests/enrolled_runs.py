@@ -141,9 +141,10 @@ def run_of(
     stream: bool = False,
     on_error: str = "error",
     each: Experiment | None = None,
+    session_params: Json | None = None,
 ) -> EnrolledRun:
     """A run whose arm samples by `sampler`, on the host `original`."""
-    obj = GenerateReqInput(text="prompt", sampling_params=params)
+    obj = GenerateReqInput(text="prompt", sampling_params=params, session_params=session_params)
     each = experiment(on_error) if each is None else each
     place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("power"), "unit")
     facts = Facts("m", "generate", stream, 8, {}, "u", None)

@@ -20,7 +20,8 @@ class ShadowDesk(Desk):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shadows = Shadows()
+        self.now = 3_599.0  # a whole hour of something else's is about to begin
+        self.shadows = Shadows(clock=lambda: self.now)
 
     async def settle(self) -> None:
         """Wait until all shadows have run."""
@@ -104,6 +105,27 @@ async def test_what_one_experiment_spends_is_not_anothers() -> None:
         await desk.settle()
     assert [line.experiment for line in desk.lines] == ["a", "a", "b", "a", "b"]
     assert [line.experiment for line in desk.shadow_lines] == ["a", "b"]
+
+
+async def test_a_turn_of_a_session_has_no_shadow() -> None:
+    desk, sglang = ShadowDesk(), Sglang()
+    run = run_of(desk, sglang, each=experiment(shadows=(NONE,)), session_params={"id": "s"})
+    await drained(desk, run)
+    await desk.settle()
+    assert [line.outcome for line in desk.lines] == ["ok"]
+    assert len(sglang.asked) == 1
+
+
+async def test_a_budget_is_for_each_hour_since_the_beginning() -> None:
+    desk = ShadowDesk()
+    each = experiment(shadows=(NONE,), shadow={"tokens_per_hour": 1})
+    ran = []
+    for passed in (0.0, 3_599.0, 1.0, 3_599.0):
+        desk.now += passed
+        await drained(desk, run_of(desk, Sglang(), each=each))
+        await desk.settle()
+        ran.append(len(desk.shadow_lines))
+    assert ran == [1, 1, 2, 2]
 
 
 async def test_the_default_answers_the_request_as_it_came() -> None:

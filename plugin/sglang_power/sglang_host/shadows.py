@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -85,9 +86,14 @@ def _in_the_way(shadow: Shadow, server_args: Any) -> tuple[str, str] | None:
 
 
 class Shadows:
-    """The shadow runs of one process."""
+    """The shadow runs of one process.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds; budgets are for each hour since the construction.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began = clock, clock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._hour, self._spent = 0.0, Counter[str]()
@@ -95,12 +101,16 @@ class Shadows:
     def start(self, desk: Desk, host: Host, body: Fields | None, served: Served) -> None:
         """Have every shadow arm of an experiment answer a request that was served.
 
+        A turn of a session has none: the shadow's would become part of it.
+
         Args:
             desk: of this process.
             host: the request as it came, before anybody served it.
             body: the client's.
             served: what the client got.
         """
+        if host.obj.session_params is not None:
+            return
         for arm in served.place.loaded.experiment.arms:
             if arm.shadow and len(self._tasks) < WAITING:
                 task = asyncio.create_task(self._run(desk, host, body, arm, served))
@@ -135,7 +145,7 @@ class Shadows:
 
     def _has_budget(self, experiment: Experiment) -> bool:
         assert experiment.shadow is not None
-        hour = time.monotonic() // HOUR_S
+        hour = (self._clock() - self._began) // HOUR_S
         if hour != self._hour:
             self._hour, self._spent = hour, Counter()
         return self._spent[experiment.name] < experiment.shadow.tokens_per_hour
