@@ -38,13 +38,14 @@ UNKNOWN = "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15
 
 def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials) -> None:
     write_and_wait(trials, "liked")
+    before = count(trials.ground.log, "feedback")
     for i, unit in enumerate(UNITS[:40]):
         exposure = exposure_of(ask(trials.server, {"x-liked": unit}).json())
         sent = {"exposure_id": exposure, "metric": "good", "value": float(i % 2)}
         assert feedback(trials.server, json=sent).status_code == httpx.codes.ACCEPTED
     sent = {"exposure_id": UNKNOWN, "metric": "good", "value": 1.0}
     assert feedback(trials.server, json=sent).status_code == httpx.codes.ACCEPTED, "nothing is looked up"
-    eventually(lambda: count(trials.ground.log, "feedback") == 41, "every line of feedback")
+    eventually(lambda: count(trials.ground.log, "feedback") == before + 41, "every line of feedback")
     made = reported(trials.ground, "liked")
     assert (made.units, made.excluded.unmatched_feedback) == (40, 1)
     assert sum((arm.means["good"] or 0.0) * arm.units for arm in made.arms) == pytest.approx(20)
