@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_power.algorithms.cot import most_confident
-from sglang_power.answers import Choice, Relation, build_classes, choose, choose_by_delta
+from sglang_power.answers import Choice, Classes, Relation, build_classes, choose, choose_by_delta
 from sglang_power.answers.weights import log_sum
 from sglang_power.rng import Key
 from sglang_power.serving.evaluation import added_notes
@@ -65,17 +65,9 @@ async def by_vote(
     classes = await build_classes([one.value for one in candidates], relation)
     mean_log_p = np.array([one.mean_log_p for one in candidates])
     choice = choose(classes, log_weights, key, scores=mean_log_p)
-    selection = Selection(
-        candidates=tuple(candidates),
-        chosen=choice.sample,
-        reason=choice.reason,
-        scores=tuple(float(value) if math.isfinite(value) else None for value in log_weights),
-        usage=classes.usage,
-        classes=tuple(reported_classes(classes, shares(choice.totals))),
-        comparisons=classes.comparisons,
-        notes=class_notes(classes),
-    )
-    return selection, choice
+    scores = [float(value) if math.isfinite(value) else None for value in log_weights]
+    chosen = choice.sample, choice.reason
+    return _among_classes(candidates, classes, shares(choice.totals), scores, *chosen), choice
 
 
 async def by_confidence(
@@ -98,13 +90,25 @@ async def by_confidence(
         answered = {i for one in classes.classes if one.value is not None for i in one.members}
         best = most_confident([delta if i in answered else None for i, delta in enumerate(deltas)])
         chosen, reason = best or 0, "largest"
+    return _among_classes(candidates, classes, choice.totals, deltas, chosen, reason)
+
+
+def _among_classes(
+    candidates: Sequence[Candidate],
+    classes: Classes,
+    weights: Sequence[float],
+    scores: Sequence[float | None],
+    chosen: int,
+    reason: str,
+) -> Selection:
+    """A choice by classes, with what finding them cost."""
     return Selection(
         candidates=tuple(candidates),
         chosen=chosen,
         reason=reason,
-        scores=tuple(deltas),
+        scores=tuple(scores),
         usage=classes.usage,
-        classes=tuple(reported_classes(classes, choice.totals)),
+        classes=tuple(reported_classes(classes, weights)),
         comparisons=classes.comparisons,
         notes=class_notes(classes),
     )
