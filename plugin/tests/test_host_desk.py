@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from enrolled_runs import experiment
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_power.experiments.catalogue import Catalogue
@@ -18,18 +19,7 @@ from sglang_power.serving.config import ServerConfig
 from sglang_power.sglang_host import experiment_desk
 from sglang_power.sglang_host.experiment_desk import Desk
 
-EXPERIMENT = {
-    "name": "e",
-    "owner": "o",
-    "hypothesis": "h",
-    "unit": {"field": "user"},
-    "arms": [
-        {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"},
-        {"name": "power", "sampler": {"sampler": "power"}, "weight": 5000},
-    ],
-    "metrics": {"m": {"source": "outcome", "outcomes": ["error"]}},
-    "primary": {"metric": "m", "min_effect": 0.0},
-}
+EXPERIMENT = experiment().model_dump(mode="json", exclude_none=True)
 
 
 @pytest.fixture
