@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from sglang_power.frontend.client import STATUS_ROUTE, Client
+from sglang_power.frontend.client import Client
+from sglang_power.routes import STATUS_ROUTE
 
 EOS = 256
 

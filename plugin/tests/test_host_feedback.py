@@ -12,8 +12,9 @@ from fastapi.testclient import TestClient
 from sglang.srt.utils import auth
 from sglang_power.experiments.feedback import KEY_VARIABLE
 from sglang_power.experiments.records import Feedback
+from sglang_power.routes import FEEDBACK_ROUTE
 from sglang_power.sglang_host import feedback_route
-from sglang_power.sglang_host.feedback_route import ROUTE, add_feedback_route
+from sglang_power.sglang_host.feedback_route import add_feedback_route
 
 BODY = {"exposure_id": "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15, "metric": "good", "value": 1.0}
 
@@ -58,8 +59,8 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")  # SGLang's refusal
 def test_each_key_opens_its_own_routes(client: TestClient, desk: Desk) -> None:
-    assert client.post(ROUTE, json=BODY, headers=bearer("feedback key")).status_code == 202
-    assert client.post(ROUTE, json=BODY, headers=bearer("server key")).status_code == 401
+    assert client.post(FEEDBACK_ROUTE, json=BODY, headers=bearer("feedback key")).status_code == 202
+    assert client.post(FEEDBACK_ROUTE, json=BODY, headers=bearer("server key")).status_code == 401
     assert client.post("/generate", headers=bearer("feedback key")).status_code == 401
     assert client.post("/generate", headers=bearer("server key")).status_code == 200
     assert [(line.metric, line.value) for line in desk.lines] == [("good", 1.0)]
@@ -71,7 +72,7 @@ def test_without_a_key_the_route_is_off(monkeypatch: pytest.MonkeyPatch) -> None
     app = FastAPI()
     add_feedback_route(app, Desk())  # type: ignore[arg-type]
     with TestClient(app) as client:
-        assert client.post(ROUTE, json=BODY).status_code == 404
+        assert client.post(FEEDBACK_ROUTE, json=BODY).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_without_a_key_the_route_is_off(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_refused_is_counted_and_not_written(
     client: TestClient, desk: Desk, status: int, counted: str, sent: dict[str, Any]
 ) -> None:
-    assert client.post(ROUTE, headers=bearer("feedback key"), **sent).status_code == status
+    assert client.post(FEEDBACK_ROUTE, headers=bearer("feedback key"), **sent).status_code == status
     assert (desk.counted, desk.lines) == ([counted], [])
 
 
@@ -102,7 +103,13 @@ async def test_no_more_of_a_long_body_is_read_than_is_allowed(
         sent.append(message)
 
     headers = [(b"authorization", b"Bearer feedback key")]
-    scope = {"type": "http", "method": "POST", "path": ROUTE, "headers": headers, "query_string": b""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": FEEDBACK_ROUTE,
+        "headers": headers,
+        "query_string": b"",
+    }
     await app(scope, receive, send)
     assert sent[0]["status"] == 413
     assert read == 3, "200 bytes are allowed, 100 come at a time"

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"types", "errors", "rng", "algorithms"},
     "engines": {"types", "errors", "rng", "algorithms", "fields", "engines"},
     "fields": set(),
+    "routes": set(),
     "extensions": {"errors"},
     "yaml_files": {"errors", "fields"},
     "policies": {"types", "errors", "fields", "extensions", "policies"},
@@ -53,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "engines",
         "fields",
         "request",
+        "routes",
         "frontend",
     },
     "visible": set(),
@@ -83,6 +85,10 @@ def modules() -> list[Path]:
 def layer_of(path: Path) -> str:
     """The first name below the package: `serving` for serving/chain.py, `types` for types.py."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def is_command_line(layer: str) -> bool:
+    return layer == "cli" or layer.endswith("_cli")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -133,6 +139,13 @@ def test_one_module_imports_sglangs_language_and_nothing_else_of_it() -> None:
     names = set(imported(ROOT / LANGUAGE_MODULE))
     assert {name.split(".")[1] for name in names if name.startswith("sglang.")} == {"lang"}
     assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if not is_command_line(layer_of(p))], ids=named)
+def test_only_the_command_line_imports_the_command_line(path: Path) -> None:
+    """A server, and a program, run without its modules and without argparse."""
+    assert "argparse" not in outer_packages(path)
+    assert not any(is_command_line(layer) for layer in inner_layers(path))
 
 
 def test_every_layer_of_the_rule_exists() -> None:

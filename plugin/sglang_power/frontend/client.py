@@ -27,11 +27,10 @@ from sglang_power.errors import (
     UnsupportedError,
     message_of,
 )
+from sglang_power.routes import STATUS_ROUTE
 
 Answer = dict[str, Any]
 """SGLang's response dictionary: text, output_ids, meta_info."""
-
-STATUS_ROUTE = "/sglang_power/status"
 
 WAIT = httpx.Timeout(None, connect=30.0)
 """A generation may take any time."""

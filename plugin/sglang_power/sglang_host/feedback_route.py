@@ -16,9 +16,8 @@ from fastapi.responses import JSONResponse
 
 from sglang_power.errors import RequestError, TooLargeError
 from sglang_power.experiments.feedback import KEY_VARIABLE, authorised, parse_feedback
+from sglang_power.routes import FEEDBACK_ROUTE
 from sglang_power.sglang_host.experiment_desk import Desk
-
-ROUTE = "/sglang_power/feedback"
 
 
 def add_feedback_route(app: Any, desk: Desk) -> None:
@@ -30,12 +29,12 @@ def add_feedback_route(app: Any, desk: Desk) -> None:
     async def feedback(request: Request) -> JSONResponse:
         return await _take(request, desk, key)
 
-    app.add_api_route(ROUTE, feedback, methods=["POST"])
+    app.add_api_route(FEEDBACK_ROUTE, feedback, methods=["POST"])
 
 
 def request_auth(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Around SGLang's check of API keys: the feedback route checks its own."""
-    if kwargs.get("path") == ROUTE and os.environ.get(KEY_VARIABLE):
+    if kwargs.get("path") == FEEDBACK_ROUTE and os.environ.get(KEY_VARIABLE):
         kwargs = {**kwargs, "api_key": None, "admin_api_key": None}
     return original(*args, **kwargs)
 

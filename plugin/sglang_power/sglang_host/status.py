@@ -11,15 +11,13 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_power.cli import STATUS_ROUTE
+from sglang_power.routes import STATUS_ROUTE
 from sglang_power.serving.config import server_config
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.experiment_desk import desk_of
 from sglang_power.sglang_host.support import server_refusals
 from sglang_power.types import ProposalLaw
-
-ROUTE = STATUS_ROUTE
 
 
 def add_status_route(app: Any, manager: Any) -> None:
@@ -28,8 +26,8 @@ def add_status_route(app: Any, manager: Any) -> None:
     async def status() -> dict[str, Any]:
         return await server_status(manager)
 
-    if ROUTE not in {getattr(route, "path", None) for route in app.routes}:
-        app.add_api_route(ROUTE, status, methods=["GET"])
+    if STATUS_ROUTE not in {getattr(route, "path", None) for route in app.routes}:
+        app.add_api_route(STATUS_ROUTE, status, methods=["GET"])
 
 
 async def server_status(manager: Any) -> dict[str, Any]:
