@@ -1,7 +1,8 @@
 """What the client asked, whichever way it was written. Tokenizer process.
 
-A sampler can be named in `custom_params`, in `sampling_params.sampler`, at the top level of the body, or
-by the server's default for the model. SGLang fills sampling parameters from the model's generation
+A sampler can be named in `custom_params`, in `metadata.sglang_power` (which gateways pass on that drop
+fields they do not know), in `sampling_params.sampler`, at the top level of the body (`places_of` lists
+them), or by the server's default for the model. SGLang fills sampling parameters from the model's generation
 config, so what counts is what the client's body *named*; everything else is neutralised.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sglang_power.errors import RequestError
@@ -19,6 +20,8 @@ from sglang_power.serving.config import ServerConfig
 Fields = dict[str, Any]
 
 PLUGIN_KEYS = frozenset({"sampler", "preset"})
+METADATA_KEY = "sglang_power"
+"""The entry of OpenAI's `metadata` that holds what `custom_params` would hold, as JSON in a string."""
 TRUNCATION = ("top_p", "top_k", "min_p")
 _NEUTRAL: Fields = {
     "top_p": 1.0,
@@ -40,10 +43,29 @@ class Asked:
     Args:
         values: flat parameters, preset not yet resolved.
         explicit: named by the client, not by the server's default.
+        origins: parameter -> the field that the client wrote it in.
     """
 
     values: Fields
     explicit: bool
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a request where the client named a sampler or parameters of one.
+
+    Args:
+        name: as messages call it; empty for the top level of the body.
+        values: the parameters that stand there.
+    """
+
+    name: str
+    values: Fields
+
+    def field_of(self, key: str) -> str:
+        """Return what messages call a parameter that stands here."""
+        return f"{self.name}.{key}" if self.name else key
 
 
 def body_of(request: Any) -> Fields | None:
@@ -68,21 +90,77 @@ def named_by_client(params: Mapping[str, Any], body: Fields | None) -> Fields:
     return {key: value for key, value in source.items() if value is not None}
 
 
+def metadata_of(body: Fields | None) -> Fields:
+    """Return OpenAI's `metadata` of a body; empty where there is none, or no object."""
+    metadata = (body or {}).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _in_metadata(body: Fields | None) -> Fields:
+    """Return what `metadata.sglang_power` holds: JSON in a string, as OpenAI's API has it, or an object.
+
+    Raises:
+        RequestError: neither of both.
+    """
+    value, name = metadata_of(body).get(METADATA_KEY), f"metadata.{METADATA_KEY}"
+    hint = 'Write what custom_params would hold as JSON in a string: "{\\"sampler\\": \\"power\\"}"'
+    values = {} if value is None else value
+    if isinstance(value, str):
+        try:
+            values = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(name, value, f"not valid JSON ({error})", hint) from error
+    if not isinstance(values, dict):
+        raise RequestError(name, value, "not a JSON object", hint)
+    return values
+
+
+def places_of(params: Mapping[str, Any], body: Fields | None) -> list[Place]:
+    """Return every place in which one prompt's request names a sampler, in the order of SGLang's own.
+
+    A key that is null counts as absent. `custom_params` without a key of ours may be somebody else's.
+
+    Raises:
+        RequestError: a place that is ours by name holds something else.
+    """
+    custom = _without_nulls(params.get("custom_params"))
+    places = [
+        Place("custom_params", custom if PLUGIN_KEYS & custom.keys() else {}),
+        Place(f"metadata.{METADATA_KEY}", _without_nulls(_in_metadata(body))),
+        Place("sampling_params", _plugin_keys(params)),
+        Place("", _plugin_keys(body or {})),
+    ]
+    return [place for place in places if place.values]
+
+
+def _without_nulls(values: object) -> Fields:
+    """Return a place's parameters, without those of our keys that are null; empty for anything else."""
+    each = values.items() if isinstance(values, dict) else ()
+    return {key: value for key, value in each if key not in PLUGIN_KEYS or value is not None}
+
+
+def _plugin_keys(values: Mapping[str, Any]) -> Fields:
+    return {key: values[key] for key in sorted(PLUGIN_KEYS) if values.get(key) is not None}
+
+
 def asked(params: Mapping[str, Any], body: Fields | None, default_preset: str | None) -> Asked | None:
     """The sampler that one prompt asks for; None means SGLang's own.
 
     Raises:
-        RequestError: two places name different samplers.
+        RequestError: two places contradict each other, or one that is ours cannot be read.
     """
-    custom = params.get("custom_params")
-    values = dict(custom) if isinstance(custom, dict) and PLUGIN_KEYS & custom.keys() else {}
-    for place in (params, body or {}):
-        for key in PLUGIN_KEYS:
-            if place.get(key) is not None:
-                _lift(values, key, place[key])
+    values: Fields = {}
+    origins: dict[str, str] = {}
+    places = places_of(params, body)
+    for place in places:
+        for key, value in place.values.items():
+            _lift(values, key, value, place.field_of(key), origins)
+            origins.setdefault(key, place.field_of(key))
     if not values:
         return None if default_preset is None else Asked({"preset": default_preset}, explicit=False)
-    return None if values.get("sampler") == NO_SAMPLER else Asked(values, explicit=True)
+    if not PLUGIN_KEYS & values.keys():
+        raise RequestError(places[0].name, values, "names no sampler", "Add sampler or preset to it")
+    return None if values.get("sampler") == NO_SAMPLER else Asked(values, explicit=True, origins=origins)
 
 
 def own_choice(obj: Any, body: Fields | None) -> Literal["own_sampler", "seed", "greedy", "batch"] | None:
@@ -95,12 +173,11 @@ def own_choice(obj: Any, body: Fields | None) -> Literal["own_sampler", "seed", 
     params, prompt = obj.sampling_params or {}, obj.text if obj.text is not None else obj.input_ids
     if isinstance(params, list) or not isinstance(prompt, str | list) or _is_batch(prompt):
         return "batch"
-    custom = params.get("custom_params")
-    places = (params, body or {}, custom if isinstance(custom, dict) else {})
-    if any(place.get(key) is not None for place in places for key in PLUGIN_KEYS):
+    if places_of(params, body):
         return "own_sampler"
-    named = named_by_client(params, body)
-    if any(place.get(key) is not None for place in (named, places[2]) for key in ("seed", "sampling_seed")):
+    custom = params.get("custom_params")
+    seeded = (named_by_client(params, body), custom if isinstance(custom, dict) else {})
+    if any(place.get(key) is not None for place in seeded for key in ("seed", "sampling_seed")):
         return "seed"
     return "greedy" if _is_zero(params.get("temperature")) or params.get("top_k") == 1 else None
 
@@ -114,11 +191,10 @@ def _is_batch(prompt: str | list[Any]) -> bool:
     return isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
 
 
-def _lift(values: Fields, key: str, value: object) -> None:
+def _lift(values: Fields, key: str, value: object, name: str, origins: Mapping[str, str]) -> None:
     if values.setdefault(key, value) != value:
-        raise RequestError(
-            key, value, f"contradicts custom_params.{key}={values[key]!r}", "Name it in one place"
-        )
+        other = origins.get(key, f"custom_params.{key}")
+        raise RequestError(name, value, f"contradicts {other}={values[key]!r}", "Name it in one place")
 
 
 def without_plugin_keys(params: Mapping[str, Any]) -> Fields:
@@ -136,14 +212,14 @@ def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model:
     """
     values = dict(asked_for.values)
     if config.expanded(values, served_model).get("sampler", "power") == "power":
-        _lift_truncation(values, named)
+        _lift_truncation(values, named, asked_for.origins)
     seed = named.get("seed", named.get("sampling_seed"))
     if seed is not None:
         values.setdefault("seed", seed)
     return config.resolve(values, served_model)
 
 
-def _lift_truncation(values: Fields, named: Fields) -> None:
+def _lift_truncation(values: Fields, named: Fields, origins: Mapping[str, str]) -> None:
     """What the client wrote as SGLang's own parameters truncates the proposal."""
     if named.get("temperature", 1.0) != 1.0:
         raise RequestError(
@@ -155,7 +231,7 @@ def _lift_truncation(values: Fields, named: Fields) -> None:
     for key in TRUNCATION:
         if key in named:
             value = -1 if key == "top_k" and named[key] == _TOP_K_ALL else named[key]
-            _lift(values, key, value)
+            _lift(values, key, value, key, origins)
 
 
 def sampling_of(params: Mapping[str, Any]) -> Fields:
