@@ -352,13 +352,13 @@ def test_the_deadline_is_told_to_proposals_only(config: MHConfig) -> None:
     assert len(told) == len(recorded.result.infos)
 
 
-def test_a_result_says_whether_the_last_stage_was_reached() -> None:
+def test_a_result_says_how_many_steps_the_last_stage_took() -> None:
     config = exact.make_config(LONG, block_size=4, steps=3)
     for seed in SEEDS:
         early = record(config, seed, budget=Budget(10_000, max_steps=2)).result
-        assert not early.in_last_stage
+        assert early.last_stage_steps == 0
         assert is_whole(early)
-        assert record(config, seed).result.in_last_stage
+        assert record(config, seed).result.last_stage_steps == 3
 
 
 # --- drafts -------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_a_drafted_chain_steps_at_the_last_horizon_only() -> None:
     for seed in SEEDS:
         result = record(config, seed, draft=(1, 2, 0)).result
         assert [info.stage for info in result.infos] == [3] * 5
-        assert result.in_last_stage
+        assert result.last_stage_steps == 5
 
 
 # --- observers ----------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ async def test_cancelling_a_chain_cancels_its_call_and_keeps_what_there_is(stuck
     with pytest.raises(asyncio.CancelledError):
         await task
     assert engine.cancelled
-    result = chain.result("abort", in_last_stage=False)
+    result = chain.result("abort")
     assert result.stopped_by == "abort"
     assert result.state is (seen[-1] if seen else chain.state)
     assert len(seen) == stuck_at

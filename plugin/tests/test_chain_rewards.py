@@ -151,7 +151,7 @@ def test_a_deadline_during_a_call_keeps_the_answer(at: int) -> None:
 
 def test_a_run_that_ends_before_the_last_stage_tells_the_value_of_its_answer() -> None:
     result = run(Asked(), 1, budget=Budget(10_000, max_steps=2))
-    assert not result.in_last_stage
+    assert result.last_stage_steps == 0
     assert result.state.reward == exact_tilt.reward(result.state.tokens.ids)
 
 

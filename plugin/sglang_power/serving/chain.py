@@ -41,14 +41,17 @@ class Shadow:
 class ChainResult:
     """The last state, every step and what it cost.
 
-    `tilt_dropped_at` is the number of steps after which the reward was given up, if it was.
+    Args:
+        last_stage_steps: how many of the steps the last stage took; these alone leave the target invariant,
+            so an answer that had none of them follows another law, wherever it was when a limit came.
+        tilt_dropped_at: the number of steps after which the reward was given up, if it was.
     """
 
     state: ChainState
     infos: tuple[Info, ...]
     usage: Usage
     stopped_by: StoppedBy
-    in_last_stage: bool
+    last_stage_steps: int
     shadow: Shadow
     tilt_dropped_at: int | None = None
 
@@ -102,26 +105,22 @@ class Chain:
             if limit is not None:
                 stopped_by = limit
                 break
-        in_last_stage = self._in_last_stage()
         await self._finish_answer()
         if self._config.tilt is not None and self.state.reward is None and not self._budget.expired():
             await self._score_state()
-        return self.result(stopped_by, in_last_stage)
+        return self.result(stopped_by)
 
-    def result(self, stopped_by: StoppedBy, in_last_stage: bool) -> ChainResult:
+    def result(self, stopped_by: StoppedBy) -> ChainResult:
         """What there is so far."""
         return ChainResult(
             self.state,
             tuple(self.infos),
             self.usage,
             stopped_by,
-            in_last_stage,
+            sum(info.stage == self._config.stages for info in self.infos),
             self.shadow,
             self.tilt_dropped_at,
         )
-
-    def _in_last_stage(self) -> bool:
-        return self.state.stage == self._config.stages
 
     def _set(self, state: ChainState, info: Info | None = None) -> None:
         self.state = state

@@ -27,16 +27,17 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def law_of(config: MHConfig, result: ChainResult) -> Literal["power", "approximate"]:
-    """ "power" where every last-stage step left the target invariant and nothing else shaped the answer.
+    """Return "power" where only steps that leave the target invariant stand behind the answer, one at least.
 
-    The target is p^alpha, times exp(lambda * R) with a reward.
+    The target is p^alpha, times exp(lambda * R) with a reward; steps of the last stage leave it invariant. A
+    state that has just entered that stage follows the law of an earlier one, or of q.
     """
     exact = (
         config.schedule == "exact"
         and config.lookback_blocks is None
         and not config.law.truncated
         and result.tilt_dropped_at is None
-        and result.in_last_stage
+        and result.last_stage_steps > 0
         and result.stopped_by in ("completed", "max_steps")
     )
     return "power" if exact else "approximate"

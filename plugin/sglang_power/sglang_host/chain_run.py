@@ -57,7 +57,7 @@ class ChainRun:
             result = await chain.run(self.plan.draft)
             answer = await self.writer.final(result.state.tokens, result.state.finished, self._report(result))
         except ChainAbortedError as error:
-            result = chain.result("abort", in_last_stage=False)
+            result = chain.result("abort")
             answer = self.writer.aborted(result.state.tokens, str(error), self._report(result))
         self.writer.count(answer)
         self.outlet.send(answer)
