@@ -21,6 +21,9 @@ TokenId = Annotated[int, Field(ge=0)]
 
 CONFLICT = "conflict"
 
+METADATA_KEY = "sglang_power"
+"""The entry of OpenAI's `metadata` that holds what `custom_params` would hold, as JSON in a string."""
+
 
 def conflict(field: str, problem: str, hint: str) -> PydanticCustomError:
     """The error of a model validator: fields that are valid one by one but not together.

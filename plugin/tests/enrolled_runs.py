@@ -147,7 +147,7 @@ def run_of(
     obj = GenerateReqInput(text="prompt", sampling_params=params, session_params=session_params)
     each = experiment(on_error) if each is None else each
     place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("power"), "unit")
-    facts = Facts("m", "generate", stream, 8, {}, "u", None)
+    facts = Facts("m", "generate", stream, 8, {}, "u", {}, None)
     plan = plan_arm(MANAGER, obj, None, ServerConfig(), sampler)
     host = Host(MANAGER, original, obj, None, ServerConfig())
     return EnrolledRun(desk, host, facts, None, [DEFAULT], place, plan)

@@ -17,7 +17,7 @@ from sglang_power.experiments.state import State
 
 PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"}
 POWER = {"name": "power", "sampler": {"sampler": "power"}, "weight": 5000}
-FACTS = Facts("m", "generate", False, 8, {"x-user": "u"}, None, None)
+FACTS = Facts("m", "generate", False, 8, {"x-user": "u"}, None, {}, None)
 NOW = 1_000_000.0
 
 
@@ -95,6 +95,11 @@ async def test_a_user_has_one_arm_and_a_hash_for_a_name() -> None:
         ("no_unit", {}, {"headers": {"x-user": ""}}),
         ("no_unit", {"unit": {"field": "user"}}, {}),
         ("no_unit", {"unit": {"field": "user"}}, {"user": "\ud800"}),
+        ("no_unit", {"unit": {"metadata": "x-user"}}, {}),
+        ("no_unit", {"unit": {"metadata": "id"}}, {"user": "u", "metadata": {"id": ""}}),
+        ("no_unit", {"unit": {"metadata": "id"}}, {"metadata": {"id": 7}}),
+        ("no_unit", {"unit": {"metadata": "id"}}, {"metadata": {"id": "\ud800"}}),
+        ("no_unit", {"unit": {"field": "user"}}, {"metadata": {"user": "u"}}),
         ("unsupported", {}, {"unfit": "power"}),
         ("unsupported", {}, {"unfit": "plain"}),
     ],
@@ -157,6 +162,31 @@ async def test_a_tester_of_the_list_chooses_and_is_marked(arm: str) -> None:
     place = await desk.enrol(headers={"x-user": "u", "x-sglang-power-arm": arm})
     assert place is not None
     assert (place.arm.name, place.override) == (arm, True)
+
+
+@pytest.mark.parametrize("unit", [{"header": "x-user"}, {"field": "user"}, {"metadata": "user_id"}], ids=str)
+async def test_a_unit_has_one_arm_wherever_its_name_stands(unit: dict[str, str]) -> None:
+    desk, by_header = Desk(loaded(unit=unit)), Desk(loaded())
+    for i in range(20):
+        name = f"u{i}"
+        places: dict[str, Any] = {"user": name, "headers": {"x-user": name}, "metadata": {"user_id": name}}
+        place, other = await desk.enrol(**places), await by_header.enrol(**places)
+        assert place is not None
+        assert other is not None
+        assert (place.arm, place.unit) == (other.arm, other.unit)
+
+
+@pytest.mark.parametrize("arm", ["plain", "power"])
+async def test_a_tester_may_name_the_arm_in_metadata(arm: str) -> None:
+    desk = Desk(loaded(unit={"metadata": "user_id"}, qa={"units": ("u",), "metadata": "arm"}))
+    place = await desk.enrol(metadata={"user_id": "u", "arm": arm})
+    assert place is not None
+    assert (place.arm.name, place.override) == (arm, True)
+    other = await desk.enrol(metadata={"user_id": "v", "arm": arm})
+    assert other is not None
+    assert not other.override
+    with pytest.raises(RequestError, match=r"metadata\.arm='neither': no served arm .*plain, power"):
+        await desk.enrol(metadata={"user_id": "u", "arm": "neither"})
 
 
 async def test_others_do_not_choose() -> None:

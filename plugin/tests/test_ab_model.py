@@ -74,7 +74,11 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("high: 1.0", "high: 0.0", 17, "metrics.thumbs.high", "no bound above low=0.0"),
     ("source: latency", "source: latensy", 19, "metrics.slow", "'latensy'"),
     ("over_ms: 500.0", "over_ms: .inf", 21, "metrics.slow.over_ms", "finite"),
-    ("unit: {header: x-user}", "unit: {}", 4, "unit.header", "neither or both"),
+    ("unit: {header: x-user}", "unit: {}", 4, "unit.header", "none of header, field and metadata"),
+    ("{header: x-user}", "{header: x-user, field: user}", 4, "unit.header", "more than one"),
+    ("{header: x-user}", "{field: user, metadata: user_id}", 4, "unit.header", "more than one"),
+    ("{header: x-user}", "{metadata: sglang_power}", 4, "unit.metadata", "holds a request's sampler"),
+    ("{header: x-user}", "{metadata: ''}", 4, "unit.metadata", "at least 1"),
     ("unit: {header: x-user}", "unit: {header: x user}", 4, "unit.header", "'x user'"),
     ("unit: {header: x-user}\n", "", 1, "unit", "does not fit kind: unit"),
     ("name: exp", "name: Exp 1", 1, "name", "'Exp 1'"),
@@ -213,10 +217,13 @@ def test_the_hash_is_of_everything_but_the_kill_switch() -> None:
     same = config_hash(experiment())
     assert same == config_hash(experiment(kill=True))
     assert same == config_hash(experiment(alpha=0.05)), "a default that is written out"
+    named = {"header": "x-user", "metadata": None}
+    assert same == config_hash(experiment(unit=named)), "a key of metadata that is not given"
     reordered = dict(reversed(document().items()))
     assert same == config_hash(experiment(**reordered))
     others = [
         experiment(alpha=0.1),
+        experiment(unit={"metadata": "x-user"}),
         experiment(arms=weighted({"plain": 5000, "power": 5000})),
         experiment(arms=[PLAIN, {**POWER, "sampler": {"sampler": "power", "alpha": 3.0}}]),
         experiment(ramp=[{"weights": {"plain": 5000, "power": 5000}}]),

@@ -62,6 +62,18 @@ async def test_a_request_is_greedy_where_sglang_decodes_greedily(desk: Desk, tem
     assert facts.excluded == ("greedy" if greedy else None)
 
 
+async def test_what_names_a_unit(desk: Desk) -> None:
+    """A header, OpenAI's `user` and its metadata; a body that is no object of those names nobody."""
+    obj = GenerateReqInput(text="hi")
+    facts = desk.facts_of(obj, REQUEST, {"user": "u", "metadata": {"user_id": "m", "sglang_power": "{}"}})
+    assert facts is not None
+    assert (facts.user, facts.metadata["user_id"], facts.excluded) == ("u", "m", None)
+    for body in (None, {}, {"metadata": None}, {"metadata": ["user_id"]}):
+        facts = desk.facts_of(obj, REQUEST, body)
+        assert facts is not None
+        assert facts.metadata == {}
+
+
 async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,7 +45,7 @@ async def served(desk: Any) -> list[Any]:
     """All responses to one request."""
     obj = GenerateReqInput(text="prompt", sampling_params={})
     host = Host(MANAGER, replay(answer("ab", STOP)), obj, None, ServerConfig())
-    facts = Facts("m", "generate", False, 8, {}, "u", None)
+    facts = Facts("m", "generate", False, 8, {}, "u", {}, None)
     return [response async for response in answers(desk, host, facts, None, [DEFAULT])]
 
 

@@ -38,6 +38,7 @@ class Facts:
         max_new_tokens: as SGLang will apply it; None where it is open.
         headers: names in lower case.
         user: OpenAI's body field.
+        metadata: OpenAI's, as the client sent it.
         excluded: why no experiment may have it, whatever its arms: the client chose how to sample.
     """
 
@@ -47,6 +48,7 @@ class Facts:
     max_new_tokens: int | None
     headers: Mapping[str, str]
     user: str | None
+    metadata: Mapping[str, object]
     excluded: Literal["own_sampler", "seed", "greedy", "batch"] | None
 
 
@@ -157,9 +159,18 @@ def _unit_of(experiment: Experiment, facts: Facts, now: float) -> str | None:
     if experiment.switchback is not None:
         return str(int(now // experiment.switchback.window_s))
     assert experiment.unit is not None
-    header = experiment.unit.header
-    name = facts.user if header is None else facts.headers.get(header.lower())
+    unit = experiment.unit
+    if unit.metadata is not None:
+        name = _text_in_metadata(facts, unit.metadata)
+    else:
+        name = facts.user if unit.header is None else facts.headers.get(unit.header.lower())
     return name if name and _is_text(name) else None
+
+
+def _text_in_metadata(facts: Facts, key: str) -> str | None:
+    """Return an entry of the metadata; None where it is no text, as it must be in OpenAI's API."""
+    value = facts.metadata.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _is_text(name: str) -> bool:
@@ -179,12 +190,14 @@ def _override(experiment: Experiment, unit: str, facts: Facts) -> Arm | None:
     """The arm that a tester on the allow-list asks for."""
     if experiment.qa is None or unit not in experiment.qa.units:
         return None
-    header = experiment.qa.header
-    name = facts.headers.get(header.lower())
+    place = experiment.qa.header
+    name = facts.headers.get(place.lower())
+    if name is None and (key := experiment.qa.metadata) is not None:
+        place, name = f"metadata.{key}", _text_in_metadata(facts, key)
     if name is None:
         return None
     served = [arm.name for arm in experiment.served]
     if name not in served:
-        hint = f"Name one of {', '.join(served)}, or leave the header out"
-        raise RequestError(header, name, f"no served arm of experiment {experiment.name!r}", hint)
+        hint = f"Name one of {', '.join(served)}, or leave it out"
+        raise RequestError(place, name, f"no served arm of experiment {experiment.name!r}", hint)
     return experiment.arm(name)

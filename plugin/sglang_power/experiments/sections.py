@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from sglang_power.fields import NonNegativeFloat, Positive, PositiveFloat, conflict
+from sglang_power.fields import METADATA_KEY, NonNegativeFloat, Positive, PositiveFloat, conflict
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -23,12 +30,35 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Unit(Section):
-    """Whose requests stay together: exactly one of both.
+class InRequest(Section):
+    """A part that says where in a request a name stands.
+
+    Args:
+        metadata: key of the body's `metadata`, OpenAI's; gateways pass it on that drop headers and `user`.
+    """
+
+    metadata: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _is_not_the_samplers(self) -> Self:
+        if self.metadata == METADATA_KEY:
+            raise conflict("metadata", "the key that holds a request's sampler", "Choose another key")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_key(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without a `metadata` of null: files that name no key keep the hash they had."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "metadata" or value is not None}
+
+
+class Unit(InRequest):
+    """Whose requests stay together: exactly one of the three.
 
     Args:
         header: HTTP header that names the user or the session.
         field: body field that does; OpenAI's `user`.
+        metadata: entry of the body's `metadata` that does.
     """
 
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
@@ -36,8 +66,10 @@ class Unit(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.header is None) == (self.field is None):
-            raise conflict("header", "neither or both of header and field", "Give a header, or field: user")
+        given = [place for place in (self.header, self.field, self.metadata) if place is not None]
+        if len(given) != 1:
+            problem = f"{'none' if not given else 'more than one'} of header, field and metadata"
+            raise conflict("header", problem, "Give a header, field: user, or a key of metadata")
         return self
 
 
@@ -162,11 +194,12 @@ class Phase(Section):
     min_units: Positive = 100
 
 
-class Override(Section):
+class Override(InRequest):
     """Lets named units choose their arm, for tests by hand; they are excluded from the analysis.
 
     Args:
         header: HTTP header that names the arm.
+        metadata: entry of the body's `metadata` that names it where the header is absent.
         units: who may.
     """
 

@@ -142,6 +142,7 @@ class Desk:
             max_new_tokens=limit if isinstance(limit, int) else None,
             headers=request.headers,  # Starlette's, which looks names up in lower case
             user=user if isinstance(user, str) else None,
+            metadata=intake.metadata_of(body),
             excluded=intake.own_choice(obj, body),
         )
 

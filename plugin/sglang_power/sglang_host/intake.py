@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sglang_power.errors import RequestError
+from sglang_power.fields import METADATA_KEY
 from sglang_power.request import NO_SAMPLER, SamplerRequest
 from sglang_power.serving.config import ServerConfig
 
 Fields = dict[str, Any]
 
 PLUGIN_KEYS = frozenset({"sampler", "preset"})
-METADATA_KEY = "sglang_power"
-"""The entry of OpenAI's `metadata` that holds what `custom_params` would hold, as JSON in a string."""
 TRUNCATION = ("top_p", "top_k", "min_p")
 _NEUTRAL: Fields = {
     "top_p": 1.0,
