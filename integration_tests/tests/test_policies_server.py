@@ -48,6 +48,8 @@ Json = dict[str, Any]
 KINDS: tuple[type[Policy], ...] = (*policies().values(), TopA)
 NATIVE = tuple(kind for kind in KINDS if "twin" not in kind.needs)
 """Policies that SGLang runs as requests of one row."""
+IN_PROPOSALS = frozenset(kind.name() for kind in NATIVE if kind.in_proposals)
+"""Policies that may be the base of another sampler."""
 
 REPORT_FIELDS = {"sampler", "params", "seed", "law", "fallback_reason", "weight_version", "version"}
 """`meta_info.power` of a policy: the documented names."""
@@ -222,6 +224,29 @@ def featured(server: Server, custom: Json | None, **more: Any) -> dict[str, Any]
     found = dict(zip(others, burst(server, [bodies[name] for name in others]), strict=True))
     found |= {name: raw_generate(server, **bodies[name]) for name in alone}
     return {name: said(found[name]) for name in FEATURES}
+
+
+UNTYPICAL = ".*+*2g"
+"""Typical sampling of mass 0.64 drops the most likely token behind it, 50, and keeps 53."""
+
+
+def test_every_policy_is_greedy_at_temperature_zero(pivot_server: Server) -> None:
+    """On its own and as a base of vote; SGLang hands temperature 0 on as top_k 1 at temperature 1."""
+    zero: Json = {"temperature": 0, "max_new_tokens": 1}
+    typical = {"sampler": "typical", "mass": 0.64}
+    for prompt, named in ((UNTYPICAL, typical), *((text, None) for text in (UNTYPICAL, PROMPT, PROMPT_Q))):
+        expected = ask(pivot_server, None, prompt, **zero)["output_ids"]
+        each = [of(kind, 3) for kind in NATIVE] if named is None else [named]
+        bases = [one for one in each if one["sampler"] in IN_PROPOSALS]
+        votes: list[Json] = [
+            {"sampler": "vote", "answer": "text", "samples": 2, "base": {**base, "seed": None}}
+            for base in bases
+        ]
+        answers = burst(pivot_server, [body_of(custom, prompt, **zero) for custom in (*each, *votes)])
+        assert [answer["output_ids"] for answer in answers] == [expected] * len(answers), prompt
+    assert ask(pivot_server, typical, UNTYPICAL, **zero)["output_ids"] == [50]
+    control = ask(pivot_server, typical, UNTYPICAL, temperature=1.0, top_k=1, max_new_tokens=1)
+    assert control["output_ids"] == [53], "the most likely token of those that the policy keeps"
 
 
 def test_the_policy_greedy_is_temperature_zero_with_every_feature(pivot_server: Server) -> None:

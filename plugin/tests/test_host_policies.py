@@ -19,8 +19,9 @@ from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
 from sglang_power.serving.config import Kernels, ServerConfig
 from sglang_power.sglang_host import sampler
-from sglang_power.sglang_host.child_params import POLICY, ChildParams, flat_policy
+from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, ChildParams, flat_policy
 from sglang_power.sglang_host.drawing import Drawn, draw_rows
+from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.row_memory import (
     NOTHING,
     RowMemory,
@@ -129,6 +130,45 @@ def test_limits_measure_what_the_policy_left() -> None:
     assert kept[0] == 0.0
     assert best != 0
     assert law_of(logits, params(policy, top_k=1))[best] == 1.0
+
+
+UNTYPICAL_TOP = torch.log(torch.tensor([[0.4, *[0.1] * 6]]))
+"""H = 1.75: the tokens of 0.1 are nearer to it than the top one, which typical sampling of mass 0.5 drops."""
+
+
+def rows_at_zero(policy: Policy) -> dict[str, ChildParams]:
+    """What reaches the scheduler of a request at temperature 0: as a policy's own request, and as a base."""
+    req = request(policy, top_k=1)  # as SGLang parses temperature 0
+    req.sampling_params.custom_params[GREEDY_FIELD] = True
+    own = _row_of(req)
+    assert own is not None
+    manager = SimpleNamespace(preferred_sampling_params={"temperature": 0.9})
+    base = dataclasses.replace(own.params, law=law_asked(manager, {"temperature": 0.0}, policy))
+    return {"own": own.params, "base": base}
+
+
+@pytest.mark.parametrize("way", ["own", "base"])
+@pytest.mark.parametrize("kind", [kind for kind in policies().values() if "twin" not in kind.needs])
+def test_every_policy_is_greedy_at_temperature_zero(kind: type[Policy], way: str) -> None:
+    """As SGLang is: the policy meets a law that has all its mass on the most likely token."""
+    for example in kind.examples:
+        policy = kind.model_validate({**example, **({"insert_ids": []} if "insert_ids" in example else {})})
+        row = rows_at_zero(policy)[way]
+        context = {"ends_line": torch.tensor([[False]]), "memory": torch.tensor([[NOTHING]])}
+        for logits in (UNTYPICAL_TOP, *random_logits(20, 7, seed=3)[:, None]):
+            drawn = draw(logits, [row], **{key: value for key, value in context.items() if key in kind.needs})
+            assert drawn.ids.tolist() == [int(logits.argmax())], policy
+
+
+def test_control_the_best_token_of_a_policy_need_not_be_the_best_of_all() -> None:
+    """top_k = 1, which SGLang makes of temperature 0, is about what the policy left."""
+    assert draw(UNTYPICAL_TOP, [params(Typical(mass=0.5), top_k=1)]).ids.item() != 0
+
+
+def test_the_servers_preferred_temperature_counts_where_a_request_names_none() -> None:
+    manager = SimpleNamespace(preferred_sampling_params={"temperature": 0.5, "top_p": 0.9})
+    assert law_asked(manager, {"top_p": 0.8}, None) == ProposalLaw(2.0, top_p=0.8)
+    assert law_asked(manager, {"temperature": 0}, None) == ProposalLaw(1.0, top_k=1, top_p=0.9)
 
 
 def test_policies_measure_the_tempered_row() -> None:

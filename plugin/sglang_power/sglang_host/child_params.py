@@ -23,6 +23,9 @@ CHILD = "_power_child"
 POLICY = "_power_policy"
 """The same for a request whose rows a policy serves."""
 
+GREEDY_FIELD = "greedy"
+"""Set for a POLICY whose request has temperature 0, which SGLang's parsed parameters no longer tell."""
+
 META_KEY = "sglang_power_rows"
 """`meta_info` key under which a child's ROW_FIELDS records come back, one per output token."""
 
@@ -112,21 +115,6 @@ class ChildParams:
             pair=flat.get("pair"),
             role=flat.get("role", "main"),
         )
-
-
-_WHOLE_VOCABULARY = 1 << 30
-"""SGLang's top_k of a request that does not limit it."""
-
-
-def law_of(params: Any, policy: Policy | None) -> ProposalLaw:
-    """The law of SGLang's SamplingParams (normalised: greedy is top_k = 1) around a policy."""
-    return ProposalLaw(
-        kappa=1.0 / params.temperature,
-        top_k=params.top_k if 0 < params.top_k < _WHOLE_VOCABULARY else None,
-        top_p=params.top_p if params.top_p < 1.0 else None,
-        min_p=params.min_p if params.min_p > 0.0 else None,
-        policy=policy,
-    )
 
 
 def flat_policy(policy: Policy) -> dict[str, Any]:

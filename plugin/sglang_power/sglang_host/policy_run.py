@@ -16,7 +16,8 @@ from sglang_power.serving import metrics
 from sglang_power.serving.report import policy_report
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host.answers import Answer, Emit
-from sglang_power.sglang_host.child_params import POLICY, flat_policy
+from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
+from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
 from sglang_power.sglang_host.parent import GenerateRequest
 from sglang_power.sglang_host.plan import PolicyPlan
 
@@ -73,6 +74,8 @@ class PolicyRun:
         """One sample, in SGLang's own responses plus `meta_info.power`."""
         seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
         row = {"sampler": POLICY, "seed": seed, **flat_policy(self._plan.policy)}
+        if is_zero(with_preferred(self._manager, obj.sampling_params).get("temperature")):
+            row[GREEDY_FIELD] = True
         obj.sampling_params = {**obj.sampling_params, "custom_params": row}
         answer: Answer = {}
         async with aclosing(self._original(self._manager, obj, self._request)) as responses:

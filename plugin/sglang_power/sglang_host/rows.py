@@ -18,7 +18,8 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_power.sglang_host.child_params import CHILD, POLICY, ChildParams, law_of, policy_of
+from sglang_power.sglang_host.child_params import CHILD, GREEDY_FIELD, POLICY, ChildParams, policy_of
+from sglang_power.sglang_host.host_sampling import law_of
 from sglang_power.sglang_host.row_memory import RowMemory
 from sglang_power.sglang_host.row_tensors import RowTensors
 
@@ -129,7 +130,7 @@ class PowerSamplingBatchInfo(SamplingBatchInfo):  # type: ignore[misc]  # the ba
 def _row_of(req: Any) -> PowerRow | None:
     """A request's row. A power request that no orchestrator handled must not run plain."""
     flat = req.sampling_params.custom_params
-    if not isinstance(flat, dict) or "sampler" not in flat:
+    if not isinstance(flat, dict) or flat.get("sampler") is None:
         return None
     if flat["sampler"] == CHILD:
         return _power_row(req, ChildParams.from_custom_params(flat))
@@ -157,5 +158,5 @@ def _power_row(req: Any, params: ChildParams) -> PowerRow:
 
 def _native_params(req: Any, flat: dict[str, Any]) -> ChildParams:
     """A request that SGLang runs itself: its own sampling parameters, as SGLang has normalised them."""
-    law = law_of(req.sampling_params, policy_of(flat))
+    law = law_of(req.sampling_params, policy_of(flat), greedy=flat.get(GREEDY_FIELD, False))
     return ChildParams(law=law, seed=flat["seed"], origin=len(req.origin_input_ids) - 1, native=True)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sglang.srt.sampling.sampling_params import SamplingParams
-
 from sglang_power.algorithms.cot import GREEDY, CotConfig
 from sglang_power.answers import Relation, spelled
 from sglang_power.policies import Policy
@@ -30,8 +28,8 @@ from sglang_power.serving.scoring import Score, Scores
 from sglang_power.serving.selection import Reader, Selection, stopped_by
 from sglang_power.serving.tree import reported_tree, star
 from sglang_power.sglang_host import support
-from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import ChildEngine, Prompt
+from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.judge import Judge, SelfEvaluation, relation_of
 from sglang_power.sglang_host.parent import Parent
 from sglang_power.sglang_host.patience import (
@@ -148,7 +146,7 @@ class Selector:
         if isinstance(base, PowerRequest):
             chain = base.mh_config(self.horizon)
             return Samples(asked.samples, self.horizon, chain, each, base.max_steps, self.deadline)
-        law = law_of(SamplingParams(**self.parent.params), base)
+        law = law_asked(self.parent.manager, self.parent.params, base)
         return Samples(asked.samples, self.horizon, law, each, deadline=self.deadline)
 
     def _tokens_of_one(self, max_total_tokens: int | None, answers: int) -> int:
@@ -159,7 +157,7 @@ class Selector:
 
     def _law(self, policy: Policy | None) -> ProposalLaw:
         """Of continuations: greedy, or the policy at the request's temperature."""
-        return GREEDY if policy is None else law_of(SamplingParams(**self.parent.params), policy)
+        return GREEDY if policy is None else law_asked(self.parent.manager, self.parent.params, policy)
 
     @cached_property
     def _engine(self) -> ChildEngine:

@@ -13,8 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from sglang.srt.sampling.sampling_params import SamplingParams
-
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.errors import ChainAbortedError, OverloadedError
 from sglang_power.rng import Key, Purpose, fresh_seed
@@ -24,7 +22,6 @@ from sglang_power.serving.report import policy_report
 from sglang_power.serving.tasks import gather_or_cancel
 from sglang_power.sglang_host import support
 from sglang_power.sglang_host.answers import Answer, AnswerWriter, Emit
-from sglang_power.sglang_host.child_params import law_of
 from sglang_power.sglang_host.children import (
     ChildEngine,
     Prompt,
@@ -34,6 +31,7 @@ from sglang_power.sglang_host.children import (
     reaches_horizon,
     resumed,
 )
+from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.plan import PolicyPlan
 from sglang_power.sglang_host.prompt_run import slot
@@ -212,4 +210,4 @@ class TwinRun:
 
     def _law(self) -> ProposalLaw:
         """The request's own temperature and truncation around the policy, as SGLang reads them."""
-        return law_of(SamplingParams(**self._parent.params), self._plan.policy)
+        return law_asked(self._manager, self._parent.params, self._plan.policy)
