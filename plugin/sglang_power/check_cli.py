@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import httpx
 
+from sglang_power.gateway_check import REFUSED_KEY, wants_key, without_status
+from sglang_power.gateways import json_object, server_of
 from sglang_power.routes import STATUS_ROUTE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -17,7 +19,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_check(commands: Commands) -> None:
     """The options of `check`."""
     check = commands.add_parser("check", help="ask a running server whether power sampling is live in it")
-    check.add_argument("--url", default="http://127.0.0.1:30000", help="base URL of the server")
+    check.add_argument(
+        "--url", default="http://127.0.0.1:30000", help="base URL of the server, with or without /v1"
+    )
     check.add_argument(
         "--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)"
     )
@@ -26,22 +30,33 @@ def add_check(commands: Commands) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Print what a server reports; 0 when every hook is live in every process and nothing is refused."""
-    url, api_key, timeout = options.url, options.api_key, options.timeout
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    server = server_of(options.url)
+    headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
     try:
-        response = httpx.get(url.rstrip("/") + STATUS_ROUTE, headers=headers, timeout=timeout)
-    except httpx.HTTPError as error:
-        print(f"{url} does not answer: {error}", file=sys.stderr)
+        with httpx.Client(headers=headers, timeout=options.timeout) as client:
+            code, told = _checked(client, server, options.api_key is not None)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        print(f"{server} does not answer: {error}", file=sys.stderr)
         return 2
+    if isinstance(told, dict):
+        print("\n".join(describe(told)))
+    else:
+        print("\n".join(told), file=sys.stderr)
+    return code
+
+
+def _checked(client: httpx.Client, server: str, key_given: bool) -> tuple[int, dict[str, Any] | list[str]]:
+    """Return the exit status with the server's report, or with what is wrong where there is none."""
+    response = client.get(server + STATUS_ROUTE)
     if response.status_code == httpx.codes.NOT_FOUND:
-        print(f"{url} runs without the plugin: it has no {STATUS_ROUTE}", file=sys.stderr)
-        return 1
+        return without_status(client, server)
+    if response.status_code in REFUSED_KEY:
+        return 2, [wants_key(server, key_given)]
     if response.is_error:
-        print(f"{url} answered {response.status_code}: {response.text}", file=sys.stderr)
-        return 2
-    status: dict[str, Any] = response.json()
-    print("\n".join(describe(status)))
-    return 0 if is_healthy(status) else 1
+        return 2, [f"{server} answered {response.status_code}: {response.text}"]
+    if not (status := json_object(response.text)):
+        return 2, [f"{server} answers {STATUS_ROUTE} with something else: is it another service?"]
+    return (0 if is_healthy(status) else 1), status
 
 
 def is_healthy(status: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from sglang_power.frontend.client import Client
+from sglang_power.gateways import INFO_ROUTE
 from sglang_power.routes import STATUS_ROUTE
 
 EOS = 256
@@ -40,21 +41,24 @@ class ScriptedServer:
     Args:
         script: of /generate; prompts that are only cached do not reach it.
         plugin: whether the status route is there.
+        info: what /get_server_info answers.
 
     Attributes:
         requests: path and body of everything that was asked, in order.
         headers, timeouts: of the same requests.
     """
 
-    def __init__(self, script: Script | None = None, plugin: bool = True) -> None:
-        self._script, self._plugin = script, plugin
+    def __init__(
+        self, script: Script | None = None, plugin: bool = True, info: dict[str, Any] | None = None
+    ) -> None:
+        self._script, self._plugin, self._info = script, plugin, info or {"version": "0.5.23"}
         self.requests: list[tuple[str, Any]] = []
         self.headers: list[httpx.Headers] = []
         self.timeouts: list[dict[str, float | None]] = []
 
-    def client(self, **arguments: Any) -> Client:
+    def client(self, url: str = "http://fake", **arguments: Any) -> Client:
         """A client of this server."""
-        return Client("http://fake", transport=httpx.MockTransport(self._handle), **arguments)
+        return Client(url, transport=httpx.MockTransport(self._handle), **arguments)
 
     def generated(self) -> list[dict[str, Any]]:
         """Bodies of the generations."""
@@ -68,6 +72,8 @@ class ScriptedServer:
         self.timeouts.append(request.extensions["timeout"])
         if path == STATUS_ROUTE:
             return httpx.Response(200 if self._plugin else 404, json={"served_model": "fake"})
+        if path == INFO_ROUTE:
+            return httpx.Response(200, text=json.dumps(self._info))
         if path == "/tokenize":
             special = [EOS + 1] if body.get("add_special_tokens", True) else []
             tokens = [[*special, *text.encode()] for text in body["prompt"]]

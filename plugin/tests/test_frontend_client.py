@@ -15,6 +15,7 @@ from scripted_server import ScriptedServer, answer
 from sglang_power.errors import HostError, OverloadedError, RequestError, UnsupportedError
 from sglang_power.frontend import client
 from sglang_power.frontend.client import ATTEMPTS, Client, Clients
+from sglang_power.routes import STATUS_ROUTE
 
 BODY: dict[str, Any] = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
 
@@ -27,6 +28,17 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_without_the_plugin_is_refused() -> None:
     with pytest.raises(HostError, match="without sglang-power"):
         ScriptedServer(plugin=False).client()
+
+
+def test_the_router_is_told_from_a_server_without_the_plugin() -> None:
+    with pytest.raises(HostError, match=r"is SGLang's router.*Give a worker's URL"):
+        ScriptedServer(plugin=False, info={"router_manager": True}).client()
+
+
+def test_a_url_may_be_that_of_openai_clients() -> None:
+    fake = ScriptedServer()
+    assert fake.client("http://fake/v1").status == {"served_model": "fake"}
+    assert fake.requests == [(STATUS_ROUTE, None)]
 
 
 def test_the_key_goes_with_every_request() -> None:

@@ -267,3 +267,27 @@ async def test_requests_stay_on_their_rank(rank: int | None) -> None:
     shown = None if rank is None else str(rank)
     assert played.bodies[0].get("routed_dp_rank") == rank
     assert played.generations[0].headers.get("X-Data-Parallel-Rank") == shown
+
+
+# --- a default preset in between ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report", [{"sampler": "power"}, {"sampler": "top_h", "law": "top_h"}])
+async def test_tokens_of_a_default_preset_are_refused(report: dict[str, Any]) -> None:
+    """SGLang's router drops the field by which every request opts out of it."""
+    async with engine_on(Played([ok_with(report)])) as engine:
+        with pytest.raises(HostError, match=f"default preset \\({report['sampler']}\\) drew the tokens"):
+            await engine.generate(CALL)
+
+
+@pytest.mark.parametrize("report", [None, {"sampler": "none", "fallback_reason": "too long"}])
+async def test_plain_tokens_are_taken_whatever_is_said_of_them(report: dict[str, Any] | None) -> None:
+    async with engine_on(Played([ok_with(report)])) as engine:
+        drawn = await engine.generate(CALL)
+    assert list(drawn.tokens.ids) == RECORDED["drawn"]["answer"]["output_ids"]
+
+
+def ok_with(report: dict[str, Any] | None) -> httpx.Response:
+    """The recorded draw with `meta_info.power`."""
+    answer = RECORDED["drawn"]["answer"]
+    return ok({**answer, "meta_info": {**answer["meta_info"], "power": report}})

@@ -27,6 +27,7 @@ from sglang_power.errors import (
     UnsupportedError,
     message_of,
 )
+from sglang_power.gateways import INFO_ROUTE, is_router, server_of
 from sglang_power.routes import STATUS_ROUTE
 
 Answer = dict[str, Any]
@@ -70,7 +71,7 @@ class Client:
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._http = httpx.Client(
-            base_url=url,
+            base_url=server_of(url),
             headers=headers,
             verify=True if verify is None else ssl.create_default_context(cafile=verify),
             timeout=WAIT,
@@ -90,13 +91,16 @@ class Client:
 
     def _probe(self) -> dict[str, Any]:
         response = self._send("GET", STATUS_ROUTE, None, PROBE_WAIT)
-        if response.status_code != HTTPStatus.OK:
-            raise HostError(
-                f"{self._http.base_url} answers {STATUS_ROUTE} with HTTP {response.status_code}: "
-                "it runs without sglang-power. Install the plugin there, and see `sglang-power check`"
-            )
-        status: dict[str, Any] = response.json()
-        return status
+        if response.status_code == HTTPStatus.OK:
+            status: dict[str, Any] = response.json()
+            return status
+        why = "it runs without sglang-power. Install the plugin there"
+        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            why = "it wants its API key. Give it with the backend"
+        elif is_router(self._send("GET", INFO_ROUTE, None, PROBE_WAIT).text):
+            why = "it is SGLang's router, through which /generate names no sampler. Give a worker's URL"
+        told = f"{self._http.base_url} answers {STATUS_ROUTE} with HTTP {response.status_code}"
+        raise HostError(f"{told}: {why}, and see `sglang-power check`")
 
     def generate(self, body: dict[str, Any]) -> Any:
         """POST /generate; a list of prompts gives a list of answers."""

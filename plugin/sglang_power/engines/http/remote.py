@@ -211,7 +211,22 @@ class HttpEngine:
             raise WeightsChangedError(
                 f"the weights changed from {self._weight_version} to {version}; cache the prompt again"
             )
+        _check_plain(answer)
         return answer
+
+
+def _check_plain(answer: Json) -> None:
+    """Refuse tokens that a default preset of the plugin drew.
+
+    Raises:
+        HostError: the requests opt out in `custom_params`, and it did not arrive, as behind SGLang's router.
+    """
+    sampler = (answer["meta_info"].get("power") or {}).get("sampler", "none")
+    if sampler != "none":
+        told = f"the server's default preset ({sampler}) drew the tokens, although the request opts out"
+        raise HostError(
+            f"{told}: something on the way drops custom_params. Name SGLang itself, not its router"
+        )
 
 
 def ending(answer: Json, asked: int, deadline: float | None) -> tuple[bool, bool]:
