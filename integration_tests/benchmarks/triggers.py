@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from sglang_power.algorithms.triggers import Trigger, TriggerMonitor, TriggerState, Watch
 from sglang_power.sglang_host.child_params import ChildParams
-from sglang_power.sglang_host.drawing import draw_rows
-from sglang_power.sglang_host.rows import RowBlock
-from sglang_power.sglang_host.statistics import DeviceStatistics
+from sglang_power.sglang_host.scheduler.drawing import draw_rows
+from sglang_power.sglang_host.scheduler.rows import RowBlock
+from sglang_power.sglang_host.scheduler.statistics import DeviceStatistics
 from sglang_power.types import ProposalLaw
 from sglang_power_kernels.benchmark.machine import describe_machine
 from sglang_power_kernels.benchmark.measuring import Spread, time_rounds

@@ -12,8 +12,8 @@ import openai
 import pytest
 from sglang.srt.server_args import prepare_server_args
 from sglang_power.errors import ConfigError
-from sglang_power.serving.config import load_config
-from sglang_power.sglang_host.experiment_desk import check_experiments
+from sglang_power.server.config import load_config
+from sglang_power.sglang_host.experiments.desk import check_experiments
 
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
 from integration_tests.tests.clients import MESSAGES, PROMPT, client, post, power_of, raw_generate, reports

@@ -14,9 +14,9 @@ from sglang_power.algorithms.cuts import UniformCut
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.http import Remote
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain
-from sglang_power.serving.tasks import gather_or_cancel
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.chain import Chain
+from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.types import ProposalLaw
 
 from integration_tests.law_model import HORIZON, PROMPT, AnswerTree, tabular_model

@@ -21,9 +21,9 @@ from sglang_power.answers import equivalence, spelled
 from sglang_power.engines.http import HttpEngine, Remote
 from sglang_power.errors import UnsupportedError
 from sglang_power.rng import Key
-from sglang_power.serving.cot import Cot
-from sglang_power.serving.samples import Samples, Vote
-from sglang_power.serving.selection import ReadAnswer, Reading
+from sglang_power.samplers.candidates import ReadAnswer, Reading
+from sglang_power.samplers.cot import Cot
+from sglang_power.samplers.samples import Samples, Vote
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 

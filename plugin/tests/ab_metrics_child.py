@@ -12,7 +12,7 @@ from sglang_power.experiments import counters as experiment_metrics
 from sglang_power.experiments.counters import Counters
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.records import Completion, Enrolment, Outcome, ShadowRun, Tokens
-from sglang_power.serving import metrics as serving_metrics
+from sglang_power.server import metrics as serving_metrics
 
 SAMPLES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
 

@@ -12,10 +12,10 @@ from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Completion, ShadowRun
 from sglang_power.experiments.state import State
-from sglang_power.serving.config import ServerConfig
-from sglang_power.sglang_host.enrolled import EnrolledRun
-from sglang_power.sglang_host.orchestrator import Host
-from sglang_power.sglang_host.plan import PlainPlan, Plan, plan_arm
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.experiments.enrolled import EnrolledRun
+from sglang_power.sglang_host.tokenizer.orchestrator import Host
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, plan_arm
 
 Json = dict[str, Any]
 Original = Callable[..., AsyncIterator[Any]]

@@ -24,8 +24,8 @@ from sglang_power.algorithms.mh import MHConfig, Schedule
 from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, Table, TabularEngine, TabularModel
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain, ChainResult, StateReward
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.chain import Chain, ChainResult, StateReward
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 AMPLE = Budget(max_total_tokens=1_000_000)

@@ -12,9 +12,9 @@ from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.triggers import Trigger
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.rng import Key
-from sglang_power.serving.branch import BranchSearch
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.scoring import Scores
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.scores import Scores
+from sglang_power.samplers.search import BranchSearch
 from sglang_power.types import Continuation, ProposalLaw, Usage
 from test_selection import LastDigit
 

@@ -14,7 +14,7 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.catalogue import Catalogue, Loaded, unchecked
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.state import State, state_path, write_state
-from sglang_power.serving.config import load_config
+from sglang_power.server.config import load_config
 
 RAMP = [{"weights": {"plain": 9000, "power": 1000}}, {"weights": {"plain": 5000, "power": 5000}}]
 LOW = {"name": "chat", "first": 0, "last": 5000}

@@ -9,11 +9,11 @@ import pytest
 from naive_tree import config
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.rng import Key
-from sglang_power.serving.branch import BranchSearch
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.scoring import Scores
-from sglang_power.sglang_host.answers import AnswerWriter, Outlet
-from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.scores import Scores
+from sglang_power.samplers.search import BranchSearch
+from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter, Outlet
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, Tokens, Usage
 from test_selection import LastDigit
 from test_selection_run import PROMPT, Speller, StubParent

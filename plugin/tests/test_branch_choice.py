@@ -16,12 +16,12 @@ from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.answers import equivalence
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.rng import Key
-from sglang_power.serving import tree as trees
-from sglang_power.serving.branch import BranchSearch
-from sglang_power.serving.branch_choice import LeafChoice
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.scoring import AnswerReward, Scores
-from sglang_power.serving.selection import Selection
+from sglang_power.samplers import tree as trees
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.candidates import Selection
+from sglang_power.samplers.leaves import LeafChoice
+from sglang_power.samplers.scores import AnswerReward, Scores
+from sglang_power.samplers.search import BranchSearch
 from sglang_power.types import Continuation, ProposalLaw, Usage
 from test_selection import LastDigit
 

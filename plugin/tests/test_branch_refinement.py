@@ -19,7 +19,7 @@ from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
-from sglang_power.serving.budgets import Budget
+from sglang_power.samplers.budgets import Budget
 from sglang_power.types import Continuation, ProposalLaw
 from test_branch_choice import chosen, ids
 from test_selection import AbortedAfter

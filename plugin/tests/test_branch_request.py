@@ -13,7 +13,7 @@ from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, RULES, THRESHOLDS, Trigger
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import BranchRequest, parse_request
-from sglang_power.serving.config import load_config
+from sglang_power.server.config import load_config
 
 DOCUMENTED = {
     "sampler": "branch",

@@ -31,9 +31,9 @@ from scipy import stats
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
-from sglang_power.serving.branch import BranchSearch
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.scoring import Scores
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.scores import Scores
+from sglang_power.samplers.search import BranchSearch
 from sglang_power.types import Tokens
 from test_selection import AbortedAfter, LastDigit
 

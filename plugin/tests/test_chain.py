@@ -22,8 +22,8 @@ from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose
-from sglang_power.serving.budgets import Budget, StoppedBy
-from sglang_power.serving.chain import Chain, ChainResult
+from sglang_power.samplers.budgets import Budget, StoppedBy
+from sglang_power.samplers.chain import Chain, ChainResult
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)

@@ -22,14 +22,14 @@ from sglang_power.request import parse_power
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.serving import report
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import ChainResult, StateReward
-from sglang_power.serving.config import Limits
-from sglang_power.sglang_host.children import Prompt
-from sglang_power.sglang_host.parent import Parent
-from sglang_power.sglang_host.scoring import AnswerScorer
-from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.samplers import report
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.chain import ChainResult, StateReward
+from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.parent import Parent
+from sglang_power.sglang_host.tokenizer.scoring import AnswerScorer
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import ProposalLaw, Usage
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)

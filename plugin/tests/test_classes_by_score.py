@@ -13,11 +13,11 @@ from naive_tree import model
 from sglang_power.answers import Verdict
 from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Called
 from sglang_power.request import SelectingRequest, parse_request
-from sglang_power.serving.choosing import with_classes
-from sglang_power.serving.evaluation import judge_notes
-from sglang_power.serving.report import selection_report
-from sglang_power.serving.selection import Selection
-from sglang_power.sglang_host import intake, selecting
+from sglang_power.samplers.candidates import Selection
+from sglang_power.samplers.choosing import with_classes
+from sglang_power.samplers.evaluation import judge_notes
+from sglang_power.samplers.report import selection_report
+from sglang_power.sglang_host.tokenizer import intake, selecting
 from sglang_power.types import Usage
 from test_branch_choice import chosen
 from test_selection import EXACT, SAMPLING, cot

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import PowerRequest
-from sglang_power.serving import config as module
-from sglang_power.serving.config import ENVIRONMENT_VARIABLE, Limits, ServerConfig, load_config, server_config
+from sglang_power.server import config as module
+from sglang_power.server.config import ENVIRONMENT_VARIABLE, Limits, ServerConfig, load_config, server_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -10,7 +10,7 @@ import pytest
 from sglang_power.engines.tabular import TabularModel
 from sglang_power.errors import RequestError
 from sglang_power.request import CotRequest
-from sglang_power.sglang_host.selection_plan import _fork_prefix
+from sglang_power.sglang_host.tokenizer.selection_plan import _fork_prefix
 from test_host_tokenizer_side import Letters
 from test_selection import cot
 

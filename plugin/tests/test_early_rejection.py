@@ -26,7 +26,7 @@ from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
-from sglang_power.serving.chain import Chain, ChainResult
+from sglang_power.samplers.chain import Chain, ChainResult
 from sglang_power.types import Continuation, ProposalLaw, Tokens
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)

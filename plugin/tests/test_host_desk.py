@@ -15,9 +15,9 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_power.experiments.catalogue import Catalogue
 from sglang_power.experiments.settings import ExperimentSettings
-from sglang_power.serving.config import ServerConfig
-from sglang_power.sglang_host import experiment_desk
-from sglang_power.sglang_host.experiment_desk import Desk
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.experiments import desk as experiment_desk
+from sglang_power.sglang_host.experiments.desk import Desk
 
 EXPERIMENT = experiment().model_dump(mode="json", exclude_none=True)
 

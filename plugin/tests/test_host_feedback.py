@@ -13,8 +13,8 @@ from sglang.srt.utils import auth
 from sglang_power.experiments.feedback import KEY_VARIABLE
 from sglang_power.experiments.records import Feedback
 from sglang_power.routes import FEEDBACK_ROUTE
-from sglang_power.sglang_host import feedback_route
-from sglang_power.sglang_host.feedback_route import add_feedback_route
+from sglang_power.sglang_host.experiments import feedback_route
+from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
 
 BODY = {"exposure_id": "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15, "metric": "good", "value": 1.0}
 

@@ -17,20 +17,20 @@ from sglang_power.policies.entropix import Entropix
 from sglang_power.policies.kl_guided import KLGuided
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
-from sglang_power.serving.config import Kernels, ServerConfig
-from sglang_power.sglang_host import sampler
+from sglang_power.server.config import Kernels, ServerConfig
 from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, ChildParams, flat_policy
-from sglang_power.sglang_host.drawing import Drawn, draw_rows
 from sglang_power.sglang_host.host_sampling import law_asked
-from sglang_power.sglang_host.row_memory import (
+from sglang_power.sglang_host.scheduler import sampler
+from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
+from sglang_power.sglang_host.scheduler.row_memory import (
     NOTHING,
     RowMemory,
     follows_line_end,
     read_memories,
     write_memories,
 )
-from sglang_power.sglang_host.rows import RowBlock, _row_of
-from sglang_power.sglang_host.statistics import HostStatistics
+from sglang_power.sglang_host.scheduler.rows import RowBlock, _row_of
+from sglang_power.sglang_host.scheduler.statistics import HostStatistics
 from sglang_power.types import FloatArray, ProposalLaw
 from sglang_power_kernels import counters
 from sglang_power_kernels.testing import NoHostReads

@@ -16,9 +16,9 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH
 from sglang_power.algorithms.cuts import UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
-from sglang_power.sglang_host.drawing import draw_rows
-from sglang_power.sglang_host.rows import PowerRow, RowBlock, _row_of
-from sglang_power.sglang_host.statistics import HostStatistics
+from sglang_power.sglang_host.scheduler.drawing import draw_rows
+from sglang_power.sglang_host.scheduler.rows import PowerRow, RowBlock, _row_of
+from sglang_power.sglang_host.scheduler.statistics import HostStatistics
 from sglang_power.types import ROW_FIELDS, ProposalLaw
 
 

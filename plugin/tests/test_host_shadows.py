@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang_power.errors import RequestError
 from sglang_power.experiments.sections import Shadow
-from sglang_power.sglang_host.shadows import Shadows, check_shadow
+from sglang_power.sglang_host.experiments.shadows import Shadows, check_shadow
 
 
 class ShadowDesk(Desk):

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import HostError, RequestError, UnsupportedError
-from sglang_power.serving.config import Limits, ServerConfig
-from sglang_power.sglang_host import intake, support
-from sglang_power.sglang_host.children import _rows
+from sglang_power.server.config import Limits, ServerConfig
 from sglang_power.sglang_host.hooks import HOOKS, Hook, _leads_to
-from sglang_power.sglang_host.openai import StreamNotes, _noted
-from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.sglang_host.tokenizer import intake, support
+from sglang_power.sglang_host.tokenizer.children import _rows
+from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _noted
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 
 
 @pytest.mark.parametrize(

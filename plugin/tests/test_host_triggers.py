@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_power.algorithms.triggers import Trigger, TriggerMonitor, TriggerState, Watch
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
-from sglang_power.sglang_host.rows import RowBlock
-from sglang_power.sglang_host.statistics import HostStatistics
+from sglang_power.sglang_host.scheduler.rows import RowBlock
+from sglang_power.sglang_host.scheduler.statistics import HostStatistics
 from sglang_power.types import ROW_FIELDS, FloatArray, ProposalLaw
 from test_triggers import paths_of_rows, record
 

@@ -85,7 +85,7 @@ def modules() -> list[Path]:
 
 
 def layer_of(path: Path) -> str:
-    """The first name below the package: `serving` for serving/chain.py, `types` for types.py."""
+    """The first name below the package: `serving` for samplers/chain.py, `types` for types.py."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 

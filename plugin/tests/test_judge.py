@@ -14,9 +14,9 @@ import pytest
 from sglang_power.answers import LlmRelation, Outcome, equivalence, same_question
 from sglang_power.errors import ChainAbortedError, HostError, UnsupportedError
 from sglang_power.request import BestOfRequest, CotRequest, SelectingRequest, VoteRequest
-from sglang_power.serving.config import Limits
-from sglang_power.sglang_host.judge import Judge, Readout, SelfEvaluation, readout_of, relation_of
-from sglang_power.sglang_host.parent import Parent
+from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer.judge import Judge, Readout, SelfEvaluation, readout_of, relation_of
+from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.types import Usage
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.decoders import ByteLevel, Metaspace

@@ -14,11 +14,11 @@ from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
 from sglang_power.request import BestOfRequest, CotRequest, VoteRequest
 from sglang_power.rng import Key
-from sglang_power.serving.cot import Cot
-from sglang_power.serving.report import selection_report
-from sglang_power.serving.samples import BestOf, Samples, Vote
-from sglang_power.serving.scoring import Score, Scores
-from sglang_power.serving.selection import ReadAnswer, Reading, Selection
+from sglang_power.samplers.candidates import ReadAnswer, Reading, Selection
+from sglang_power.samplers.cot import Cot
+from sglang_power.samplers.report import selection_report
+from sglang_power.samplers.samples import BestOf, Samples, Vote
+from sglang_power.samplers.scores import Score, Scores
 from sglang_power.types import ProposalLaw, Tokens, Usage
 from test_selection import SAMPLING
 

@@ -24,7 +24,7 @@ from sglang_power.algorithms.mh import MHConfig, Schedule
 from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, TabularModel
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
+from sglang_power.samplers.budgets import Budget
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 FAMILY = 40

@@ -14,10 +14,10 @@ import pytest
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularEngine
 from sglang_power.frontend.laws import exponent_of
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import ChainResult, StateReward
-from sglang_power.serving.report import law_of
-from sglang_power.serving.samples import Samples, draw
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.chain import ChainResult, StateReward
+from sglang_power.samplers.report import law_of
+from sglang_power.samplers.samples import Samples, draw
 
 MODEL = exact.NARROW
 CONFIG = exact.make_config(MODEL)

@@ -26,7 +26,7 @@ from sglang_power.errors import RewardError
 from sglang_power.rewards import NamedReward, Scorer
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.serving.chain import ChainResult, StateReward
+from sglang_power.samplers.chain import ChainResult, StateReward
 from sglang_power.types import ProposalLaw, Tokens
 
 INVARIANT = 1e-12

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import UnsupportedError
-from sglang_power.serving.config import Limits, ServerConfig
-from sglang_power.sglang_host.children import Prompt
-from sglang_power.sglang_host.plan import plan_arm
-from sglang_power.sglang_host.selection_plan import SelectionPlan
-from sglang_power.sglang_host.selection_run import SelectionRun
+from sglang_power.server.config import Limits, ServerConfig
+from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.plan import plan_arm
+from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
+from sglang_power.sglang_host.tokenizer.selection_run import SelectionRun
 from sglang_power.types import Usage
 from test_host_tokenizer_side import Letters
 

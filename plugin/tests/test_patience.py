@@ -17,9 +17,9 @@ from sglang_power.answers.equivalence import Called
 from sglang_power.engines.tabular import TabularEngine
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called as CalledReward
-from sglang_power.serving.selection import Selection
-from sglang_power.sglang_host import selecting
-from sglang_power.sglang_host.patience import Patience, PatientEvaluator, PatientReader, patient
+from sglang_power.samplers.candidates import Selection
+from sglang_power.sglang_host.tokenizer import selecting
+from sglang_power.sglang_host.tokenizer.deadlines import Patience, PatientEvaluator, PatientReader, patient
 from sglang_power.types import Continuation, Usage
 from test_selection import LastDigit
 from test_selection_run import DRAWN, MODEL, TOKENS, StubParent, selected

@@ -8,8 +8,8 @@ import pytest
 from sglang_power.errors import ConfigError
 from sglang_power.rewards import EndpointConfig, NamedReward, reward
 from sglang_power.rewards.base import Called
-from sglang_power.serving import config as module
-from sglang_power.serving.config import ServerConfig, load_config
+from sglang_power.server import config as module
+from sglang_power.server.config import ServerConfig, load_config
 
 JUDGE = "rewards:\n  judge:\n    url: http://localhost:8000/score\n"
 

@@ -20,7 +20,7 @@ from sglang_power.errors import ConfigError, PowerError, RequestError, RewardErr
 from sglang_power.request import parse_request
 from sglang_power.rewards import EndpointConfig, NamedReward, OnError, Scorer, installed_rewards, reward
 from sglang_power.rewards.base import Called
-from sglang_power.sglang_host.orchestrator import STATUS
+from sglang_power.sglang_host.tokenizer.orchestrator import STATUS
 
 Function = Callable[[str, str], object]
 

@@ -22,14 +22,14 @@ from sglang_power.request import parse_request
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.serving.config import Limits
-from sglang_power.serving.selection import Candidate, Selection
-from sglang_power.sglang_host import selecting, selection_run
-from sglang_power.sglang_host.children import Prompt
-from sglang_power.sglang_host.judge import Readout
-from sglang_power.sglang_host.parent import Parent
-from sglang_power.sglang_host.selecting import Selector
-from sglang_power.sglang_host.stopping import StopRule, TextRule
+from sglang_power.samplers.candidates import Candidate, Selection
+from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer import selecting, selection_run
+from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.judge import Readout
+from sglang_power.sglang_host.tokenizer.parent import Parent
+from sglang_power.sglang_host.tokenizer.selecting import Selector
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, Tokens, Usage
 from test_host_tokenizer_side import Letters
 

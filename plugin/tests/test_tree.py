@@ -6,7 +6,7 @@ import json
 
 import pytest
 from sglang_power.engines.tabular import TabularModel
-from sglang_power.serving.tree import common_length, reported_tree, star
+from sglang_power.samplers.tree import common_length, reported_tree, star
 from sglang_power.types import ProposalLaw
 from test_selection import LastDigit
 

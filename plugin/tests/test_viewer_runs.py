@@ -10,10 +10,10 @@ from naive_tree import model
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.request import BranchRequest, CotRequest, PowerRequest, SelectingRequest
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain as ChainDriver
-from sglang_power.serving.report import power_report, selection_report
-from sglang_power.serving.selection import Candidate, Selection
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.candidates import Candidate, Selection
+from sglang_power.samplers.chain import Chain as ChainDriver
+from sglang_power.samplers.report import power_report, selection_report
 from sglang_power.types import Usage
 from sglang_power.viewer import record_of
 from sglang_power.viewer.record import Chain, Node, Tree

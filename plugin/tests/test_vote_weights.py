@@ -17,10 +17,10 @@ from sglang_power.engines.tabular import TabularEngine
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.request import VoteRequest, parse_request
 from sglang_power.rng import Key
-from sglang_power.serving.budgets import Budget
-from sglang_power.serving.chain import Chain, ChainResult
-from sglang_power.serving.samples import Samples, Vote
-from sglang_power.serving.selection import Selection
+from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.candidates import Selection
+from sglang_power.samplers.chain import Chain, ChainResult
+from sglang_power.samplers.samples import Samples, Vote
 from sglang_power.types import Continuation, ProposalLaw
 from test_selection import LastDigit
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_power.serving.config import server_config
-from sglang_power.sglang_host import enrolled, intake, orchestrator, parent
+from sglang_power.server.config import server_config
 from sglang_power.sglang_host.child_params import META_KEY
-from sglang_power.sglang_host.experiment_desk import desk_of
-from sglang_power.sglang_host.plan import is_users, plan_request
+from sglang_power.sglang_host.experiments import enrolled
+from sglang_power.sglang_host.experiments.desk import desk_of
+from sglang_power.sglang_host.tokenizer import intake, orchestrator, parent
+from sglang_power.sglang_host.tokenizer.plan import is_users, plan_request
 
 
 def generate_request(

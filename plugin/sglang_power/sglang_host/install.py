@@ -18,8 +18,8 @@ import sglang_power
 from sglang_power.errors import ConfigError, HostError, PowerError
 from sglang_power.request import samplers
 from sglang_power.rewards import installed_rewards
-from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
-from sglang_power.sglang_host.experiment_desk import check_experiments
+from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.sglang_host.experiments.desk import check_experiments
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
 logger = logging.getLogger("sglang_power")
@@ -71,7 +71,7 @@ def _register_sampler() -> None:
 
 def _make_sampler() -> Any:
     from sglang_power.sglang_host import probe
-    from sglang_power.sglang_host.sampler import PowerSampler
+    from sglang_power.sglang_host.scheduler.sampler import PowerSampler
 
     sampler = PowerSampler()
     logger.info("sglang-power is live in scheduler process: %s", probe.scheduler_report()["hooks"])

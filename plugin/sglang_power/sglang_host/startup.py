@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_power.errors import ConfigError
-from sglang_power.serving.config import ENVIRONMENT_VARIABLE, server_config
-from sglang_power.sglang_host.experiment_desk import check_experiments, desk_of, open_desk
-from sglang_power.sglang_host.feedback_route import add_feedback_route
+from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.sglang_host.experiments.desk import check_experiments, desk_of, open_desk
+from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
 from sglang_power.sglang_host.status import add_status_route
 
 

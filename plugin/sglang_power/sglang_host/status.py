@@ -12,11 +12,11 @@ from typing import Any
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_power.routes import STATUS_ROUTE
-from sglang_power.serving.config import server_config
+from sglang_power.server.config import server_config
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
-from sglang_power.sglang_host.experiment_desk import desk_of
-from sglang_power.sglang_host.support import server_refusals
+from sglang_power.sglang_host.experiments.desk import desk_of
+from sglang_power.sglang_host.tokenizer.support import server_refusals
 from sglang_power.types import ProposalLaw
 
 

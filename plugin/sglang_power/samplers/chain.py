@@ -1,0 +1,227 @@
+"""Drives one pure Metropolis-Hastings chain over an Engine, under a budget.
+
+The one place where the algorithm meets waiting: every engine call and every reward of a chain is awaited
+here. Knows neither SGLang nor HTTP.
+
+A reward that fails, and whose policy is to do without, is out from then on: the rest of the run goes by
+p^alpha alone, which makes its law approximate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from sglang_power.algorithms import mh
+from sglang_power.algorithms.engine import ContinuationCall, Engine
+from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, Score
+from sglang_power.rng import Key
+from sglang_power.samplers.budgets import Budget, StoppedBy
+from sglang_power.types import Continuation, Tokens, Usage
+
+Observer = Callable[[ChainState, Info | None], None]
+"""Called after every extension (Info is None) and every step."""
+
+StateReward = Callable[[Sequence[int], bool], Awaitable[float | None]]
+"""R of a whole answer, from its ids and whether they end with a stop; None: go on without the reward."""
+
+
+@dataclass(slots=True)
+class Shadow:
+    """Checks of early rejection: lost proposals that were generated to their end all the same."""
+
+    resumed: int = 0
+    violations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChainResult:
+    """The last state, every step and what it cost.
+
+    Args:
+        last_stage_steps: how many of the steps the last stage took; these alone leave the target invariant,
+            so an answer that had none of them follows another law, wherever it was when a limit came.
+        tilt_dropped_at: the number of steps after which the reward was given up, if it was.
+    """
+
+    state: ChainState
+    infos: tuple[Info, ...]
+    usage: Usage
+    stopped_by: StoppedBy
+    last_stage_steps: int
+    shadow: Shadow
+    tilt_dropped_at: int | None = None
+
+
+class Chain:
+    """One chain in progress; `run` is the whole life of it.
+
+    Args:
+        engine: continues sequences of the request's prompt.
+        config: the algorithm.
+        key: the chain's random key.
+        budget: when to stop early.
+        observer: told of every state.
+        reward: scores whole answers; needed if and only if the configuration has a tilt.
+        shadow: generate lost proposals to their end and count wrong early rejections (a diagnostic).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: MHConfig,
+        key: Key,
+        budget: Budget,
+        observer: Observer | None = None,
+        *,
+        reward: StateReward | None = None,
+        shadow: bool = False,
+    ) -> None:
+        assert (reward is None) == (config.tilt is None)
+        self._engine, self._config, self._key, self._budget = engine, config, key, budget
+        self._observer, self._reward, self._shadowing = observer, reward, shadow
+        self.state = mh.initial_state()
+        self.infos: list[Info] = []
+        self.usage = Usage()
+        self.shadow = Shadow()
+        self.tilt_dropped_at: int | None = None
+
+    async def run(self, draft: tuple[int, ...] | None = None) -> ChainResult:
+        """Run the schedule, or as much of it as the budget allows, from an optional draft."""
+        if draft is not None:
+            await self._force(draft)
+        stopped_by: StoppedBy = "completed"
+        while not isinstance(action := mh.next_action(self._config, self._key, self.state), Done):
+            if isinstance(action, Extend):
+                self._set(mh.extended(self._config, self.state, await self._generate(action.call)))
+                continue
+            if isinstance(action, Score):
+                limit = await self._score_state()
+            else:
+                limit = self._limit_before(action) or await self._step(action)
+            if limit is not None:
+                stopped_by = limit
+                break
+        await self._finish_answer()
+        if self._config.tilt is not None and self.state.reward is None and not self._budget.expired():
+            await self._score_state()
+        return self.result(stopped_by)
+
+    def result(self, stopped_by: StoppedBy) -> ChainResult:
+        """What there is so far."""
+        return ChainResult(
+            self.state,
+            tuple(self.infos),
+            self.usage,
+            stopped_by,
+            sum(info.stage == self._config.stages for info in self.infos),
+            self.shadow,
+            self.tilt_dropped_at,
+        )
+
+    def _set(self, state: ChainState, info: Info | None = None) -> None:
+        self.state = state
+        if info is not None:
+            self.infos.append(info)
+        if self._observer is not None:
+            self._observer(state, info)
+
+    async def _generate(self, call: ContinuationCall) -> Continuation:
+        continuation = await self._engine.generate(call)
+        self.usage += continuation.usage
+        return continuation
+
+    async def _force(self, draft: tuple[int, ...]) -> None:
+        config = self._config
+        call = dataclasses.replace(mh.extension_call(config, self._key, self.state, len(draft)), forced=draft)
+        scored = await self._generate(call)
+        self._set(mh.drafted_state(config, scored.tokens, scored.finished))
+
+    async def _score_state(self) -> StoppedBy | None:
+        try:
+            value = await self._rewarded(self.state.tokens, self.state.finished)
+        except TimeoutError:
+            return "deadline_ms"
+        self.state = dataclasses.replace(self.state, reward=value)
+        return None
+
+    async def _rewarded(self, tokens: Tokens, finished: bool) -> float | None:
+        """R of a whole answer; None once the reward has been given up.
+
+        Raises:
+            TimeoutError: the deadline passed meanwhile.
+        """
+        assert self._reward is not None
+        async with asyncio.timeout(self._budget.remaining()):
+            value = await self._reward(tokens.ids, finished)
+        if value is None:
+            self._config, self.tilt_dropped_at = self._config.untilted(), self.state.step
+        return value
+
+    async def _reward_of(self, proposal: Propose, continuation: Continuation) -> float | None:
+        """R(y') of a whole proposal where it counts."""
+        if continuation.cut_short or self._config.tilt_of(self.state) is None:
+            return None
+        tokens = self.state.tokens.first(proposal.cut) + continuation.tokens
+        return await self._rewarded(tokens, continuation.finished)
+
+    def _limit_before(self, proposal: Propose) -> StoppedBy | None:
+        """The limit that forbids this proposal; an answer at the horizon stays affordable after it."""
+        worst = self._config.horizon - proposal.cut
+        return self._budget.spent_by(steps=self.state.step, tokens=self.usage.decoded, next_tokens=worst)
+
+    async def _step(self, proposal: Propose) -> StoppedBy | None:
+        call = dataclasses.replace(proposal.call, deadline=self._budget.deadline)
+        continuation = await self._generate(call)
+        while mh.undecided(self._config, self.state, proposal, continuation):
+            if self._budget.expired():
+                return self._late(continuation)
+            continuation = await self._resume(proposal, continuation)
+        try:
+            reward = await self._reward_of(proposal, continuation)
+            decided = mh.decide(self._config, self.state, proposal, continuation, reward)
+            if self._shadowing and continuation.cut_short:
+                await self._check_rejection(proposal, continuation)
+        except TimeoutError:
+            return self._late(continuation)
+        self._set(*decided)
+        return None
+
+    def _late(self, undecided: Continuation) -> StoppedBy:
+        self.usage += Usage(wasted=len(undecided.tokens))
+        return "deadline_ms"
+
+    async def _resume(self, proposal: Propose, so_far: Continuation) -> Continuation:
+        """Generate a cut-short proposal on to its end."""
+        call = dataclasses.replace(
+            proposal.call, prefix=proposal.call.prefix + so_far.tokens.ids, early_rejection=None
+        )
+        rest = await self._generate(call)
+        return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens)
+
+    async def _check_rejection(self, proposal: Propose, lost: Continuation) -> None:
+        config, whole = self._config, await self._resume(proposal, lost)
+        reward = await self._reward_of(proposal, whole)
+        if self._config is not config:
+            return  # the reward has just been given up: there is nothing to compare with
+        self.shadow.resumed += 1
+        _, info = mh.decide(config, self.state, proposal, whole, reward)
+        self.shadow.violations += info.accepted
+
+    async def _finish_answer(self) -> None:
+        """Bring a state whose schedule was cut off to a stop or to the horizon."""
+        if self.state.finished or len(self.state.tokens) == self._config.horizon:
+            return
+        call = mh.extension_call(self._config, self._key, self.state, self._config.horizon)
+        continuation = await self._generate(call)
+        self._set(
+            dataclasses.replace(
+                self.state,
+                tokens=self.state.tokens + continuation.tokens,
+                finished=continuation.finished,
+                stage=self._config.stages,
+            )
+        )

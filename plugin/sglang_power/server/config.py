@@ -1,0 +1,203 @@
+"""The server-side configuration file: presets, a default sampler and parameters per served model, limits.
+
+`SGLANG_POWER_CONFIG=configs/<file>.yaml`. A file that cannot be used is a ConfigError with the file, the
+line and the field; `sglang_host` ends the process with it, since SGLang would swallow an exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sglang_power.errors import ConfigError, RequestError
+from sglang_power.experiments.settings import ExperimentSettings
+from sglang_power.request import SamplerRequest, parse_request, samplers
+from sglang_power.rewards import EndpointConfig, installed_rewards, reward
+from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
+
+ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Limits(BaseModel):
+    """What one server allows.
+
+    Args:
+        max_horizon: largest max_new_tokens of a power request; the cost grows with its square.
+        max_total_tokens: decoded tokens of one request, all chains together.
+        max_chains: largest n.
+        max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.
+        busy_retries, busy_backoff_s: retries of a child that the scheduler's full queue refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_horizon: Positive = 3072
+    max_total_tokens: Positive = 262_144
+    max_chains: Positive = 64
+    max_concurrent_requests: Positive = 64
+    busy_retries: Annotated[int, Field(ge=0)] = 8
+    busy_backoff_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.05
+
+
+class Diagnostics(BaseModel):
+    """Checks that cost tokens; off in production.
+
+    Args:
+        shadow_early_rejection: generate early-rejected proposals to their end and count wrong decisions.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    shadow_early_rejection: bool = False
+
+
+class Kernels(BaseModel):
+    """Which library samples, where more than one can.
+
+    Args:
+        sampling: "auto" draws by inverse CDF (Triton on CUDA, torch elsewhere), so that a seed repeats its
+            draws in any batch; "flashinfer" draws with FlashInfer's samplers, which seed per batch slot.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sampling: Literal["auto", "triton", "flashinfer", "torch"] = "auto"
+
+
+class ServerConfig(BaseModel):
+    """One configuration file.
+
+    Args:
+        presets: name -> sampler parameters, as a client would write them.
+        defaults: served model name (or "*") -> preset that requests get which name no sampler.
+        parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
+            and requests say. Thresholds that hold for one model only belong here.
+        rewards: name -> the HTTP endpoint that scores answers under it.
+        limits: see Limits.
+        kernels: see Kernels.
+        diagnostics: see Diagnostics.
+        experiments: see ExperimentSettings; none where absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    presets: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, str] = {}
+    parameters: dict[str, dict[str, dict[str, Any]]] = {}
+    rewards: dict[str, EndpointConfig] = {}
+    limits: Limits = Limits()
+    kernels: Kernels = Kernels()
+    diagnostics: Diagnostics = Diagnostics()
+    experiments: ExperimentSettings | None = None
+
+    def preset(self, name: object) -> dict[str, Any]:
+        """A preset's parameters.
+
+        Raises:
+            RequestError: no such preset on this server.
+        """
+        if not isinstance(name, str) or name not in self.presets:
+            known = ", ".join(sorted(self.presets)) or "none are configured"
+            raise RequestError("preset", name, "unknown preset", f"Presets of this server: {known}")
+        return dict(self.presets[name])
+
+    def default_for(self, served_model: str) -> str | None:
+        """The preset that requests to this model get by default."""
+        return self.defaults.get(served_model, self.defaults.get("*"))
+
+    def expanded(self, values: dict[str, Any], served_model: str) -> dict[str, Any]:
+        """A request's parameters on top of the preset that it names and of the model's own.
+
+        Raises:
+            RequestError: no such preset on this server.
+        """
+        own = dict(values)
+        named = {**(self.preset(own.pop("preset")) if "preset" in own else {}), **own}
+        sampler = named.get("sampler", "power")
+        models = self.parameters.get("*", {}), self.parameters.get(served_model, {})
+        defaults = [model.get(sampler, {}) for model in models if isinstance(sampler, str)]
+        return {key: value for part in (*defaults, named) for key, value in part.items()}
+
+    def resolve(self, values: dict[str, Any], served_model: str = "*") -> SamplerRequest:
+        """Parse a request's parameters; see `expanded`."""
+        return parse_request(self.expanded(values, served_model))
+
+
+@functools.cache
+def server_config() -> ServerConfig:
+    """This process's configuration, from the environment; defaults where none is named."""
+    path = os.environ.get(ENVIRONMENT_VARIABLE)
+    return load_config(Path(path)) if path else ServerConfig()
+
+
+def load_config(path: Path) -> ServerConfig:
+    """Read and validate one file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or a field that does not validate; with its line.
+    """
+    file = read_yaml(path)
+    try:
+        config = ServerConfig.model_validate(file.values)
+    except ValidationError as error:
+        raise file.refused(error) from error
+    _check_references(file, config)
+    return config
+
+
+def _check_references(file: YamlFile, config: ServerConfig) -> None:
+    _check_parameters(file, config)
+    _check_rewards(file, config)
+    for name, values in config.presets.items():
+        try:
+            _parse_anywhere(config, values)
+            if values.get("reward") is not None:
+                reward(values["reward"], config.rewards)
+        except RequestError as error:
+            raise file.at(("presets", name, *loc_of(error.field)), str(error)) from error
+    for model, preset in config.defaults.items():
+        if preset not in config.presets:
+            raise file.at(("defaults", model), f"preset {preset!r} is not defined in this file")
+
+
+def _check_parameters(file: YamlFile, config: ServerConfig) -> None:
+    """Each parameter is one that its sampler knows and takes; what is missing may come with a request."""
+    for model, each in config.parameters.items():
+        for sampler, values in each.items():
+            if sampler not in samplers():
+                raise file.at(("parameters", model, sampler), f"{sampler!r} is no sampler")
+            try:
+                samplers()[sampler].model_validate(values)
+            except ValidationError as error:
+                wrong = [one for one in error.errors(include_url=False) if one["type"] != "missing"]
+                if wrong:
+                    loc = ("parameters", model, sampler, *wrong[0]["loc"])
+                    raise file.at(loc, problem_of(wrong[0])) from error
+
+
+def _check_rewards(file: YamlFile, config: ServerConfig) -> None:
+    for name, endpoint in config.rewards.items():
+        if name in installed_rewards():
+            raise file.at(("rewards", name), f"an installed reward is called {name!r}; choose another")
+        try:
+            endpoint.headers()
+        except ConfigError as error:
+            raise file.at(("rewards", name, "headers_env"), str(error)) from error
+
+
+def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:
+    """A preset is right if it is on one of the models that the file speaks of."""
+    models = ["*", *config.parameters]
+    for model in models:
+        try:
+            config.resolve(values, model)
+        except RequestError:
+            if model == models[-1]:
+                raise
+        else:
+            return

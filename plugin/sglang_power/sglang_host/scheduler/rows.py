@@ -1,0 +1,161 @@
+"""Which rows of a batch the plugin samples, and with which parameters. Scheduler process.
+
+A request carries its parameters flat in `custom_params` (ChildParams); SGLang does not hand those to the
+sampler, so SamplingBatchInfo is replaced by a subclass with more fields, which follow the batch through
+filtering and merging (SGLang 0.5.20 to 0.5.23).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+from sglang_power.sglang_host.child_params import CHILD, GREEDY_FIELD, POLICY, ChildParams, policy_of
+from sglang_power.sglang_host.host_sampling import law_of
+from sglang_power.sglang_host.scheduler.row_memory import RowMemory
+from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
+
+_MEMORY = "_sglang_power_memory"
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """One row that the plugin samples.
+
+    Args:
+        params: what it carries.
+        memory: what its policy remembers; None where the policy needs none.
+        tokenizer: of the served model, for policies that look at text.
+    """
+
+    params: ChildParams
+    memory: RowMemory | None = None
+    tokenizer: Any = None
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """The power rows of one batch; None where a row belongs to SGLang. Immutable, so it may be shared."""
+
+    rows: tuple[PowerRow | None, ...]
+
+    @classmethod
+    def of(cls, *params: ChildParams | None) -> RowBlock:
+        """Rows without memory."""
+        return cls(tuple(None if one is None else PowerRow(one) for one in params))
+
+    @cached_property
+    def indices(self) -> list[int]:
+        """Batch positions of the power rows."""
+        return [i for i, row in enumerate(self.rows) if row is not None]
+
+    @cached_property
+    def members(self) -> list[PowerRow]:
+        """The power rows, in batch order."""
+        return [row for row in self.rows if row is not None]
+
+    @cached_property
+    def active(self) -> list[ChildParams]:
+        """Their parameters."""
+        return [row.params for row in self.members]
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the policies of this batch look at beside the logits."""
+        return frozenset().union(*(row.policy.needs for row in self.active if row.policy is not None))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row of the batch is the plugin's."""
+        return len(self.indices) == len(self.rows)
+
+    def keep(self, indices: Sequence[int]) -> RowBlock:
+        """The block of a filtered batch."""
+        return RowBlock(tuple(self.rows[i] for i in indices))
+
+    def followed_by(self, other: RowBlock) -> RowBlock:
+        """The block of two merged batches."""
+        return RowBlock(self.rows + other.rows)
+
+    def on(self, device: torch.device) -> RowTensors:
+        """The tensors on a device; made once per composition of the batch and device."""
+        cache: dict[torch.device, RowTensors] = self.__dict__.setdefault("_on_device", {})
+        if device not in cache:
+            cache[device] = RowTensors.of(self.active, self.indices, len(self.rows)).to(device)
+        return cache[device]
+
+
+@dataclasses.dataclass
+class PowerSamplingBatchInfo(SamplingBatchInfo):  # type: ignore[misc]  # the base is untyped
+    """SGLang's batch information with the plugin's rows; None where the batch has none.
+
+    `power_previous` holds the ids of the tokens that the rows follow, [batch], where a policy needs them;
+    set by the hook on ModelRunner.sample, just before the sampler runs.
+    """
+
+    power_rows: RowBlock | None = None
+    power_previous: torch.Tensor | None = None
+
+    def adjusted_from_schedule_batch(self, batch: Any, vocab_size: int) -> None:
+        """Read the parameters of a new batch."""
+        super().adjusted_from_schedule_batch(batch, vocab_size)
+        rows = tuple(_row_of(req) for req in batch.reqs)
+        self.power_rows = RowBlock(rows) if any(row is not None for row in rows) else None
+
+    def adjusted_filter_batch(self, keep_indices: Sequence[int], keep_indices_device: torch.Tensor) -> None:
+        """Follow the batch when requests leave it."""
+        super().adjusted_filter_batch(keep_indices, keep_indices_device)
+        if self.power_rows is not None:
+            kept = self.power_rows.keep([int(i) for i in keep_indices])
+            self.power_rows = kept if kept.indices else None
+
+    def adjusted_merge_batch(self, other: SamplingBatchInfo) -> None:
+        """Follow the batch when another one joins; `len(self)` is the merged length here."""
+        super().adjusted_merge_batch(other)
+        theirs: RowBlock | None = getattr(other, "power_rows", None)
+        if self.power_rows is None and theirs is None:
+            return
+        mine = self.power_rows or RowBlock((None,) * (len(self) - len(other)))
+        self.power_rows = mine.followed_by(theirs or RowBlock((None,) * len(other)))
+
+
+def _row_of(req: Any) -> PowerRow | None:
+    """A request's row. A power request that no orchestrator handled must not run plain."""
+    flat = req.sampling_params.custom_params
+    if not isinstance(flat, dict) or flat.get("sampler") is None:
+        return None
+    if flat["sampler"] == CHILD:
+        return _power_row(req, ChildParams.from_custom_params(flat))
+    if flat["sampler"] == POLICY:
+        return _power_row(req, _native_params(req, flat))
+    if flat["sampler"] != "none" and req.custom_logit_processor is None and req.to_finish is None:
+        req.to_finish = FINISH_ABORT(
+            f"sampler={flat['sampler']!r} reached the scheduler without sglang-power's orchestrator: the "
+            "plugin is not loaded in the process that took the request. Run 'sglang-power check'.",
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "InternalServerError",
+        )
+    return None
+
+
+def _power_row(req: Any, params: ChildParams) -> PowerRow:
+    """The row with its memory, which lives on the request: retraction and re-prefill make a new row of it."""
+    needs = frozenset() if params.policy is None else params.policy.needs
+    memory = None
+    if "memory" in needs:
+        memory = getattr(req, _MEMORY, None) or RowMemory()
+        setattr(req, _MEMORY, memory)
+    return PowerRow(params, memory, req.tokenizer if "ends_line" in needs else None)
+
+
+def _native_params(req: Any, flat: dict[str, Any]) -> ChildParams:
+    """A request that SGLang runs itself: its own sampling parameters, as SGLang has normalised them."""
+    law = law_of(req.sampling_params, policy_of(flat), greedy=flat.get(GREEDY_FIELD, False))
+    return ChildParams(law=law, seed=flat["seed"], origin=len(req.origin_input_ids) - 1, native=True)

@@ -1,0 +1,132 @@
+"""Carries row statistics from the device to the request, and ends lost proposals. Scheduler process.
+
+SGLang copies a DeviceAuxiliaryOutput with the token ids (no extra synchronisation) and calls `consume`
+when tokens are committed, before they are streamed. State that must survive retraction, chunked prefill
+and overshoot steps lives on the request and advances only with its committed output position.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang_power.algorithms.early_rejection import RejectionMonitor
+from sglang_power.algorithms.triggers import TriggerMonitor
+from sglang_power.server.metrics import KernelMetrics
+from sglang_power.sglang_host import probe
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.scheduler.rows import RowBlock
+from sglang_power.types import ROW_FIELDS
+from sglang_power_kernels import counters
+
+_MONITORS = "_sglang_power_monitors"
+
+Rule = TypeVar("Rule")
+Monitor = TypeVar("Monitor")
+
+PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""Set by SGLang's main process where the server exports metrics."""
+
+_kernel_metrics = KernelMetrics()
+
+
+@dataclass(frozen=True)
+class DeviceStatistics:
+    """Statistics on the device: [active rows, len(ROW_FIELDS)] float32, nats."""
+
+    block: RowBlock
+    values: torch.Tensor
+
+    def copy_to_host(self, copy_tensor: Callable[[torch.Tensor], torch.Tensor]) -> HostStatistics:
+        """Start the asynchronous copy."""
+        return HostStatistics(self.block, copy_tensor(self.values))
+
+
+@dataclass(frozen=True)
+class HostStatistics:
+    """The same on the host, valid once the copy is done."""
+
+    block: RowBlock
+    values: torch.Tensor
+
+    def consume(self, batch: Any, commits: Sequence[Any]) -> None:
+        """Attach the records of newly committed tokens to their requests."""
+        records = self.values.tolist()
+        if PROMETHEUS_DIRECTORY in os.environ:
+            _kernel_metrics.export(counters())
+        for index, params, record in zip(self.block.indices, self.block.active, records, strict=True):
+            commit = commits[index]
+            if commit is not None:
+                _commit(batch.reqs[index], params, commit.output_index, record)
+
+
+def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -> None:
+    if params.native:
+        _check_numbers(req, record)
+        return
+    if req.customized_info is None:
+        req.customized_info = {}
+    if params.probe:
+        req.customized_info.setdefault(META_KEY, []).append(probe.scheduler_report())
+        return
+    rows: list[list[float]] = req.customized_info.setdefault(META_KEY, [])
+    if len(rows) != position:  # never seen; `children` fails the request on rows that are not numbers
+        rows[:] = (rows + [[math.nan] * len(ROW_FIELDS)] * position)[:position]
+    rows.append(record)
+    if req.finished() or req.to_finish is not None:
+        return
+    over = _is_lost(req, params, record) or _branches(req, params, position, record)
+    if over or _is_late(params) or _is_apart(params, record):
+        req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
+
+
+def _check_numbers(req: Any, record: list[float]) -> None:
+    """End a request that SGLang answers itself when its logits are no numbers."""
+    if math.isnan(record[0]) and not req.finished() and req.to_finish is None:
+        req.to_finish = FINISH_ABORT(
+            "the model returned logits that are not numbers",
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "InternalServerError",
+        )
+
+
+def _is_apart(params: ChildParams, record: list[float]) -> bool:
+    """A paired row whose partner was not in the same step: its token does not count."""
+    return params.pair is not None and math.isnan(record[1])
+
+
+def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
+    """Advance the request's rejection monitor by one committed token."""
+    if params.early_rejection is None:
+        return False
+    monitor = _kept(req, RejectionMonitor, params.early_rejection)
+    log_p, log_q, _, entropy, *_ = record
+    return monitor.rejects(log_p, log_q, entropy)
+
+
+def _branches(req: Any, params: ChildParams, position: int, record: list[float]) -> bool:
+    """Show the request's triggers one committed row; the driver decides again and forks."""
+    if params.watch is None:
+        return False
+    monitor = _kept(req, TriggerMonitor, params.watch)
+    return monitor.observe(params.watch.start + position, record) is not None
+
+
+def _kept(req: Any, kind: Callable[[Rule], Monitor], rule: Rule) -> Monitor:
+    """The request's monitor of a kind, made with its first committed token: it must survive retraction."""
+    monitors: dict[object, Any] = req.__dict__.setdefault(_MONITORS, {})
+    if kind not in monitors:
+        monitors[kind] = kind(rule)
+    monitor: Monitor = monitors[kind]
+    return monitor
+
+
+def _is_late(params: ChildParams) -> bool:
+    return params.deadline is not None and time.time() > params.deadline

@@ -1,0 +1,217 @@
+"""The Engine protocol over child requests of a running server. Tokenizer process.
+
+A call becomes one child: prompt + kept tokens as ids, so that the radix cache serves the prefix. Stops
+are decided here on the whole sequence (`stopping`), since a child sees its prefix as prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_power.algorithms.engine import ContinuationCall, RankedToken
+from sglang_power.errors import HostError
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Role
+from sglang_power.sglang_host.tokenizer.parent import Parent
+from sglang_power.sglang_host.tokenizer.stopping import StopRule
+from sglang_power.types import Continuation, Tokens, Usage
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt as the server tokenised it, with the answer to the request that cached it.
+
+    Args:
+        ids: prompt token ids.
+        meta_info: of the caching request: cached_tokens, dp_rank, input log probabilities.
+        usage: what caching it cost.
+    """
+
+    ids: list[int]
+    meta_info: dict[str, Any]
+    usage: Usage
+
+
+async def prepare_prompt(parent: Parent) -> Prompt:
+    """Tokenise and cache the prompt, before chains fan out from it."""
+    obj = parent.obj
+    logprob_fields = {
+        "return_logprob": obj.return_logprob,
+        "logprob_start_len": obj.logprob_start_len,
+        "top_logprobs_num": obj.top_logprobs_num,
+        "token_ids_logprob": obj.token_ids_logprob,
+    }
+    asked = logprob_fields if obj.return_logprob and obj.logprob_start_len >= 0 else {}
+    return await _cached(parent, parent.child(None, 0, return_prompt_token_ids=True, **asked))
+
+
+async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Prompt:
+    """The same for another prompt of the request, as text or as token ids."""
+    child = parent.child(None, 0, return_prompt_token_ids=True)
+    child.text, child.input_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+    return await _cached(parent, child)
+
+
+async def _cached(parent: Parent, child: Any) -> Prompt:
+    out = await parent.run(child)
+    ids = [int(token) for token in out["prompt_token_ids"]]
+    return Prompt(ids, out["meta_info"], Usage(prefilled=prefilled_of(out["meta_info"]), children=1))
+
+
+class ChildEngine:
+    """Continues sequences of one prompt by child requests, pinned to one data-parallel rank.
+
+    Args:
+        parent: the request.
+        prompt: its cached prompt.
+        stop: when sequences end.
+        dp_rank: the rank whose cache holds the prompt; None with a single rank.
+    """
+
+    def __init__(self, parent: Parent, prompt: Prompt, stop: StopRule, dp_rank: int | None) -> None:
+        self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        """One call; a child that SGLang stopped although the whole sequence has not is resumed."""
+        whole = await self._generate_once(call)
+        while not (whole.finished or whole.cut_short or reaches_horizon(call, whole)):
+            whole = joined(whole, await self._generate_once(resumed(call, whole)))
+        return whole
+
+    async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
+        """The most likely tokens after `prefix`, by a child of one token that is thrown away."""
+        vocab = self._parent.manager.model_config.vocab_size
+        child = self._parent.child(
+            [*self._prompt.ids, *prefix],
+            1,
+            min_new_tokens=1 if (self._parent.params.get("min_new_tokens") or 0) > len(prefix) else 0,
+            routed_dp_rank=self._dp_rank,
+            return_logprob=True,
+            top_logprobs_num=min(count, vocab),
+        )
+        meta = (await self._parent.run(child))["meta_info"]
+        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in meta["output_top_logprobs"][0]]
+        return ranked, Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
+
+    async def _generate_once(self, call: ContinuationCall) -> Continuation:
+        return self.read(call, await self._parent.run(self.child(call)))
+
+    def last_token(self, call: ContinuationCall) -> int:
+        """The last token before the first new one."""
+        return call.prefix[-1] if call.prefix else self._prompt.ids[-1]
+
+    def length(self, call: ContinuationCall) -> int:
+        """Tokens before the first new one."""
+        return len(self._prompt.ids) + len(call.prefix)
+
+    def child(
+        self,
+        call: ContinuationCall,
+        pair: str | None = None,
+        role: Role = "main",
+        known: int = 0,
+        **params: Any,
+    ) -> Any:
+        """The child request of a call.
+
+        Args:
+            call: what to generate.
+            pair, role: see ChildParams.
+            known: how many tokens before the first new one the child emits as its own first ones.
+            params: replace the parent's sampling parameters.
+        """
+        whole = [*self._prompt.ids, *call.prefix]
+        input_ids, emitted = whole[: len(whole) - known], tuple(whole[len(whole) - known :])
+        new_tokens = call.horizon - len(call.prefix)
+        still_unstoppable = (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)
+        forced = (*emitted, *(call.forced or ()))
+        child: Any = self._parent.child(
+            input_ids,
+            new_tokens + known,
+            min_new_tokens=known + min(max(0, still_unstoppable), new_tokens),
+            routed_dp_rank=self._dp_rank,
+            custom_params=ChildParams(
+                law=call.law,
+                seed=call.seed,
+                origin=len(input_ids) - 1,
+                forced=forced or None,
+                early_rejection=call.early_rejection,
+                watch=call.watch,
+                deadline=call.deadline,
+                pair=pair,
+                role=role,
+            ).to_custom_params(),
+        )
+        child.sampling_params |= params
+        return child
+
+    def read(self, call: ContinuationCall, out: dict[str, Any], known: int = 0) -> Continuation:
+        """A child's answer, without what lies behind a stop, an early end or the loss of a partner.
+
+        Args:
+            call, known: as the child was made with.
+            out: what SGLang answered.
+        """
+        meta = out["meta_info"]
+        ids = [int(token) for token in out["output_ids"]]
+        reason = meta["finish_reason"]
+        if reason["type"] == "abort":  # the last token's statistics may not have arrived
+            ids = ids[: len(meta.get(META_KEY) or [])]
+        decoded, rows = len(ids), _rows(meta, ids)[known:]
+        ids, asked = ids[known:], call.horizon - len(call.prefix)
+        cut_short = reason["type"] == "length" and reason["length"] < asked + known
+        kept = min(max(reason["length"] - known, 0), len(ids)) if cut_short else len(ids)
+        kept = next((i for i, row in enumerate(rows[:kept]) if math.isnan(row[1])), kept)
+        stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
+        if stop is not None:
+            kept, cut_short = stop - len(call.prefix), False
+        usage = Usage(
+            decoded=decoded,
+            prefilled=prefilled_of(meta),
+            wasted=decoded - kept,
+            depth=decoded,
+            children=1,
+        )
+        finished = stop is not None or (kept == len(ids) and isinstance(reason.get("matched"), int))
+        return Continuation(Tokens.of(ids[:kept], rows[:kept]), finished, cut_short, usage)
+
+
+def reaches_horizon(call: ContinuationCall, so_far: Continuation) -> bool:
+    """Whether a call has all the tokens that it asked for."""
+    return len(call.prefix) + len(so_far.tokens) >= call.horizon
+
+
+def joined(first: Continuation, rest: Continuation) -> Continuation:
+    """Two answers in a row as one."""
+    return dataclasses.replace(rest, tokens=first.tokens + rest.tokens, usage=first.usage + rest.usage)
+
+
+def resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
+    """The rest of a call."""
+    done = len(so_far.tokens)
+    return dataclasses.replace(
+        call,
+        prefix=call.prefix + so_far.tokens.ids,
+        forced=None if call.forced is None else call.forced[done:],
+        early_rejection=None,
+        watch=None if call.watch is None else call.watch.after(so_far.tokens.rows),
+    )
+
+
+def prefilled_of(meta: dict[str, Any]) -> int:
+    """Prompt tokens computed, not taken from the cache."""
+    return int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
+
+
+def _rows(meta: dict[str, Any], ids: list[int]) -> list[list[float]]:
+    rows: list[list[float]] = meta.get(META_KEY) or []
+    if len(rows) != len(ids):
+        raise HostError(
+            f"the scheduler returned statistics for {len(rows)} of {len(ids)} tokens: the plugin's sampler "
+            "is not live there. Run 'sglang-power check --url ...'"
+        )
+    if any(math.isnan(row[0]) for row in rows):
+        raise HostError("the model returned logits that are not numbers")
+    return rows

@@ -1,0 +1,148 @@
+"""How long answers may be read, compared and scored: to the deadline of their request, or to its abort.
+
+Wraps whatever asks somebody for that: the served model, a reward, another process. What is not known by then
+stays unknown and says so, so that the answers that are there can still be chosen from. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sglang_power.answers import LlmRelation, Relation, Verdict, undecided
+from sglang_power.answers.equivalence import Keyed, unreadable
+from sglang_power.errors import ChainAbortedError
+from sglang_power.samplers.candidates import Reader, Reading
+from sglang_power.samplers.evaluation import Evaluator
+from sglang_power.samplers.scores import AnswerReward
+from sglang_power.sglang_host.tokenizer.parent import Parent
+from sglang_power.types import Tokens, Usage
+
+T = TypeVar("T")
+
+Work = Callable[[], Coroutine[Any, Any, T]]
+
+
+@dataclass
+class Patience:
+    """Of one selection.
+
+    Args:
+        parent: the request.
+        deadline: unix time in seconds; None: no limit.
+
+    Attributes:
+        aborted, late: something was left unknown because of an abort, or of the deadline.
+    """
+
+    parent: Parent
+    deadline: float | None = None
+    aborted: bool = field(default=False, init=False)
+    late: bool = field(default=False, init=False)
+
+    @property
+    def reason(self) -> str:
+        """Why something was left unknown."""
+        return "the request was aborted" if self.aborted else "the request's deadline had passed"
+
+    async def for_children(self, work: Work[T]) -> T | None:
+        """What children of the request answer; None where an abort ends them, or the deadline had passed.
+
+        Those that run at the deadline end by themselves: they are short.
+        """
+        if self._remaining() == 0:
+            self.late = True
+            return None
+        try:
+            return await work()
+        except ChainAbortedError:
+            self.aborted = True
+            return None
+
+    async def for_others(self, work: Work[T]) -> T | None:
+        """The same for what is no child: the deadline, an abort or a lost client ends it."""
+        try:
+            async with asyncio.timeout(self._remaining()) as limit:
+                return await self.for_children(lambda: self.parent.watched(work()))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self.late = True
+            return None
+
+    def _remaining(self) -> float | None:
+        """Seconds until the deadline, 0 behind it; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+
+
+@dataclass(frozen=True)
+class PatientReader:
+    """A Reader that asks the model."""
+
+    reader: Reader
+    patience: Patience
+
+    def text(self, ids: Sequence[int], finished: bool) -> str:
+        """See Reader."""
+        return self.reader.text(ids, finished)
+
+    async def answer(self, tokens: Tokens, finished: bool) -> Reading:
+        """See Reader."""
+        found = await self.patience.for_children(lambda: self.reader.answer(tokens, finished))
+        return Reading(None, note=self.patience.reason) if found is None else found
+
+
+@dataclass(frozen=True)
+class PatientRelation:
+    """A Relation whose comparisons take time."""
+
+    relation: Relation
+    patience: Patience
+
+    async def same(self, a: str, b: str) -> Verdict:
+        """See Relation."""
+        asks_children = isinstance(self.relation, LlmRelation)
+        wait = self.patience.for_children if asks_children else self.patience.for_others
+        verdict = await wait(lambda: self.relation.same(a, b))
+        return undecided(self.patience.reason) if verdict is None else verdict
+
+    async def unreadable(self, answer: str) -> str | None:
+        """See Reads; an answer counts as readable where there is no time to find out."""
+        return await self.patience.for_others(lambda: unreadable(self.relation, answer))
+
+
+def patient(relation: Relation, patience: Patience) -> Relation:
+    """The relation; one that compares keys answers at once and needs no patience."""
+    return relation if isinstance(relation, Keyed) else PatientRelation(relation, patience)
+
+
+@dataclass(frozen=True)
+class PatientEvaluator:
+    """An Evaluator that asks the model."""
+
+    evaluator: Evaluator
+    patience: Patience
+
+    async def right(self, answer: str) -> tuple[float | None, Usage]:
+        """See Evaluator."""
+        value = await self.patience.for_children(lambda: self.evaluator.right(answer))
+        return (None, Usage()) if value is None else value
+
+
+@dataclass(frozen=True)
+class PatientReward:
+    """A reward of answers."""
+
+    reward: AnswerReward
+    patience: Patience
+
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
+        """See AnswerReward."""
+        return await self.patience.for_others(lambda: self.reward(ids, finished))
+
+    def report(self) -> dict[str, Any]:
+        """See AnswerReward."""
+        return self.reward.report()

@@ -1,0 +1,192 @@
+"""Serves one generate_request call in which some prompt asks for power sampling. Tokenizer process.
+
+Each such prompt becomes a run (PromptRun for power, SelectionRun for samplers that choose among answers,
+PolicyRun for per-step policies, TwinRun for policies with a second prompt); prompts that ask for nothing go
+to SGLang. The generator that `serve` returns keeps SGLang's protocol: one dictionary (or list) without
+streaming, dictionaries with an `index` with it. All bookkeeping is done before the last one is yielded:
+callers drop the generator there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+from sglang_power.errors import HostError, OverloadedError, PowerError, RewardError, WeightsChangedError
+from sglang_power.samplers.report import fallback_report
+from sglang_power.samplers.tasks import gather_or_cancel
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
+from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+from sglang_power.sglang_host.tokenizer.plan import OwnPlan, PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun, sample_copy
+from sglang_power.sglang_host.tokenizer.prompt_run import PromptRun
+from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
+from sglang_power.sglang_host.tokenizer.selection_run import SelectionRun
+from sglang_power.sglang_host.tokenizer.twin_run import TwinRun
+
+STATUS: dict[type[PowerError], HTTPStatus] = {
+    OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    WeightsChangedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    RewardError: HTTPStatus.BAD_GATEWAY,
+    HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One call of TokenizerManager.generate_request.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        original: its own generate_request.
+        obj: the GenerateReqInput, without our keys.
+        request: the HTTP request, None in an Engine.
+        config: the server's configuration.
+    """
+
+    manager: Any
+    original: GenerateRequest
+    obj: Any
+    request: Any
+    config: ServerConfig
+
+
+def respond(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
+    """Answer a call by one plan per prompt; untouched by us where all of them are SGLang's."""
+    if not all(isinstance(plan, PlainPlan) for plan in plans):
+        return serve(host, plans)
+    responses: AsyncIterator[Any] = host.original(host.manager, host.obj, host.request)
+    reasons = [plan for plan in plans if isinstance(plan, PlainPlan) and plan.fallback_reason]
+    return annotated(responses, host.obj, reasons[0]) if reasons else responses
+
+
+def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
+    """Answer a call in which at least one plan is an OwnPlan."""
+    obj = host.obj
+    obj.normalize_batch_and_arguments()
+    call = _Call(host.manager, host.original, host.request, host.config)
+    prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
+    each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
+    if obj.stream:
+        return _stream(call, prompts, each, notes_of(obj))
+    return _collect(call, prompts, each, single=obj.is_single)
+
+
+async def annotated(responses: AsyncIterator[Any], obj: Any, plan: PlainPlan) -> AsyncIterator[Any]:
+    """SGLang's own responses to `obj`, saying why a default preset was not applied."""
+    notes = notes_of(obj)
+    async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
+        async for response in source:
+            for answer in response if isinstance(response, list) else [response]:
+                answer["meta_info"]["power"] = fallback_report(plan.fallback_reason or "")
+                if notes is not None:
+                    notes.takes(answer.get("index", 0), answer)
+            yield response
+
+
+class _Call:
+    """What all prompts of one call share."""
+
+    def __init__(self, manager: Any, original: GenerateRequest, request: Any, config: ServerConfig) -> None:
+        self.manager, self.original, self.request, self.config = manager, original, request, config
+
+    async def answer(self, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
+        if not isinstance(plan, PlainPlan):
+            return await self._run(obj, plan).answers(emit, first_index)
+        count = obj.sampling_params.get("n") or 1
+        copies = [sample_copy(obj, n=1) for _ in range(count)]
+        return await gather_or_cancel(
+            [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
+        )
+
+    def _run(self, obj: Any, plan: OwnPlan) -> PromptRun | SelectionRun | PolicyRun | TwinRun:
+        host = self.manager, self.original, obj, self.request
+        if isinstance(plan, PowerPlan):
+            return PromptRun(*host, plan, self.config)
+        if isinstance(plan, SelectionPlan):
+            return SelectionRun(*host, plan, self.config)
+        if "twin" in plan.policy.needs:
+            return TwinRun(*host, plan, self.config)
+        return PolicyRun(*host, plan)
+
+    async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
+        answer: Answer = {}
+        async with aclosing(self.original(self.manager, obj, self.request)) as responses:
+            async for answer in responses:
+                if plan.fallback_reason is not None:
+                    answer["meta_info"]["power"] = fallback_report(plan.fallback_reason)
+                if emit is not None:
+                    emit(index, answer)
+        return answer
+
+
+async def _collect(
+    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], *, single: bool
+) -> AsyncIterator[Any]:
+    try:
+        groups = await gather_or_cancel(
+            [call.answer(obj, plan, None, 0) for obj, plan in zip(prompts, plans, strict=True)]
+        )
+    except PowerError as error:
+        status = STATUS.get(type(error))
+        if status is None or call.request is None:
+            raise
+        raise HTTPException(status, str(error)) from error
+    answers = [answer for group in groups for answer in group]
+    yield answers[0] if single else answers
+
+
+async def _stream(
+    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
+) -> AsyncIterator[Answer]:
+    chunks: asyncio.Queue[Answer | None] = asyncio.Queue()
+
+    def emit(index: int, answer: Answer) -> None:
+        if notes is None or notes.takes(index, answer):
+            chunks.put_nowait({**answer, "index": index})
+
+    async def produce() -> None:
+        firsts = _first_indices(prompts)
+        await gather_or_cancel(
+            [call.answer(obj, plan, emit, i) for obj, plan, i in zip(prompts, plans, firsts, strict=True)]
+        )
+
+    producer = asyncio.create_task(produce())
+    producer.add_done_callback(lambda _: chunks.put_nowait(None))
+    try:
+        while (chunk := await chunks.get()) is not None:
+            yield chunk
+        await producer
+    except PowerError as error:
+        if type(error) not in STATUS:
+            raise
+        yield _failed_chunk(prompts[0], error)
+    finally:
+        producer.cancel()
+        await asyncio.gather(producer, return_exceptions=True)
+
+
+def _first_indices(prompts: Sequence[Any]) -> list[int]:
+    """Index of each prompt's first answer: prompts first, samples within."""
+    firsts, at = [], 0
+    for obj in prompts:
+        firsts.append(at)
+        at += obj.sampling_params.get("n") or 1
+    return firsts
+
+
+def _failed_chunk(obj: Any, error: PowerError) -> Answer:
+    """A stream can no longer change its HTTP status: SGLang's own form of a server error inside it."""
+    reason = {"type": "abort", "message": str(error), "status_code": STATUS[type(error)]}
+    meta = {"id": obj.rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
+    meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta, "index": 0}

@@ -1,0 +1,276 @@
+"""The life of one parent request inside SGLang's TokenizerManager: identity, abort, child requests.
+
+Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/DEVELOPERS.md):
+a placeholder under the parent's id keeps graceful shutdown waiting and makes /abort_request work; child
+ids extend the parent's by a fixed-width number, because the scheduler aborts by prefix; children go
+through the original generate_request, never while a lock of the manager is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import HTTPException
+from sglang.srt.managers.io_struct import AbortReq
+from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
+from sglang_power.server.config import Limits
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+T = TypeVar("T")
+
+GenerateRequest = Callable[..., Any]
+
+_NEUTRAL_PARAMS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "n": 1,
+}
+"""Named in every child, so that neither the model's defaults nor --preferred-sampling-params act on it."""
+
+CLIENT_CHECK_S = 1.0
+"""How often a chain looks whether its client is still there."""
+
+_KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
+
+
+ABORT_CHECK_S = 0.1
+"""How often a chain that waits for something else than a child looks whether it was aborted."""
+
+ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
+"""For one second: longer than a chain is ever between two children, unless it waits for a slow reward."""
+
+_repeating: set[asyncio.Task[None]] = set()
+_live: set[Parent] = set()
+"""Requests between their first and their last child, in this process."""
+
+
+class Parent:
+    """One power request (one prompt, n chains) and its child requests.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        original: its own generate_request.
+        obj: the normalised GenerateReqInput of one prompt.
+        request: the HTTP request, or None in an Engine.
+        limits: the server's limits.
+
+    Attributes:
+        retractions: how often SGLang retracted one of its children.
+    """
+
+    def __init__(
+        self, manager: Any, original: GenerateRequest, obj: Any, request: Any, limits: Limits
+    ) -> None:
+        self.manager, self._original = manager, original
+        self.obj, self._request, self._limits = obj, request, limits
+        self.params: Mapping[str, Any] = obj.sampling_params
+        self._numbers = itertools.count()
+        self._state: Any = None
+        self._weight_version: str | None = None
+        self._client_checked = time.monotonic()
+        self.retractions = 0
+
+    def __enter__(self) -> Parent:
+        self.manager._init_req_state(self.obj, self._request)
+        self._state = self.manager.rid_to_state[self.obj.rid]
+        _live.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _live.discard(self)
+        if self.manager.rid_to_state.get(self.obj.rid) is self._state:
+            del self.manager.rid_to_state[self.obj.rid]
+
+    def check_abort(self, generated: Sequence[dict[str, Any]] = ()) -> None:
+        """Raises ChainAbortedError, with what was generated, once /abort_request has named this request."""
+        if self._state is not None and self._state.abort_sent:
+            raise ChainAbortedError(f"request {self.obj.rid} was aborted", generated)
+
+    def abort(self) -> None:
+        """End the request before its next child."""
+        self._state.abort_sent = True
+
+    async def wait_for_slot(self, slots: asyncio.Semaphore) -> None:
+        """Take a slot of the concurrency limit; keep watching for an abort or a lost client meanwhile."""
+        while True:
+            self.check_abort()
+            try:
+                await asyncio.wait_for(slots.acquire(), timeout=1.0)
+            except TimeoutError:
+                await self._check_client()
+            else:
+                return
+
+    async def watched(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something that is no child; an abort or a lost client ends it."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self.check_abort()
+                await self._check_client()
+                await asyncio.wait([task], timeout=ABORT_CHECK_S)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _check_client(self) -> None:
+        """Raises ValueError, as SGLang does, once the client has gone.
+
+        SGLang looks only at requests that run for seconds; the children of a chain may all be shorter.
+        """
+        now = time.monotonic()
+        if self._request is None or self.obj.background or now - self._client_checked < CLIENT_CHECK_S:
+            return
+        self._client_checked = now
+        if await self._request.is_disconnected():
+            raise ValueError(f"Request {self.obj.rid} is disconnected from the client side")
+
+    def child(self, input_ids: list[int] | None, max_new_tokens: int, **fields: Any) -> Any:
+        """A child request object; `custom_params` and other GenerateReqInput fields by keyword."""
+        child = copy.copy(self.obj)
+        child.rid = f"{self.obj.rid}.{next(self._numbers):06d}"
+        child.stream, child.log_metrics = False, False
+        child.return_logprob, child.top_logprobs_num, child.token_ids_logprob = False, 0, None
+        child.logprob_start_len = -1
+        child.return_prompt_token_ids = False
+        if input_ids is not None:
+            child.text, child.input_ids = None, input_ids
+        kept = {key: self.params[key] for key in _KEPT_PARAMS if self.params.get(key) is not None}
+        child.sampling_params = {
+            **_NEUTRAL_PARAMS,
+            **kept,
+            "max_new_tokens": max_new_tokens,
+            "custom_params": fields.pop("custom_params", None),
+            "min_new_tokens": fields.pop("min_new_tokens", 0),
+        }
+        for name, value in fields.items():
+            setattr(child, name, value)
+        return child
+
+    async def run(self, child: Any) -> dict[str, Any]:
+        """Run one child to its end.
+
+        Raises:
+            ChainAbortedError: the parent or the child was aborted.
+            OverloadedError: the scheduler's queue stayed full for every retry.
+        """
+        return (await self._run(child))[0]
+
+    async def run_together(self, children: Sequence[Any]) -> list[dict[str, Any]]:
+        """Run children that reach the scheduler in one message, so that it can admit them in one batch."""
+        return await self._run(_batch_of(children))
+
+    async def _run(self, child: Any) -> list[dict[str, Any]]:
+        backoff = self._limits.busy_backoff_s
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_queue_full),
+            wait=wait_exponential(multiplier=backoff, max=5.0) + wait_random(0.0, backoff),
+            stop=stop_after_attempt(self._limits.busy_retries + 1),
+            reraise=True,
+        )
+        try:
+            outs: list[dict[str, Any]] = await retrying(self._run_once, child)
+        except HTTPException as error:
+            if _is_queue_full(error):
+                raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
+            raise
+        for out in outs:
+            self.retractions += out["meta_info"].get("num_retractions") or 0
+            self._check_weights(out["meta_info"].get("weight_version"))
+        return outs
+
+    async def _run_once(self, child: Any) -> list[dict[str, Any]]:
+        self.check_abort()
+        await self._check_client()
+        async with aclosing(self._original(self.manager, child, self._request)) as responses:
+            answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
+        outs = answer if isinstance(answer, list) else [answer]
+        for out in outs:
+            if (out["meta_info"].get("finish_reason") or {}).get("type") == "abort":
+                raise ChainAbortedError(f"child {out['meta_info']['id']} was aborted", outs)
+        self.check_abort(outs)
+        return outs
+
+    def count_answer(self, meta: Mapping[str, Any]) -> None:
+        """Count one answer in SGLang's own request metrics, which leave out the children."""
+        manager, obj = self.manager, self.obj
+        if not (manager.enable_metrics and obj.log_metrics):
+            return
+        collector = manager.metrics_collector
+        labels = {**collector.labels, **(obj.custom_labels or {})}
+        if manager.enable_priority_scheduling and obj.priority is not None:
+            labels["priority"] = str(obj.priority)
+        seconds = meta["e2e_latency"]
+        collector.observe_time_to_first_token(labels, seconds, stream=obj.stream)
+        collector.observe_one_finished_request(
+            labels,
+            meta["prompt_tokens"],
+            meta["completion_tokens"],
+            meta.get("cached_tokens") or 0,
+            seconds,
+            False,  # no grammar
+            is_streaming=obj.stream,
+        )
+
+    def _check_weights(self, version: str | None) -> None:
+        """A chain never mixes weights: it fails when they are updated under it."""
+        if self._weight_version is None:
+            self._weight_version = version
+        if version != self._weight_version:
+            raise WeightsChangedError(
+                f"the weights changed from {self._weight_version} to {version} during the chain; "
+                "send the request again"
+            )
+
+
+def _batch_of(children: Sequence[Any]) -> Any:
+    """One request object for children that differ in their ids, prompts and sampling parameters only."""
+    batch = copy.copy(children[0])
+    for field in ("rid", "input_ids", "sampling_params"):
+        setattr(batch, field, [getattr(child, field) for child in children])
+    return batch
+
+
+def abort_all(manager: Any) -> None:
+    """End every power request of one TokenizerManager: SGLang's abort_all reaches running children only."""
+    for parent in list(_live):
+        if parent.manager is manager:
+            parent.abort()
+
+
+def abort_elsewhere(manager: Any, rid: str) -> None:
+    """Repeat an abort for a request of another tokenizer worker until it must have met one of its children.
+
+    Only the scheduler is common to both workers, and between two children it knows nothing of the chain.
+    """
+
+    async def repeat() -> None:
+        for _ in range(ABORT_REPEATS):
+            await asyncio.sleep(ABORT_EVERY_S)
+            manager._dispatch_to_scheduler(AbortReq(rid=rid))
+
+    task = asyncio.get_running_loop().create_task(repeat())
+    _repeating.add(task)
+    task.add_done_callback(_repeating.discard)
+
+
+def _is_queue_full(error: BaseException) -> bool:
+    return isinstance(error, HTTPException) and error.status_code == 503

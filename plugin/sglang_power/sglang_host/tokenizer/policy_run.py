@@ -1,0 +1,91 @@
+"""Serves one prompt whose tokens a per-step policy draws: n ordinary requests of SGLang, one row each.
+
+The scheduler applies the policy; SGLang does everything else, streaming, stops, grammars, penalties and
+log probabilities included. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from contextlib import aclosing
+from typing import Any
+
+from sglang_power.rng import Key, Purpose, fresh_seed
+from sglang_power.samplers.report import policy_report
+from sglang_power.samplers.tasks import gather_or_cancel
+from sglang_power.server import metrics
+from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
+from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
+
+
+def sample_copy(obj: Any, **params: Any) -> Any:
+    """A request of its own for one sample, with sampling parameters that differ from the prompt's."""
+    sample = copy.copy(obj)
+    sample.rid = uuid.uuid4().hex
+    sample.sampling_params = {**obj.sampling_params, **params}
+    return sample
+
+
+class PolicyRun:
+    """One parent request: n samples, each with a seed of its own.
+
+    Args:
+        manager, original: SGLang's TokenizerManager and its own generate_request.
+        obj: the request of one prompt.
+        request: the HTTP request, None in an Engine.
+        plan: what was asked, validated.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        original: GenerateRequest,
+        obj: Any,
+        request: Any,
+        plan: PolicyPlan,
+    ) -> None:
+        self._manager, self._original = manager, original
+        self._obj, self._request, self._plan = obj, request, plan
+        self._seed = fresh_seed() if plan.policy.seed is None else plan.policy.seed
+
+    async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers; chunks and answers also go to `emit`, numbered from `first_index`."""
+        count = self._plan.chains
+        if count == 1:
+            return [await self._sample(self._obj, 0, emit, first_index)]
+        await self._cache_prompt()
+        samples = [sample_copy(self._obj, n=1) for _ in range(count)]
+        return await gather_or_cancel(
+            [self._sample(one, i, emit, first_index + i) for i, one in enumerate(samples)]
+        )
+
+    async def _cache_prompt(self) -> None:
+        """Prefill the prompt once, before samples fan out from it."""
+        warm = sample_copy(self._obj, n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
+        warm.stream, warm.log_metrics, warm.return_logprob = False, False, False
+        async with aclosing(self._original(self._manager, warm, self._request)) as responses:
+            await anext(responses)
+
+    async def _sample(self, obj: Any, number: int, emit: Emit | None, index: int) -> Answer:
+        """One sample, in SGLang's own responses plus `meta_info.power`."""
+        seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
+        row = {"sampler": POLICY, "seed": seed, **flat_policy(self._plan.policy)}
+        if is_zero(with_preferred(self._manager, obj.sampling_params).get("temperature")):
+            row[GREEDY_FIELD] = True
+        obj.sampling_params = {**obj.sampling_params, "custom_params": row}
+        answer: Answer = {}
+        async with aclosing(self._original(self._manager, obj, self._request)) as responses:
+            async for answer in responses:
+                meta = answer["meta_info"]
+                meta["power"] = policy_report(self._plan.policy, self._seed, meta.get("weight_version"))
+                if emit is not None:
+                    emit(index, answer)
+        finish = answer["meta_info"].get("finish_reason") or {}
+        metrics.observe_policy(
+            self._plan.policy.name(), finish.get("type", "none"), self._manager.enable_metrics
+        )
+        return answer

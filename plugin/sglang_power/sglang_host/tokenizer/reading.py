@@ -1,0 +1,104 @@
+"""Reads answers out of token sequences of the served model: the Reader of `serving.selection`.
+
+Offsets are those of the text that a client gets, so that spans can be shown to them. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sglang_power.algorithms.cot import GREEDY
+from sglang_power.algorithms.engine import ContinuationCall, Engine
+from sglang_power.answers import (
+    Extracted,
+    Extraction,
+    Extractor,
+    Spelled,
+    Stem,
+    align,
+    spelled,
+    stem,
+)
+from sglang_power.samplers.candidates import TIMED_OUT, ReadAnswer, Reading
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
+from sglang_power.types import Tokens
+
+CONTINUATION_TOKENS = 32
+"""Of the answer that a path is asked for."""
+
+
+class _Decoding:
+    """Decodes as the request wants it.
+
+    Args:
+        stop, rule: when sequences end and how they are decoded.
+    """
+
+    def __init__(self, stop: StopRule, rule: TextRule) -> None:
+        self._stop, self._rule = stop, rule
+
+    def text(self, ids: Sequence[int], finished: bool) -> str:
+        """What the client is given."""
+        return self._rule.final_text(ids, self._stop.finish_reason(ids, finished))
+
+    def _path(self, ids: Sequence[int], finished: bool) -> tuple[Spelled, Stem]:
+        """All of the tokens, and what remains without the stop."""
+        path = spelled(self._rule.decode, ids)
+        matched = self._stop.finish_reason(ids, finished).get("matched")
+        return path, stem(path, matched)
+
+
+class HostReader(_Decoding):
+    """Finds answers in the text.
+
+    Args:
+        stop, rule: when sequences end and how they are decoded.
+        extractor: finds the answer in a text.
+    """
+
+    def __init__(self, stop: StopRule, rule: TextRule, extractor: Extractor) -> None:
+        super().__init__(stop, rule)
+        self._extractor = extractor
+
+    async def answer(self, tokens: Tokens, finished: bool) -> Reading:
+        """The answer inside a sequence."""
+        path, rest = self._path(tokens.ids, finished)
+        found: Extraction = await asyncio.to_thread(self._extractor.extract, rest.text)
+        if not isinstance(found, Extracted):
+            return Reading(None, note=None if found is None else TIMED_OUT)
+        return Reading(ReadAnswer(found.value, found.span, path.tokens_of(found.span)))
+
+
+class AskingReader(_Decoding):
+    """Asks the model itself: appends a phrase to the path and reads the answer that follows.
+
+    Args:
+        stop, rule: when sequences end and how they are decoded.
+        engine: continues the path.
+        seed: of the continuation; it is greedy, so only exact ties depend on it.
+    """
+
+    def __init__(self, stop: StopRule, rule: TextRule, engine: Engine, seed: int) -> None:
+        super().__init__(stop, rule)
+        self._engine, self._seed = engine, seed
+
+    async def answer(self, tokens: Tokens, finished: bool) -> Reading:
+        """The continuation's answer, aligned back to its last occurrence in the path.
+
+        Where it does not occur there, the continuation's own tokens carry the confidence.
+        """
+        path, rest = self._path(tokens.ids, finished)
+        phrase = self._rule.tokenizer.encode(rest.appended(), add_special_tokens=False)
+        prefix = (*tokens.ids[: rest.tokens], *phrase)
+        call = ContinuationCall(prefix, len(prefix) + CONTINUATION_TOKENS, GREEDY, self._seed)
+        said = await self._engine.generate(call)
+        saying, sentence = self._path(said.tokens.ids, said.finished)
+        found = align(rest.text, sentence.text)
+        if found is None:
+            return Reading(None, said.usage)
+        answer = found.answer
+        if found.in_path:
+            return Reading(ReadAnswer(answer.value, answer.span, path.tokens_of(answer.span)), said.usage)
+        margins = tuple(float(said.tokens.margin[i]) for i in saying.tokens_of(answer.span))
+        return Reading(ReadAnswer(answer.value, None, (), margins), said.usage)

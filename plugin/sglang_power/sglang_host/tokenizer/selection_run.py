@@ -1,0 +1,133 @@
+"""Serves one prompt with a sampler that chooses among several answers: `cot`, `branch`, `vote`, `best_of`.
+
+Keeps the life of the request and writes its selections as answers; `selecting` makes them. Tokenizer process.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sglang_power.errors import ChainAbortedError
+from sglang_power.rng import Key, fresh_seed
+from sglang_power.samplers import report
+from sglang_power.samplers.candidates import Selection
+from sglang_power.samplers.tasks import gather_or_cancel
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer import intake, support
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
+from sglang_power.sglang_host.tokenizer.children import Prompt, prepare_prompt
+from sglang_power.sglang_host.tokenizer.parent import GenerateRequest, Parent
+from sglang_power.sglang_host.tokenizer.prompt_run import aborted_before_any_answer, rank_of, slot, unanswered
+from sglang_power.sglang_host.tokenizer.reading import CONTINUATION_TOKENS
+from sglang_power.sglang_host.tokenizer.selecting import Selector
+from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
+from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
+from sglang_power.types import Tokens, Usage
+
+
+class SelectionRun:
+    """One parent request: n selections from one cached prompt.
+
+    Args: as PromptRun.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        original: GenerateRequest,
+        obj: Any,
+        request: Any,
+        plan: SelectionPlan,
+        config: ServerConfig,
+    ) -> None:
+        self._manager, self._plan, self._config = manager, plan, config
+        self._parent = Parent(manager, original, obj, request, config.limits)
+        self._asked = plan.request
+        self._seed = fresh_seed() if self._asked.seed is None else self._asked.seed
+        params = self._parent.params
+        self._stop, self._text = StopRule.of(manager, params), TextRule.of(manager, params)
+        self._deadline = (
+            None if self._asked.deadline_ms is None else time.time() + self._asked.deadline_ms / 1000
+        )
+
+    async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
+        """All answers; they also go to `emit`, numbered from `first_index`."""
+        with self._parent as parent:
+            try:
+                async with slot(parent, self._config):
+                    prompt = await prepare_prompt(parent)
+                    return await gather_or_cancel(
+                        [self._answer(prompt, i, emit, first_index) for i in range(self._plan.chains)]
+                    )
+            except ChainAbortedError as error:
+                name, count = self._plan.name, self._plan.chains
+                return aborted_before_any_answer(parent, name, count, str(error), emit, first_index)
+
+    async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
+        """One choice; an abort leaves it what it had, and the others what they have."""
+        rank = rank_of(self._manager, self._parent.obj, prompt, number)
+        writer = AnswerWriter(self._parent, prompt, self._stop, self._text, rank)
+        outlet = Outlet(emit, first_index + number, writer.incremental)
+        certain = Tokens.EMPTY
+
+        def observe(tokens: Tokens) -> None:
+            nonlocal certain
+            certain = tokens
+            if outlet.open:
+                power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
+                outlet.send(writer.partial(tokens, power))
+
+        try:
+            selection = await self._selector(prompt, number, rank).run(observe)
+        except ChainAbortedError as error:
+            answer = writer.aborted(certain, str(error), unanswered(self._plan.name))
+        else:
+            answer = await self._written(writer, selection, prompt, first=number == 0)
+            writer.count(answer)
+        outlet.send(answer)
+        return answer
+
+    def _selector(self, prompt: Prompt, number: int, dp_rank: int | None) -> Selector:
+        return Selector(
+            plan=self._plan,
+            parent=self._parent,
+            prompt=prompt,
+            stop=self._stop,
+            text=self._text,
+            key=Key(self._seed, number),
+            dp_rank=dp_rank,
+            horizon=self._horizon(prompt),
+            limits=self._config.limits,
+            deadline=self._deadline,
+        )
+
+    async def _written(
+        self, writer: AnswerWriter, selection: Selection, prompt: Prompt, *, first: bool
+    ) -> Answer:
+        """The chosen answer with its report; the first one's bears the cost of the prompt."""
+        power = report.selection_report(
+            self._asked,
+            selection,
+            name=self._plan.name,
+            seed=self._seed,
+            horizon=self._horizon(prompt),
+            sampling=intake.sampling_of(self._parent.params),
+            neutralised=self._plan.neutralised,
+            prompt_usage=prompt.usage if first else Usage(),
+            weight_version=prompt.meta_info.get("weight_version"),
+        )
+        best = selection.best
+        if selection.stopped_by != "abort":
+            try:
+                return await writer.final(best.tokens, best.finished, power)
+            except ChainAbortedError:  # in the pass that finds the alternatives
+                power["stopped_by"] = "abort"
+        return writer.aborted(best.tokens, f"request {self._parent.obj.rid} was aborted", power)
+
+    def _horizon(self, prompt: Prompt) -> int:
+        reserved = CONTINUATION_TOKENS * 2 if self._asked.answer == "continuation" else 0
+        room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids) - reserved
+        count = self._plan.chains * self._asked.answers
+        share = support.share_of(self._asked.max_total_tokens, self._config.limits, count)
+        return support.horizon_of(self._parent.params, room, self._plan.max_horizon, share)

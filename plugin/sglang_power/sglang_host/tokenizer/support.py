@@ -1,0 +1,217 @@
+"""What is refused, and why: by this server's configuration, and by fields of one request.
+
+Every cell of the support matrix that does not work is refused here, before any token is generated.
+Tokenizer process. Attribute names hold for SGLang 0.5.20 to 0.5.23; a missing attribute means the feature
+does not exist there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer.intake import Fields
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One feature of the server that power sampling does not work with."""
+
+    flag: str
+    value: object
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.flag}={self.value!r}: {self.reason}"
+
+
+_SERVER = (
+    ("speculative_algorithm", None, "speculative decoding does not call the sampler for verified tokens"),
+    ("disaggregation_mode", "null", "prefill/decode disaggregation is not supported"),
+    ("pp_size", 1, "pipeline parallelism does not carry row statistics"),
+    ("dllm_algorithm", None, "diffusion language models have no token-by-token law"),
+    ("tp_size", 1, "tensor parallelism is not supported yet"),
+    ("enable_deterministic_inference", False, "deterministic mode is not supported yet"),
+    ("skip_tokenizer_init", False, "answers are decoded in the server"),
+)
+
+
+def server_refusals(server_args: Any) -> list[Refusal]:
+    """Why this server cannot run power sampling at all; empty when it can."""
+    return [
+        Refusal("--" + flag.replace("_", "-"), getattr(server_args, flag), reason)
+        for flag, neutral, reason in _SERVER
+        if getattr(server_args, flag, neutral) not in (neutral, None, False)
+    ]
+
+
+# What the client wrote comes before what SGLang made of it.
+_SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
+    "response_format": (({"type": "text"},), "constrained decoding is not supported yet"),
+    "tools": (([],), "tool calls are not supported yet"),
+    "frequency_penalty": ((0, 0.0), "penalties are not supported yet"),
+    "presence_penalty": ((0, 0.0), "penalties are not supported yet"),
+    "repetition_penalty": ((1, 1.0), "penalties are not supported yet"),
+    "json_schema": (("",), "constrained decoding is not supported yet"),
+    "regex": (("",), "constrained decoding is not supported yet"),
+    "ebnf": (("",), "constrained decoding is not supported yet"),
+    "structural_tag": (("",), "constrained decoding is not supported yet"),
+    "stop_regex": (("", []), "stop patterns are not supported, stop strings are"),
+    "beam_width": ((1,), "beam search is another sampler"),
+    "best_of": ((1,), "it is another sampler"),
+    "watermark": ((), "watermarks change the law"),
+}
+
+_REQUEST: dict[str, str] = {
+    "lora_path": "LoRA adapters are not supported yet",
+    "session_params": "sessions are not supported yet",
+    "image_data": "multimodal prompts are not supported yet",
+    "video_data": "multimodal prompts are not supported yet",
+    "audio_data": "multimodal prompts are not supported yet",
+    "input_embeds": "prompts must be text or token ids",
+    "custom_logit_processor": "custom logit processors are not supported",
+    "return_hidden_states": "hidden states of a chain are not defined",
+    "return_routed_experts": "expert routes of a chain are not defined",
+    "return_indexer_topk": "indexer output of a chain is not defined",
+    "return_sampling_mask": "sampling masks of a chain are not defined",
+    "return_entropy": "entropies of a chain are not returned yet",
+    "return_flat_raw_top_logprobs": "flat log probabilities are not supported",
+    "return_flat_raw_output_top_logprobs": "flat log probabilities are not supported",
+    "positional_embed_overrides": "embedding overrides are not supported",
+    "max_thinking_tokens": "thinking budgets restart at every cut",
+    "bootstrap_room": "prefill/decode disaggregation is not supported",
+}
+
+
+def check_server(server_args: Any) -> None:
+    """Raises UnsupportedError when the server's configuration rules power sampling out."""
+    for refusal in server_refusals(server_args):
+        raise UnsupportedError(
+            refusal.flag, refusal.value, refusal.reason, "Send the request without a sampler"
+        )
+
+
+_POLICY_SAMPLING = ("beam_width", "watermark")
+_POLICY_REQUEST = ("custom_logit_processor", "return_sampling_mask", "return_entropy", "bootstrap_room")
+"""What a per-step policy cannot work with; everything else is SGLang's own and passes through."""
+
+
+def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
+    """Raises UnsupportedError for a field of this prompt that per-step policies do not support."""
+    _check_fields(obj, params, named, _POLICY_SAMPLING, _POLICY_REQUEST)
+
+
+def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
+    """Raises UnsupportedError for a field of this prompt that power sampling does not support."""
+    _check_fields(obj, params, named, _SAMPLING, _REQUEST)
+
+
+def _check_fields(
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    sampling_fields: Iterable[str],
+    request_fields: Iterable[str],
+) -> None:
+    for field in sampling_fields:
+        neutral, reason = _SAMPLING[field]
+        # Constraints may also come from the host (tool parsers); penalties count only where named.
+        value = named.get(field, params.get(field) if not field.endswith("_penalty") else None)
+        if value is not None and value not in neutral:
+            raise UnsupportedError(field, value, reason, f"Leave {field} out, or the sampler")
+    for field in request_fields:
+        value = getattr(obj, field, None)
+        if value not in (None, False, [], [None]):
+            raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or the sampler")
+
+
+def chains_of(params: Mapping[str, Any]) -> int:
+    """n, checked: how many answers the client wants."""
+    n = params.get("n")
+    if n is None:
+        return 1
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise RequestError("n", n, "not a positive integer", "Ask for at least 1 answer")
+    return n
+
+
+def horizon_of(
+    params: Mapping[str, Any], room: int, max_horizon: int | None = None, share: int | None = None
+) -> int:
+    """L = max_new_tokens, checked; where the client leaves it open, what the context and the server allow.
+
+    Args:
+        params: SGLang's sampling parameters; an absent key means SGLang's default of 128.
+        room: tokens that the model's context has left behind the prompt.
+        max_horizon: the server's limit on requests whose cost grows with its square.
+        share: what an answer may take of the request's tokens; it shortens an open horizon only.
+
+    Raises:
+        UnsupportedError: not an integer in 1..max_horizon, or more than the context has room for.
+    """
+    asked = params.get("max_new_tokens", 128)
+    if asked is None:
+        asked = min(limit for limit in (room, max_horizon, share) if limit is not None)
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise UnsupportedError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
+    if max_horizon is not None and asked > max_horizon:
+        raise UnsupportedError(
+            "max_new_tokens",
+            asked,
+            f"above this server's max_horizon of {max_horizon} (the cost grows with its square)",
+            "Ask for fewer tokens, or raise limits.max_horizon in SGLANG_POWER_CONFIG",
+        )
+    if asked > room:
+        raise UnsupportedError(
+            "max_new_tokens",
+            asked,
+            f"the context has room for {room} tokens",
+            "Shorten the prompt or ask less",
+        )
+    if (params.get("min_new_tokens") or 0) > asked:
+        raise UnsupportedError(
+            "min_new_tokens", params["min_new_tokens"], f"above max_new_tokens={asked}", "Lower it"
+        )
+    return asked
+
+
+def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
+    """Tokens of the request's cap, or else the server's, for each of its answers."""
+    return max(1, (max_total_tokens or limits.max_total_tokens) // answers)
+
+
+def total_tokens_of(
+    max_total_tokens: int | None, limits: Limits, horizon: int, chains: int, field: str = "n"
+) -> int:
+    """The request's cap on decoded tokens, checked against the server's and against one answer per chain.
+
+    Args:
+        max_total_tokens: the request's own cap.
+        limits: the server's.
+        horizon: tokens of one answer.
+        chains: answers that are generated, all together.
+        field: what the client raises their number by.
+
+    Raises:
+        UnsupportedError: above the server's cap, or too small for the answers asked for.
+    """
+    if chains > limits.max_chains:
+        raise UnsupportedError(
+            field, chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer"
+        )
+    cap = limits.max_total_tokens if max_total_tokens is None else max_total_tokens
+    if cap > limits.max_total_tokens:
+        raise UnsupportedError(
+            "max_total_tokens", cap, f"above this server's cap of {limits.max_total_tokens}", "Lower it"
+        )
+    if cap < horizon * chains:
+        raise UnsupportedError(
+            "max_total_tokens",
+            cap,
+            f"{chains} answer(s) of up to {horizon} tokens need at least {horizon * chains}",
+            "Raise it, or lower max_new_tokens or n",
+        )
+    return cap
