@@ -102,6 +102,26 @@ def check_limit(name: str, limit: torch.Tensor | None, logits: torch.Tensor, *, 
         _reject(limit, ~(limit <= 1), "min_p must be a number of at most 1", "pass 0 to turn it off")
 
 
+def check_rows(name: str, rows: torch.Tensor | None, logits: torch.Tensor, *, values: bool) -> None:
+    """Raise unless `rows` is None or an int64 vector of distinct rows of the batch, on the logits' device."""
+    if rows is None:
+        return
+    tensor = check_tensor(name, rows, "an int64 [n] tensor of rows")
+    if tensor.dtype != torch.int64 or tensor.dim() != 1:
+        got = f"{_dtype(tensor)} {_shape(tensor)}"
+        raise KernelInputError(f"{name} must be an int64 [n] tensor of rows, got {got}; convert it.")
+    if tensor.device != logits.device:
+        raise KernelInputError(
+            f"{name} must be on the device of logits, {logits.device}, got {tensor.device}; move it there."
+        )
+    batch = logits.shape[0]
+    if values:
+        bad = (tensor < 0) | (tensor >= batch)
+        _reject(tensor, bad, f"{name} must name rows in [0, {batch})", "pass indices, not a mask")
+        if len(tensor.unique()) < len(tensor):
+            raise KernelInputError(f"{name} must name each row once, got {tensor.tolist()}; drop repeats.")
+
+
 def check_backend(
     backend: str, known: tuple[str, ...], usable: tuple[str, ...], device: torch.device
 ) -> None:

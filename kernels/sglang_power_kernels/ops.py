@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from . import checks, usage
+from .greedy import Draw, Law, drawn, drawn_beside_greedy
 from .records import RowStatistics
 
 # Backend and its module, in the order in which "auto" prefers them where they can run. FlashInfer's radix
@@ -104,6 +105,7 @@ def sample_rows(
     uniforms: torch.Tensor,
     keep_min: torch.Tensor | None = None,
     keep_max: torch.Tensor | None = None,
+    greedy: torch.Tensor | None = None,
     backend: str = "auto",
     validate: bool | None = None,
 ) -> torch.Tensor:
@@ -120,6 +122,8 @@ def sample_rows(
         uniforms: `[batch]` float64 or float32 in [0, 1), for example from `counter_uniforms`.
         keep_min: `[batch]` float32 logits, inclusive lower bound of the kept set; None or NaN cuts nothing.
         keep_max: `[batch]` float32 logits, inclusive upper bound of the kept set; None or NaN cuts nothing.
+        greedy: `[n]` int64, same device: distinct rows that take their most likely token, whatever kappa, the
+            bounds and the uniforms say there; None: none.
         backend: "auto", or one of `available_backends(logits.device)`.
         validate: check values on the host, which synchronises; None: on CPU tensors only.
 
@@ -128,8 +132,8 @@ def sample_rows(
         set.
 
     Raises:
-        KernelInputError: a wrong shape, dtype, device or backend; with value checks, uniforms or kappa out
-            of range.
+        KernelInputError: a wrong shape, dtype, device or backend; with value checks, uniforms, kappa or
+            greedy rows out of range.
 
     >>> sample_rows(torch.tensor([[0.0, 0.0]]), kappa=1.0, uniforms=torch.tensor([0.75]))
     tensor([1])
@@ -140,11 +144,11 @@ def sample_rows(
     checks.check_uniforms(logits, uniforms, values=values)
     checks.check_bound("keep_min", keep_min, logits)
     checks.check_bound("keep_max", keep_max, logits)
+    checks.check_rows("greedy", greedy, logits, values=values)
     usage.count_call(name, "sample_rows")
-    ids: torch.Tensor = _load(SAMPLING[name]).sample_rows(
-        logits, kappa=tempering, uniforms=uniforms, keep_min=keep_min, keep_max=keep_max
-    )
-    return ids
+    draw: Draw = _load(SAMPLING[name]).sample_rows
+    law = Law(tempering, uniforms, keep_min, keep_max)
+    return drawn(draw, logits, law) if greedy is None else drawn_beside_greedy(draw, logits, law, greedy)
 
 
 def truncation_bounds(

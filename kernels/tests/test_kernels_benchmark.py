@@ -75,10 +75,15 @@ def test_the_report_has_every_field(report: dict[str, Any]) -> None:
 
 
 def test_every_candidate_is_timed_at_every_size(report: dict[str, Any]) -> None:
-    operations = ("sampling", "sampling + statistics", "sampling + statistics, truncated", "statistics")
-    expected = {
-        (name, backend) for name in (*operations, "top-p bound") for backend in ("torch", "reference")
-    }
+    operations = (
+        "sampling",
+        "greedy sampling",
+        "sampling + statistics",
+        "sampling + statistics, truncated",
+        "statistics",
+        "top-p bound",
+    )
+    expected = {(name, backend) for name in operations for backend in ("torch", "reference")}
     expected |= {("copy", "torch"), ("stock", "sglang"), ("stock + logprobs + top-2", "sglang")}
     sizes = {(timing["batch"], timing["vocab"]) for timing in report["timings"]}
     assert sizes == {(batch, vocab) for batch in (1, 2) for vocab in (1000, 32_000)}

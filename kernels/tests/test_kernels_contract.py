@@ -66,6 +66,18 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("sample_rows", {"keep_max": torch.ones(2).half()}, "^keep_max must be float32, got float16; convert"),
     ("sample_rows", {"uniforms": torch.ones(2)}, r"^uniforms must lie in \[0, 1\), got 1 in row 0; draw"),
     ("sample_rows", {"uniforms": -torch.ones(2)}, r"^uniforms must lie in \[0, 1\), got -1 in row 0; draw"),
+    ("sample_rows", {"greedy": torch.tensor([True])}, r"^greedy must be an int64 .* rows, got bool \[1\]; "),
+    (
+        "sample_rows",
+        {"greedy": torch.tensor([0, 2])},
+        r"^greedy must name rows in \[0, 2\), got 2 in row 1; ",
+    ),
+    ("sample_rows", {"greedy": torch.tensor([1, 1])}, r"^greedy must name each row once, got \[1, 1\]; "),
+    (
+        "sample_rows",
+        {"greedy": torch.tensor([0], device="meta")},
+        "^greedy must be on the device of logits, cpu, got meta; ",
+    ),
     ("truncation_bounds", {"top_k": torch.ones(2)}, "^top_k must be int64 or int32, got float32; convert"),
     (
         "truncation_bounds",
@@ -129,6 +141,8 @@ def every_call(backend: str, validate: bool | None) -> list[Callable[[], object]
         lambda: kernels.row_statistics(logits, ids, **common, **kept),
         lambda: kernels.sample_rows(logits, uniforms=uniforms, **common),
         lambda: kernels.sample_rows(logits, uniforms=uniforms, **common, **kept),
+        lambda: kernels.sample_rows(logits, uniforms=uniforms, greedy=ids[:4], **common, **kept),
+        lambda: kernels.sample_rows(logits, uniforms=uniforms, greedy=ids, **common, **kept),
         lambda: kernels.truncation_bounds(logits, **common, **limits),
         lambda: kernels.counter_uniforms(ids, ids),
     ]
@@ -142,7 +156,7 @@ def test_nothing_is_read_on_the_host(backend: str) -> None:
 
 
 def test_the_guard_against_host_reads_sees_value_checks() -> None:
-    for call in every_call("torch", validate=True)[:5]:
+    for call in every_call("torch", validate=True)[:7]:
         with NoHostReads(), pytest.raises(AssertionError, match="reads values on the host"):
             call()
     mask = torch.tensor([True, False])

@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-LAW_TESTS = ("test_kernels_statistics.py", "test_kernels_sampling.py")
+LAW_TESTS = ("test_kernels_statistics.py", "test_kernels_sampling.py", "test_kernels_greedy.py")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="starts the interpreter itself")
 

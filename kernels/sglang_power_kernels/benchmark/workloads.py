@@ -40,6 +40,7 @@ COPY: Final = Candidate("copy", "torch")
 STOCK: Final = Candidate("stock", "sglang")
 STOCK_LOGPROBS: Final = Candidate("stock + logprobs + top-2", "sglang")
 SAMPLING: Final = "sampling"
+GREEDY: Final = "greedy sampling"
 STATISTICS: Final = "statistics"
 POWER_ROW: Final = "sampling + statistics"
 TRUNCATED_ROW: Final = "sampling + statistics, truncated"
@@ -57,6 +58,7 @@ class Rows:
         kappa: `[batch]` float32.
         temperatures: `[batch, 1]` float32, 1 / kappa.
         uniforms: `[batch]` float64.
+        greedy: `[batch]` int64, all rows.
         top_p: `[batch]` float32.
     """
 
@@ -66,6 +68,7 @@ class Rows:
     kappa: torch.Tensor
     temperatures: torch.Tensor
     uniforms: torch.Tensor
+    greedy: torch.Tensor
     top_p: torch.Tensor
 
 
@@ -88,6 +91,7 @@ def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[Rows]:
                 kappa=torch.full((batch,), KAPPA, device=device),
                 temperatures=torch.full((batch, 1), 1 / KAPPA, device=device),
                 uniforms=torch.rand(batch, dtype=torch.float64, device=device, generator=generator),
+                greedy=torch.arange(batch, device=device),
                 top_p=torch.full((batch,), TOP_P, device=device),
             )
         )
@@ -112,12 +116,15 @@ def backend_calls(backend: str) -> dict[Candidate, Call]:
     """The calls of one backend; FlashInfer's samples are paired with the statistics of "auto"."""
     described_by = backend if backend in WITH_STATISTICS else "auto"
 
-    def draw(rows: Rows, keep_min: torch.Tensor | None = None) -> torch.Tensor:
+    def draw(
+        rows: Rows, keep_min: torch.Tensor | None = None, greedy: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return sample_rows(
             rows.logits,
             kappa=rows.kappa,
             uniforms=rows.uniforms,
             keep_min=keep_min,
+            greedy=greedy,
             backend=backend,
             validate=False,
         )
@@ -134,6 +141,7 @@ def backend_calls(backend: str) -> dict[Candidate, Call]:
 
     calls: dict[Candidate, Call] = {
         Candidate(SAMPLING, backend): draw,
+        Candidate(GREEDY, backend): lambda rows: draw(rows, greedy=rows.greedy),
         Candidate(POWER_ROW, backend): lambda rows: describe(rows, draw(rows)),
         Candidate(TRUNCATED_ROW, backend): lambda rows: describe(rows, draw(rows, rows.bound), rows.bound),
     }

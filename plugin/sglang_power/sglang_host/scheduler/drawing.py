@@ -1,6 +1,7 @@
 """Draws one token per power row and takes its statistics: the arithmetic of the sampler, without SGLang.
 
 The order of one row: temperature -> policy -> top-k, top-p, min-p (jointly, on what the policy left) ->
+draw. A row of top_k = 1 takes the most likely token that its policy left, without a search and without a
 draw. Draws are a function of (seed, position), so the extra calls on prefill chunks, overshoot steps and
 after retraction change nothing.
 """
@@ -12,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from sglang_power.policies import Context, Shaped, shape_rows
 from sglang_power.sglang_host.scheduler.row_tensors import Pairs, RowTensors
-from sglang_power_kernels import counter_uniforms, row_statistics, sample_rows, truncation_bounds
+from sglang_power_kernels import (
+    RowStatistics,
+    counter_uniforms,
+    row_statistics,
+    sample_rows,
+    truncation_bounds,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ def draw_rows(
         kappa=shaped.kappa,
         uniforms=counter_uniforms(rows.seeds, positions),
         keep_min=keep_min,
+        greedy=rows.greedy,
         backend=backend,
         validate=False,
     ).clamp_min(0)
@@ -67,7 +75,7 @@ def draw_rows(
         ids = torch.where(rows.pairs.twin, ids[rows.pairs.partner], ids)
     if given is not None:
         ids = torch.where(given >= 0, given, ids)
-    statistics = _statistics(logits, shaped, keep_min, ids, apart)
+    statistics = _statistics(logits, shaped, keep_min, ids, rows.greedy, apart)
     remembered = None
     if shaped.memory is not None and memory is not None:
         remembered = torch.where(index >= 0, shaped.memory, memory)
@@ -110,17 +118,22 @@ def _shaped(
 
 
 def _keep_min(shaped: Shaped, rows: RowTensors) -> torch.Tensor | None:
-    limits = rows.truncation
-    if limits is None:
+    """[rows] lower bounds of the kept logits; each row is searched for the limits that it names."""
+    if not rows.truncation:
         return None
-    return truncation_bounds(
-        shaped.logits,
-        kappa=shaped.kappa,
-        top_k=limits.top_k,
-        top_p=limits.top_p,
-        min_p=limits.min_p,
-        validate=False,
-    )
+    bounds = shaped.kappa.new_full(shaped.kappa.shape, -torch.inf)
+    for group in rows.truncation:
+        whole = len(group.rows) == len(bounds)
+        found = truncation_bounds(
+            shaped.logits if whole else shaped.logits.index_select(0, group.rows),
+            kappa=shaped.kappa.index_select(0, group.rows),
+            top_k=group.top_k,
+            top_p=group.top_p,
+            min_p=group.min_p,
+            validate=False,
+        )
+        bounds.index_copy_(0, group.rows, found)
+    return bounds
 
 
 def _or_policy_token(drawn: torch.Tensor, logits: torch.Tensor, shaped: Shaped) -> torch.Tensor:
@@ -137,20 +150,28 @@ def _statistics(
     shaped: Shaped,
     keep_min: torch.Tensor | None,
     ids: torch.Tensor,
+    greedy: torch.Tensor | None,
     apart: torch.Tensor | None,
 ) -> torch.Tensor:
     whole = shaped.logits is logits
     base = row_statistics(
         logits, ids, kappa=shaped.kappa, keep_min=keep_min if whole else None, validate=False
     )
-    log_q = base.log_q
+    law = base
     if not whole:
-        log_q = row_statistics(
-            shaped.logits, ids, kappa=shaped.kappa, keep_min=keep_min, validate=False
-        ).log_q
+        law = row_statistics(shaped.logits, ids, kappa=shaped.kappa, keep_min=keep_min, validate=False)
+    log_q = law.log_q
+    if greedy is not None:
+        log_q = log_q.index_copy(0, greedy, _greedy_log_q(law, ids).index_select(0, greedy))
     if apart is not None:
         log_q = log_q.masked_fill(apart, torch.nan)
     rival = torch.where(ids == base.top2_ids[:, 0], base.top2_probs[:, 1], base.top2_probs[:, 0])
     margin = base.log_p.exp() - rival
     columns = [base.log_p, log_q, base.log_z, base.entropy, base.varentropy, base.gap, margin]
     return torch.stack(columns, dim=1)
+
+
+def _greedy_log_q(law: RowStatistics, ids: torch.Tensor) -> torch.Tensor:
+    """[rows] log probability of the token under a law that has one token, the first of the most likely."""
+    impossible = torch.full_like(law.log_q, -torch.inf)
+    return impossible.masked_fill(ids == law.top2_ids[:, 0], 0.0).masked_fill(law.log_q.isnan(), torch.nan)

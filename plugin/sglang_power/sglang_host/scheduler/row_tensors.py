@@ -18,11 +18,17 @@ from sglang_power.types import ProposalLaw
 
 @dataclass(frozen=True)
 class Truncation:
-    """Per-row truncation, [active] each; values that keep everything mean off."""
+    """Rows that ask for the same searches, [group] each; None where the group does not ask for that one.
 
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
+    Args:
+        rows: int64, which of the active rows, ascending.
+        top_k: int64.  top_p, min_p: float32.
+    """
+
+    rows: torch.Tensor
+    top_k: torch.Tensor | None = None
+    top_p: torch.Tensor | None = None
+    min_p: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class RowTensors:
     Args:
         indices, others: int64, batch positions of the active rows and ([batch - active]) of all others.
         kappa: float32.  seeds: int64.
-        truncation: None where no row truncates.
+        greedy: int64 [greedy], which of the active rows take their most likely token; None where none does.
+        truncation: disjoint groups of the rows that truncate otherwise.
         forced: int64 [active, longest + 1], -1 where the token is drawn, as after the last forced one; None
             where no row forces.
         origins: int64, position of the row that the first new token is drawn from.
@@ -59,7 +66,8 @@ class RowTensors:
     others: torch.Tensor
     kappa: torch.Tensor
     seeds: torch.Tensor
-    truncation: Truncation | None
+    greedy: torch.Tensor | None
+    truncation: tuple[Truncation, ...]
     forced: torch.Tensor | None
     origins: torch.Tensor
     groups: tuple[PolicyGroup, ...] = ()
@@ -75,6 +83,7 @@ class RowTensors:
             others=torch.tensor(others, dtype=torch.int64),
             kappa=torch.tensor([law.kappa for law in laws], dtype=torch.float32),
             seeds=torch.tensor([row.seed for row in active], dtype=torch.int64),
+            greedy=_greedy(laws),
             truncation=_truncation(laws),
             forced=_forced(active),
             origins=torch.tensor([row.origin for row in active], dtype=torch.int64),
@@ -90,16 +99,23 @@ class RowTensors:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        limits, pairs = self.truncation, self.pairs
+        def move_some(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else move(tensor)
+
+        pairs = self.pairs
         return RowTensors(
             indices=move(self.indices),
             others=move(self.others),
             kappa=move(self.kappa),
             seeds=move(self.seeds),
-            truncation=None
-            if limits is None
-            else Truncation(move(limits.top_k), move(limits.top_p), move(limits.min_p)),
-            forced=None if self.forced is None else move(self.forced),
+            greedy=move_some(self.greedy),
+            truncation=tuple(
+                Truncation(
+                    move(group.rows), move_some(group.top_k), move_some(group.top_p), move_some(group.min_p)
+                )
+                for group in self.truncation
+            ),
+            forced=move_some(self.forced),
             origins=move(self.origins),
             groups=tuple(
                 PolicyGroup(
@@ -113,13 +129,31 @@ class RowTensors:
         )
 
 
-def _truncation(laws: Sequence[ProposalLaw]) -> Truncation | None:
-    if not any(law.limited for law in laws):
-        return None
+def _greedy(laws: Sequence[ProposalLaw]) -> torch.Tensor | None:
+    """The rows of top_k = 1, whatever else they say: the other limits never cut the most likely token."""
+    rows = [i for i, law in enumerate(laws) if law.top_k == 1]
+    return torch.tensor(rows, dtype=torch.int64) if rows else None
+
+
+def _truncation(laws: Sequence[ProposalLaw]) -> tuple[Truncation, ...]:
+    members: dict[tuple[bool, ...], list[int]] = defaultdict(list)
+    for i, law in enumerate(laws):
+        if law.limited and law.top_k != 1:
+            members[law.top_k is not None, law.top_p is not None, law.min_p is not None].append(i)
+    return tuple(_limits(rows, [laws[i] for i in rows]) for rows in members.values())
+
+
+def _limits(rows: Sequence[int], laws: Sequence[ProposalLaw]) -> Truncation:
+    """The limits of rows that name the same ones."""
+
+    def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor | None:
+        return torch.tensor(values, dtype=dtype) if values else None
+
     return Truncation(
-        top_k=torch.tensor([law.top_k or 0 for law in laws], dtype=torch.int64),
-        top_p=torch.tensor([1.0 if law.top_p is None else law.top_p for law in laws]),
-        min_p=torch.tensor([0.0 if law.min_p is None else law.min_p for law in laws]),
+        rows=torch.tensor(rows, dtype=torch.int64),
+        top_k=column([law.top_k for law in laws if law.top_k is not None], torch.int64),
+        top_p=column([law.top_p for law in laws if law.top_p is not None], torch.float32),
+        min_p=column([law.min_p for law in laws if law.min_p is not None], torch.float32),
     )
 
 
