@@ -1,6 +1,6 @@
 """YAML files that people write: read with positions, so that every mistake is told with file, line and field.
 
-Used by `serving.config` and `experiments`; knows no model of a file.
+Used by `server.config` and `experiments`; knows no model of a file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Imports go one way, and SGLang is imported in two places: read from the source, nothing is executed.
 
-types <- algorithms, policies, answers, rewards <- engines <- serving, frontend; only `sglang_host` may import
+types <- algorithms <- engines; types <- answers, rewards, policies <- request <- samplers <- sglang_host;
+request <- server, frontend; within the host, `scheduler` and `tokenizer` do not know each other, and
+`experiments` stands on `tokenizer`. Only `sglang_host` may import
 SGLang's server, and only `frontend/_lang.py` its language.
 """
 
@@ -32,20 +34,18 @@ ALLOWED: dict[str, set[str]] = {
     "answers": {"types", "errors", "fields", "rng", "extensions", "answers"},
     "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
     "rewards": {"errors", "fields", "extensions", "rewards"},
-    "serving": {
+    "samplers": {
         "types",
         "errors",
         "rng",
         "algorithms",
         "answers",
-        "engines",
         "policies",
         "request",
         "rewards",
-        "experiments",
-        "serving",
-        "yaml_files",
+        "samplers",
     },
+    "server": {"errors", "experiments", "request", "rewards", "server", "yaml_files"},
     "frontend": {
         "types",
         "errors",
@@ -77,6 +77,12 @@ THIRD_PARTY: dict[str, set[str]] = {
 """What the inner layers may import from outside of the standard library."""
 
 HOST_LAYER = "sglang_host"
+HOST_ROOMS: dict[str, set[str]] = {
+    "tokenizer": {"tokenizer", "child_params", "host_sampling"},
+    "scheduler": {"scheduler", "child_params", "host_sampling", "probe"},
+    "experiments": {"experiments", "tokenizer"},
+}
+"""What the rooms of the host may import of it: `scheduler` is another process than the other two."""
 LANGUAGE_MODULE = Path("frontend", "_lang.py")
 
 
@@ -125,6 +131,18 @@ def test_imports_go_one_way(path: Path) -> None:
     assert inner_layers(path) <= ALLOWED[layer_of(path)]
 
 
+def room_of(path: Path) -> str:
+    """The name below the host layer; empty elsewhere."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == HOST_LAYER and len(parts) > 2 else ""
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room_of(p)], ids=named)
+def test_rooms_of_the_host_are_apart(path: Path) -> None:
+    host = [name.split(".") for name in imported(path) if name.startswith(f"{PACKAGE}.{HOST_LAYER}.")]
+    assert {name[2] for name in host} <= HOST_ROOMS[room_of(path)]
+
+
 @pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) in THIRD_PARTY], ids=named)
 def test_inner_layers_need_numpy_at_most(path: Path) -> None:
     outside = {name for name in outer_packages(path) if name not in sys.stdlib_module_names}
@@ -167,8 +185,8 @@ def test_control_the_reader_sees_every_kind_of_import(
     (tmp_path / "algorithms").mkdir()
     path = tmp_path / "algorithms" / "wrong.py"
     path.write_text(
-        "import sglang.srt\nfrom ..serving import chain\nfrom sglang_power import engines\n"
+        "import sglang.srt\nfrom ..samplers import chain\nfrom sglang_power import engines\n"
         "def late():\n    from sglang_power.request import PowerRequest\n    from .mh import decide\n"
     )
     assert outer_packages(path) == {"sglang"}
-    assert inner_layers(path) == {"serving", "engines", "request", "algorithms"}
+    assert inner_layers(path) == {"samplers", "engines", "request", "algorithms"}

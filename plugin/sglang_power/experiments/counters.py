@@ -1,7 +1,7 @@
 """Prometheus metrics of experiments, prefix `sglang_power_experiment_`.
 
 Every label has a closed set of values: experiments and arms come from experiment files, never from requests,
-the rest from the literals below. As in `serving.metrics`, prometheus_client is imported with the first
+the rest from the literals below. As in `server.metrics`, prometheus_client is imported with the first
 observation: before SGLang has set its multiprocess directory it would freeze every metric of the process.
 """
 

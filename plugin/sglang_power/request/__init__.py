@@ -2,7 +2,7 @@
 
 Unknown keys, wrong types and wrong ranges end here, as one RequestError that names the field, the value
 and what to do. Samplers of whole answers have a file each; every per-step policy is a model of its own in
-`policies`. Models know nothing of the server; `sglang_host.intake` fills in what SGLang's own sampling
+`policies`. Models know nothing of the server; `sglang_host.tokenizer` fills in what SGLang's own sampling
 parameters say.
 """
 

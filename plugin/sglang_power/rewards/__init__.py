@@ -2,7 +2,7 @@
 
 An operator configures HTTP endpoints, other distributions install functions; a request names one. A
 sampler asks through a `Scorer`, which applies the failure policy. Knows no sampler, no token and no SGLang;
-imported by `serving` and above.
+imported by `samplers` and above.
 """
 
 from sglang_power.rewards.base import NamedReward, OnError, Reward

@@ -57,7 +57,7 @@ def reward(name: str, endpoints: Mapping[str, EndpointConfig], field: str = "rew
     Args:
         name: what it wrote.
         endpoints: the section `rewards` of the server's configuration, which shares no name with what is
-            installed (`serving.config` checks it).
+            installed (`server.config` checks it).
         field: where it wrote it.
 
     Raises:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from sglang_power.algorithms.cot import most_confident
 from sglang_power.answers import Choice, Classes, Relation, build_classes, choose, choose_by_delta
 from sglang_power.answers.weights import log_sum

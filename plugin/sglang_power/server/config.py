@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.request import SamplerRequest, parse_request, samplers

@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class Path(_Part):
-    """One answer that might have been chosen; see `serving.selection.reported_path`."""
+    """One answer that might have been chosen; see `samplers.candidates.reported_path`."""
 
     text: str
     answer: str | None
@@ -50,7 +50,7 @@ class Chosen(_Part):
 
 
 class Branch(_Part):
-    """One node of a reported tree; see `serving.tree`."""
+    """One node of a reported tree; see `samplers.tree`."""
 
     parent: Count | None
     span: tuple[Count, Count]

@@ -1,7 +1,7 @@
 """The RankingEngine protocol over a remote SGLang, with or without the plugin.
 
 `Remote` is the server, `HttpEngine` one prompt on it; `offer` says what is refused, `wire` what is sent and
-how answers are read, `connection` how. Knows no driver of `serving`.
+how answers are read, `connection` how. Knows no driver of `samplers`.
 """
 
 from __future__ import annotations

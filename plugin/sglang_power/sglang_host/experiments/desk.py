@@ -14,6 +14,7 @@ import weakref
 from typing import Any
 
 import sglang
+
 import sglang_power
 from sglang_power.errors import ConfigError
 from sglang_power.experiments.assignment import assigner_of

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import HTTPException
+
 from sglang_power.errors import PowerError
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.feedback import exposure_id

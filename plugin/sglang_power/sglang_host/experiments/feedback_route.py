@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+
 from sglang_power.errors import RequestError, TooLargeError
 from sglang_power.experiments.feedback import KEY_VARIABLE, authorised, parse_feedback
 from sglang_power.routes import FEEDBACK_ROUTE

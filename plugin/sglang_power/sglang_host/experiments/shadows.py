@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
+
 from sglang_power.errors import PowerError, RequestError
 from sglang_power.experiments.enrolling import Enrolled
 from sglang_power.experiments.model import Arm, Experiment

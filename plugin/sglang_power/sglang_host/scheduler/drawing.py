@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sglang_power.policies import Context, Shaped, shape_rows
-from sglang_power.sglang_host.scheduler.row_tensors import Pairs, RowTensors
 from sglang_power_kernels import (
     RowStatistics,
     counter_uniforms,
@@ -20,6 +18,9 @@ from sglang_power_kernels import (
     sample_rows,
     truncation_bounds,
 )
+
+from sglang_power.policies import Context, Shaped, shape_rows
+from sglang_power.sglang_host.scheduler.row_tensors import Pairs, RowTensors
 
 
 @dataclass(frozen=True)

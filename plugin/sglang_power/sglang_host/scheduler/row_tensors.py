@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
 from sglang_power.policies import Policy, PolicyGroup
 from sglang_power.sglang_host.child_params import ChildParams
 from sglang_power.types import ProposalLaw

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
 from sglang_power.sglang_host.child_params import CHILD, GREEDY_FIELD, POLICY, ChildParams, policy_of
 from sglang_power.sglang_host.host_sampling import law_of
 from sglang_power.sglang_host.scheduler.row_memory import RowMemory

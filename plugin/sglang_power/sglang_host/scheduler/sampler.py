@@ -14,13 +14,14 @@ from sglang.srt.layers import sampler as host
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 from sglang.srt.runtime_context import get_exec, get_server_args
+from sglang_power_kernels import available_backends
+
 from sglang_power.errors import HostError
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
 from sglang_power.sglang_host.scheduler.row_memory import follows_line_end, read_memories, write_memories
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.sglang_host.scheduler.statistics import DeviceStatistics
-from sglang_power_kernels import available_backends
 
 BACKEND_NAME = "power"
 

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang_power_kernels import counters
+
 from sglang_power.algorithms.early_rejection import RejectionMonitor
 from sglang_power.algorithms.triggers import TriggerMonitor
 from sglang_power.server.metrics import KernelMetrics
@@ -24,7 +26,6 @@ from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
-from sglang_power_kernels import counters
 
 _MONITORS = "_sglang_power_monitors"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from sglang_power.answers import LLM, LlmRelation, Relation, disarmed, equivalence, right_question
 from sglang_power.answers.weights import log_sum
 from sglang_power.errors import HostError, UnsupportedError

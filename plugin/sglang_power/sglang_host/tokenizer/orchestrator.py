@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
+
 from sglang_power.errors import HostError, OverloadedError, PowerError, RewardError, WeightsChangedError
 from sglang_power.samplers.report import fallback_report
 from sglang_power.samplers.tasks import gather_or_cancel

@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 
 from fastapi import HTTPException
 from sglang.srt.managers.io_struct import AbortReq
-from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
-from sglang_power.server.config import Limits
 from tenacity import (
     AsyncRetrying,
     retry_if_exception,
@@ -27,6 +25,9 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
+
+from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
+from sglang_power.server.config import Limits
 
 T = TypeVar("T")
 

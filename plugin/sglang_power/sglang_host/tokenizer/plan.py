@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.sampling.sampling_params import SamplingParams
+
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
 from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SelectingRequest

@@ -1,4 +1,4 @@
-"""Reads answers out of token sequences of the served model: the Reader of `serving.selection`.
+"""Reads answers out of token sequences of the served model: the Reader of `samplers.candidates`.
 
 Offsets are those of the text that a client gets, so that spans can be shown to them. Tokenizer process.
 """

@@ -1,4 +1,4 @@
-"""Makes one choice among several answers: gives the drivers of `serving` what they need of the server.
+"""Makes one choice among several answers: gives the drivers of `samplers` what they need of the server.
 
 One Selector per answer: an engine and a judge on one data-parallel rank, a reader, laws, seeds, budgets.
 Tokenizer process.

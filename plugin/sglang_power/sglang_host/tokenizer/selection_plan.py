@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.sampling.sampling_params import SamplingParams
+
 from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.request import (

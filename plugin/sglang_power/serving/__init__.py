@@ -1,1 +1,0 @@
-"""From a validated request to an answer: presets, budgets, the chain driver, the response's numbers."""
