@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from sglang_power.experiments.assignment import Assigner
-from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.providers import Embedded
 from sglang_power.experiments.state import State
+from sglang_power.experiments.versions import config_hash
 from sglang_power_kernels.benchmark.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,7 +21,8 @@ import yaml
 from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope
 from sglang_power.experiments.analysis.results import Report
-from sglang_power.experiments.catalogue import config_hash, read_experiment
+from sglang_power.experiments.catalogue import read_experiment
+from sglang_power.experiments.versions import config_hash
 
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, running
 from integration_tests.tests.clients import HTTP, PROMPT, WAIT_S

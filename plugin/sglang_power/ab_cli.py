@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from sglang_power.errors import ConfigError, PowerError
 if TYPE_CHECKING:
     from sglang_power.experiments.analysis.reading import Unreadable
     from sglang_power.experiments.model import Arm, Experiment
+    from sglang_power.experiments.state import State
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -63,6 +64,15 @@ def _failed(problem: str) -> int:
 def _add_check(commands: Commands) -> None:
     check = commands.add_parser("check", help="validate experiments, as far as no server is needed")
     check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or directories of them")
+    check.add_argument("--log", type=Path, metavar="DIR", help="say what this log holds for the files")
+    check.add_argument(
+        "--before",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the file as it was: say what the edit does to its data; repeat it",
+    )
     check.set_defaults(run=run_check)
 
 
@@ -81,6 +91,15 @@ def _add_report(commands: Commands) -> None:
 def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="the experiment's YAML file")
     command.add_argument("--log", type=Path, required=True, metavar="DIR", help="directory of the log")
+    command.add_argument(
+        "--before",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the file as it was under an older sglang-power, whose lines count where it assigns alike; "
+        "repeat it",
+    )
 
 
 def _add_simulate(commands: Commands) -> None:
@@ -154,19 +173,47 @@ def _seconds(text: str) -> float:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Validate files, or all of a directory together; says what only a server can tell."""
-    from sglang_power.experiments.catalogue import Catalogue, read_experiment
-
+    """Validate files, or all of a directory together; says what edits do, and what only a server can tell."""
+    before = _earlier(options)
     for path in options.paths:
-        if path.is_dir():
-            found = [one.experiment for one in Catalogue(path, _check_arm).experiments]
-        else:
-            found = [read_experiment(path, _check_arm)]
-        if not found:
-            raise ConfigError(f"{path}: there is no *.yaml in it")
-        for experiment in found:
+        for experiment, state in _files(path):
             print(f"{path}: {experiment.name} is valid{_left_open(experiment)}")
+            for told in _effects(experiment, state, before, options.log):
+                print(f"{path}: {experiment.name}: {told}")
     return 0
+
+
+def _files(path: Path) -> list[tuple[Experiment, State]]:
+    """The experiment of a file, or those of a directory, with where they stand."""
+    from sglang_power.experiments.catalogue import Catalogue, read_experiment
+    from sglang_power.experiments.state import read_state, state_path
+
+    if not path.is_dir():
+        return [(read_experiment(path, _check_arm), read_state(state_path(path)))]
+    found = [(each.experiment, each.state) for each in Catalogue(path, _check_arm).experiments]
+    if not found:
+        raise ConfigError(f"{path}: there is no *.yaml in it")
+    return found
+
+
+def _effects(
+    experiment: Experiment, state: State, before: Sequence[Experiment], log: Path | None
+) -> Iterator[str]:
+    """What an edit does to data, and what a log holds for the file."""
+    from sglang_power.experiments.analysis.edits import edited, standing
+
+    mine = [each for each in before if each.name == experiment.name]
+    for each in mine:
+        yield from edited(each, experiment)
+    if log is not None:
+        yield from standing(log, experiment, state, time.time(), mine)
+
+
+def _earlier(options: argparse.Namespace) -> list[Experiment]:
+    """Experiments as they were, of the option --before."""
+    from sglang_power.experiments.catalogue import read_experiment
+
+    return [read_experiment(path) for path in options.before]
 
 
 def _check_arm(_experiment: Experiment, arm: Arm) -> None:
@@ -187,8 +234,8 @@ def run_report(options: argparse.Namespace) -> int:
     from sglang_power.experiments.analysis import page, show
     from sglang_power.experiments.analysis.ramp import check_phase
     from sglang_power.experiments.analysis.report import report_of
-    from sglang_power.experiments.analysis.requests import Scope, joined
-    from sglang_power.experiments.catalogue import config_hash, read_experiment
+    from sglang_power.experiments.analysis.requests import joined, scope_of
+    from sglang_power.experiments.catalogue import read_experiment
     from sglang_power.experiments.state import read_state, state_path
 
     experiment = read_experiment(options.experiment)
@@ -196,7 +243,7 @@ def run_report(options: argparse.Namespace) -> int:
     phase = read_state(state).phase if options.phase is None else options.phase
     check_phase(experiment, phase, state if options.phase is None else "--phase")
     now = time.time() if options.now is None else options.now
-    found = joined(options.log, Scope(experiment, config_hash(experiment), phase, now))
+    found = joined(options.log, scope_of(experiment, phase, now, _earlier(options)))
     report = report_of(found)
     _tell_unreadable(found.unreadable)
     print(show.text(report), end="")
@@ -281,7 +328,8 @@ def _look(options: argparse.Namespace, experiment: Experiment) -> bool:
     """Whether the experiment has ended."""
     from sglang_power.experiments.analysis.ramp import step
 
-    state, told = step(options.experiment, experiment, options.log, now=time.time())
+    before = _earlier(options)
+    state, told = step(options.experiment, experiment, options.log, now=time.time(), before=before)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {experiment.name} {told}", flush=True)
     return state.killed or experiment.kill
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from ab_lines import BEFORE, Lines, experiment
-from sglang_power.experiments.catalogue import config_hash
+from sglang_power.experiments.versions import config_hash
 
 RAMP = [
     {"weights": {"plain": 5000, "power": 5000}, "min_hours": 0.0, "min_units": 10},
@@ -28,7 +28,7 @@ def written(directory: Path, name: str = "power-vs-plain", **changes: Any) -> Pa
 
 def logged(tmp_path: Path, units: int = 40, phase: int = 0, **changes: Any) -> Path:
     """A log of ten days ago."""
-    log, began = Lines(config=config_hash(experiment(**changes))), time.time() - 10 * 86_400.0
+    log, began = Lines(config=config_hash(experiment(**changes), phase)), time.time() - 10 * 86_400.0
     for number in range(units):
         log.request(f"u{number}", ("plain", "power")[number % 2], began + number, phase=phase)
     log.enrol("u0", "plain", began, phase=phase, exposure_id=EXPOSURE)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.state import State
+from sglang_power.experiments.versions import config_hash
 
 UNITS = [f"user-{i}" for i in range(20_000)]
 """Fixed names, so that every count of a test is the same in every run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ab_experiments import PLAIN, THUMBS, document
 from pydantic import BaseModel
@@ -116,9 +116,13 @@ class Lines:
 
     def kill(self, at: float) -> None:
         """A server hears of the kill switch."""
-        self.written.append(
-            Change(at=at, experiment=self.name, config=self.config, phase=0, enrolling=False, why="killed")
-        )
+        self.change(at, "killed")
+
+    def change(self, at: float, why: Literal["loaded", "killed", "draining", "removed"], **more: Any) -> None:
+        """A server hears of something."""
+        values = {"config": self.config, "phase": 0, **more}
+        enrolling = why in ("loaded", "draining")
+        self.written.append(Change(at=at, experiment=self.name, enrolling=enrolling, why=why, **values))
 
     def shadow(self, exposure: str, arm: str, served: str, at: float, same: bool | None) -> None:
         """A shadow arm ran."""

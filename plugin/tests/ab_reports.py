@@ -14,6 +14,7 @@ from sglang_power.experiments.analysis.results import (
     Report,
     ShadowSummary,
     Srm,
+    Unmatched,
     Verdict,
 )
 
@@ -98,6 +99,8 @@ def full_report() -> Report:
         until=1_760_000_000.0 + 9.5 * DAY,
         days=9.5,
         killed=None,
+        outcome_window_h=24.0,
+        completion_grace_s=600.0,
         units=6000,
         arms=(
             arm("plain", "plain", 1.0, 0.412),
@@ -124,6 +127,8 @@ def full_report() -> Report:
             arm="power",
             reason="thumbs of power is at least 0.022 better than best-of-8 and 0.031 better than plain.",
         ),
+        metrics={"thumbs": "mean over units of what was said", "failed": "share that failed"},
+        unmatched=(Unmatched(arm="power", control="best-of-8", arm_tokens=1428.0, control_tokens=1165.0),),
         shadows=(ShadowSummary(name="entropy", runs=512, ok=500, same_text=77, tokens_per_run=843.5),),
         excluded=Excluded(overrides=12, open_windows=50, duplicate_feedback=31, torn_lines=1),
     )

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Completion, ShadowRun
 from sglang_power.experiments.state import State
+from sglang_power.experiments.versions import config_hash
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import EnrolledRun
 from sglang_power.sglang_host.tokenizer.orchestrator import Host

@@ -165,6 +165,53 @@ def test_the_kill_switch_of_the_file(tmp_path: Path) -> None:
     assert changes(each) == [("exp", "loaded", 0, True)]
 
 
+def test_a_drain_goes_on_enrolling(tmp_path: Path) -> None:
+    write(tmp_path)
+    each = catalogue(tmp_path)
+    before = one(each).config
+    for fields, why in [
+        ({"drain": True}, "draining"),
+        ({"drain": True, "kill": True}, "killed"),
+        ({}, "loaded"),
+    ]:
+        write(tmp_path, **fields)
+        each.reload()
+        assert changes(each) == [("exp", why, 0, why != "killed")]
+        assert one(each).enrolling is (why != "killed")
+        assert one(each).config == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "changed", "anew"),
+    [
+        ({"owner": "another"}, 0, ()),
+        ({"alpha": 0.1}, 1, ()),
+        ({"arms": [PLAIN, {**POWER, "sampler": {"sampler": "power"}}]}, 1, ("exp",)),
+    ],
+    ids=str,
+)
+def test_an_edit_that_begins_anew_is_told(
+    tmp_path: Path, edit: dict[str, Any], changed: int, anew: tuple[str, ...]
+) -> None:
+    write(tmp_path)
+    each = catalogue(tmp_path)
+    assert each.begun_anew == ()
+    write(tmp_path, **edit)
+    assert each.reload() == []
+    assert (len(each.changes), each.begun_anew) == (changed, anew)
+    assert one(each).experiment.owner == edit.get("owner", "team"), "taken all the same"
+
+
+def test_the_next_phase_is_no_new_beginning(tmp_path: Path) -> None:
+    path = state_path(write(tmp_path, ramp=RAMP))
+    each = catalogue(tmp_path)
+    first = one(each).config
+    write_state(path, State(phase=1))
+    each.reload()
+    assert each.begun_anew == ()
+    assert one(each).config != first
+
+
 def test_states_give_the_phase_and_kill(tmp_path: Path) -> None:
     path = state_path(write(tmp_path, ramp=RAMP))
     each = catalogue(tmp_path)

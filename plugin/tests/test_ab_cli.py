@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ab_commands import EXPOSURE, RAMP, logged, written
-from ab_lines import BEFORE, experiment
+from ab_lines import BEFORE, Lines, experiment
 from sglang_power import cli
 from sglang_power.experiments.analysis.results import Report
-from sglang_power.experiments.catalogue import config_hash
+from sglang_power.experiments.catalogue import Catalogue, unchecked
 from sglang_power.experiments.state import State, state_path, write_state
+from sglang_power.experiments.versions import config_hash, legacy_hash
 
 
 @pytest.fixture
@@ -104,6 +106,108 @@ def test_files_and_directories_are_checked(file: Path, capsys: pytest.CaptureFix
     assert first == f"{file}: power-vs-plain is valid{left}"
     assert again == f"{file.parent}: power-vs-plain is valid{left}"
     assert other == f"{file.parent}: other is valid; only a server knows whether it supports every arm"
+
+
+def checked(capsys: pytest.CaptureFixture[str], *argv: object) -> list[str]:
+    """What `ab check` says beside that the file is valid."""
+    assert cli.main(["ab", "check", *map(str, argv)]) == 0
+    return [line.partition("power-vs-plain: ")[2] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"owner": "another"}, ["owner: changes nothing of the data"]),
+        ({"alpha": 0.1}, ["alpha: all data count, and are judged by the new rules"]),
+        ({"on_error": "error"}, ["on_error: A NEW VERSION: the data so far do not count any more"]),
+        (
+            {"kill": True},
+            ["kill: from now on nobody is enrolled; units whose outcome window is open will never"],
+        ),
+        (
+            {"drain": True},
+            ["drain: everybody is served as before; units that come from now on are not analysed"],
+        ),
+        ({"owner": "a", "alpha": 0.1}, ["owner: changes nothing", "alpha: all data count"]),
+        ({}, ["nothing differs"]),
+    ],
+    ids=str,
+)
+def test_a_check_says_what_an_edit_does_to_the_data(
+    edit: dict[str, Any], said: list[str], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = written(tmp_path / "edited", **edit)
+    told = checked(capsys, now, "--before", file)
+    assert len(told) == len(said)
+    for line, begins in zip(told, said, strict=True):
+        assert line.startswith(begins)
+
+
+def test_a_check_of_a_ramp_says_which_phases_are_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    was = written(tmp_path / "experiments", ramp=RAMP)
+    more = [RAMP[0], {"weights": {"plain": 4000, "power": 6000}}]
+    (said,) = checked(capsys, written(tmp_path / "edited", ramp=more), "--before", was)
+    assert said.startswith("ramp: A NEW VERSION: the data of phase 1 so far do not count any more")
+
+
+@pytest.mark.parametrize("edit", [{}, {"owner": "another"}, {"alpha": 0.1}, {"on_error": "error"}], ids=str)
+def test_check_report_and_server_agree_on_what_counts(
+    edit: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log is of the file as it was, by today's releases and by the first ones."""
+    was, log = experiment(), logged(tmp_path)
+    lines = Lines(config=legacy_hash(was))
+    lines.enrol("early", "plain", time.time() - 20 * 86_400.0, exposure_id="early")
+    lines.change(time.time() - 19 * 86_400.0, "loaded", config=config_hash(was), legacy=legacy_hash(was))
+    lines.write(log, "old.jsonl")
+    folder = tmp_path / "experiments"
+    file = written(folder)
+    server = Catalogue(folder, unchecked)
+    written(folder, **edit)
+    server.reload()
+    counts = "on_error" not in edit
+    assert server.begun_anew == (() if counts else ("power-vs-plain",))
+    (said,) = checked(capsys, file, "--log", log)
+    requests = "42 requests count" if counts else "0 requests count"
+    assert said.startswith(f"log: {requests} under this version of the file, in phase 0")
+    assert ("42 requests do not" in said) is not counts
+    document = tmp_path / "r.json"
+    assert cli.main(["ab", "report", str(file), "--log", str(log), "--json", str(document)]) == 0
+    found = Report.model_validate_json(document.read_text())
+    assert (found.units, found.excluded.other_configuration) == ((41, 0) if counts else (0, 42))
+
+
+def test_a_check_counts_the_windows_that_a_kill_would_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Lines(config=config_hash(experiment()))
+    for number in range(3):
+        log.request(f"u{number}", "plain", time.time() - 60.0)
+    log.write(tmp_path / "log")
+    file = written(tmp_path / "experiments", kill=True)
+    first, unheard, windows = checked(capsys, file, "--log", tmp_path / "log")
+    assert (
+        first == "log: 3 requests count under this version of the file, in phase 0 3 units; 0 requests do not"
+    )
+    assert unheard == "log: no server has said yet that it is killed or drains"
+    assert windows.startswith("log: 3 units have an open window, the last one until ")
+
+
+def test_a_report_counts_what_an_earlier_file_was_called(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the first releases `owner` was edited: 5 units are of a file that nothing else knows."""
+    log = Lines(config=legacy_hash(experiment(owner="before")))
+    for number in range(5):
+        log.request(f"u{number}", "plain", time.time() - 10 * 86_400.0)
+    log.write(tmp_path / "log")
+    before = written(tmp_path / "before", owner="before")
+    argv = ["ab", "report", str(file), "--log", str(tmp_path / "log")]
+    for more, units in [([], 0), (["--before", str(before)], 5)]:
+        assert cli.main([*argv, *more]) == 0
+        assert f"{units} units analysed" in capsys.readouterr().out
 
 
 def _typo(file: Path) -> list[str]:

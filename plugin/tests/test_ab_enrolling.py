@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from sglang_power.errors import RequestError
 from sglang_power.experiments.assignment import assigner_of
-from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.enrolling import Enrolled, Enroller, Facts
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.experiments.state import State
+from sglang_power.experiments.versions import config_hash
 
 PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "control": "plain"}
 POWER = {"name": "power", "sampler": {"sampler": "power"}, "weight": 5000}

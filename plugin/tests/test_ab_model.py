@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ab_experiments import PLAIN, POWER, THUMBS, document, experiment, weighted, write
+from ab_experiments import THUMBS, experiment, weighted, write
 from sglang_power.errors import ConfigError
-from sglang_power.experiments.catalogue import config_hash, read_experiment
+from sglang_power.experiments.catalogue import read_experiment
 from sglang_power.experiments.state import State, read_state, state_path, write_state
 
 LATENCY = {"source": "latency", "over_ms": 500.0}
@@ -211,30 +211,6 @@ def test_dates_are_text_where_text_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "exp.yaml"
     path.write_text(TEXT.replace("owner: team", "owner: 2026-11-23"))
     assert read_experiment(path).owner == "2026-11-23"
-
-
-def test_the_hash_is_of_everything_but_the_kill_switch() -> None:
-    same = config_hash(experiment())
-    assert same == config_hash(experiment(kill=True))
-    assert same == config_hash(experiment(alpha=0.05)), "a default that is written out"
-    named = {"header": "x-user", "metadata": None}
-    assert same == config_hash(experiment(unit=named)), "a key of metadata that is not given"
-    reordered = dict(reversed(document().items()))
-    assert same == config_hash(experiment(**reordered))
-    others = [
-        experiment(alpha=0.1),
-        experiment(unit={"metadata": "x-user"}),
-        experiment(arms=weighted({"plain": 5000, "power": 5000})),
-        experiment(arms=[PLAIN, {**POWER, "sampler": {"sampler": "power", "alpha": 3.0}}]),
-        experiment(ramp=[{"weights": {"plain": 5000, "power": 5000}}]),
-    ]
-    assert len({same, *map(config_hash, others)}) == 1 + len(others)
-    assert len(same) == 16
-
-
-def test_the_hash_is_the_same_in_every_process() -> None:
-    """A change here separates the lines of one running experiment; raise the lines' version with it."""
-    assert config_hash(experiment()) == "ec39855ea01c1e65"
 
 
 def test_a_state_is_written_and_read(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def benign() -> Markup:
 
 
 def has_free_keys(place: Place) -> bool:
-    return bool(place) and place[-1] in ("outcomes", "slices", "means")
+    return bool(place) and place[-1] in ("outcomes", "slices", "means", "metrics")
 
 
 def spoilt(path: tuple[Any, ...], attack: str) -> Report | None:

@@ -14,9 +14,10 @@ from sglang_power.experiments.analysis.ramp import next_state, obstacle, step
 from sglang_power.experiments.analysis.report import report
 from sglang_power.experiments.analysis.requests import Scope
 from sglang_power.experiments.analysis.results import Report
-from sglang_power.experiments.catalogue import config_hash, read_experiment
+from sglang_power.experiments.catalogue import read_experiment
 from sglang_power.experiments.model import WHOLE, Experiment
 from sglang_power.experiments.state import State, read_state, state_path, write_state
+from sglang_power.experiments.versions import config_hash
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
 SHIPPED = [path for path in sorted(CONFIGS.glob("*.yaml")) if read_experiment(path).ramp]
@@ -65,6 +66,20 @@ def test_where_an_experiment_goes(report: Report, hours: float, after: str) -> N
         assert (found.phase, found.killed) == ((1, False) if after == "on" else (0, True))
         assert found.at == now
         assert found.reason
+
+
+def test_a_drain_goes_nowhere_but_back() -> None:
+    """Another phase would end the windows that the drain lets close."""
+    draining = experiment(ramp=RAMP, drain=True)
+    assert next_state(seen(GOOD), draining, State(), 10.0 * HOUR) == State()
+    assert "draining" in (obstacle(seen(GOOD), draining, State(), 10.0 * HOUR) or "")
+    assert next_state(seen(HARMFUL), draining, State(), 10.0 * HOUR).killed
+
+
+def test_hours_that_nobody_asks_for_are_not_told() -> None:
+    at_once = [{**phase, "min_hours": 0.0} for phase in RAMP]
+    said = obstacle(seen(GOOD, units=7), experiment(ramp=at_once), State(), HOUR)
+    assert said == "7 of 50 units with a closed window"
 
 
 def test_a_rollback_says_which_guardrail() -> None:
@@ -119,8 +134,9 @@ def crowd(log: Lines, declared: Experiment, phase: int, units: int) -> None:
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_ramps_can_go_to_their_end(shipped: Path, tmp_path: Path) -> None:
     declared = read_experiment(shipped)
-    log = Lines(name=declared.name, config=config_hash(declared))
+    log = Lines(name=declared.name)
     for phase in range(len(declared.ramp)):
+        log.config = config_hash(declared, phase)
         crowd(log, declared, phase, units=12_000)
         file, now = tmp_path / shipped.name, (phase + 2) * WEEK
         state, told = step(file, declared, log.write(tmp_path / "log"), now=now)

@@ -12,6 +12,8 @@ from sglang_power.experiments.analysis.observations import Column
 from sglang_power.experiments.analysis.requests import Joined, Scope, joined
 from sglang_power.experiments.analysis.units import Population, population
 
+GRACE = experiment().completion_grace_s
+
 
 def read(log: Path, *, now: float = 100 * HOUR, **changes: Any) -> tuple[Population, dict[str, int]]:
     """Who is analysed, and every reason for which something is not, with its count."""
@@ -45,9 +47,9 @@ def test_a_unit_enters_when_its_window_closes(tmp_path: Path) -> None:
     log.request("u2", "power", 60.0)
     log.write(tmp_path)
     for now, rows, excluded in [
-        (HOUR - 1.0, 0, {"open_windows": 2}),
-        (HOUR, 1, {"open_windows": 1}),
-        (HOUR + 60.0, 2, {}),
+        (HOUR + GRACE - 1.0, 0, {"open_windows": 2}),
+        (HOUR + GRACE, 1, {"open_windows": 1}),
+        (HOUR + GRACE + 60.0, 2, {}),
     ]:
         people, reasons = read(tmp_path, now=now)
         assert (len(people.observations), reasons) == (rows, excluded)
@@ -168,7 +170,7 @@ def test_a_kill_freezes_the_analysis(tmp_path: Path) -> None:
     log.complete(slow, "power", HOUR + 6.0)
     people, reasons = read(log.write(tmp_path))
     assert people.observations.arms == ["plain"]
-    assert reasons == {"after_kill": 1, "open_windows": 1}
+    assert reasons == {"cut_units": 1}
 
 
 def test_a_kill_that_is_not_known_yet_does_nothing(tmp_path: Path) -> None:
@@ -179,6 +181,39 @@ def test_a_kill_that_is_not_known_yet_does_nothing(tmp_path: Path) -> None:
     assert (len(people.observations), reasons) == (1, {})
 
 
+@pytest.mark.parametrize(
+    ("end", "failed"), [(HOUR - 1.0, 0.0), (HOUR + 1.0, 0.0), (HOUR + GRACE, 0.0), (HOUR + GRACE + 1.0, 1.0)]
+)
+def test_a_request_is_judged_by_its_own_end_within_the_grace(
+    end: float, failed: float, tmp_path: Path
+) -> None:
+    """Asked a second before the window of its unit closes; later than the grace it is lost."""
+    log = Lines()
+    slow = log.enrol("u1", "plain", HOUR - 1.0)
+    log.request("u1", "plain", 0.0)
+    log.complete(slow, "plain", end, decoded=40, prefilled=0)
+    log.say(slow, 1.0, end)
+    people, reasons = read(log.write(tmp_path))
+    assert values(people, "failed") == [failed / 2]
+    assert values(people, "tokens") == [15.0 if failed else 55.0]
+    said_in_time = end <= HOUR
+    assert values(people, "thumbs") == [1.0 if said_in_time else 0.0], "feedback has no grace"
+    assert reasons.get("late_outcomes", 0) == (0 if said_in_time else 1) + (1 if failed else 0)
+
+
+def test_slow_answers_at_the_end_of_windows_move_no_guardrail(tmp_path: Path) -> None:
+    """500 units with one request each, of which 3 are answered after the window and 16 really fail."""
+    log = Lines()
+    for number in range(500):
+        slow = log.enrol(f"u{number}", "power", 0.0)
+        late = number < 3
+        log.complete(
+            slow, "power", HOUR + 30.0 if late else 5.0, outcome="error" if 3 <= number < 19 else "ok"
+        )
+    people, _ = read(log.write(tmp_path))
+    assert sum(values(people, "failed")) / 500 == pytest.approx(16 / 500)
+
+
 def test_later_lines_are_as_if_they_were_not_written_yet(tmp_path: Path) -> None:
     log = Lines()
     exposure = log.enrol("u1", "plain", 0.0)
@@ -187,7 +222,7 @@ def test_later_lines_are_as_if_they_were_not_written_yet(tmp_path: Path) -> None
     log.say(exposure, 1.0, 20.0)
     log.kill(20.0)
     found = joined(log.write(tmp_path), Scope(experiment(), CONFIG, 0, 10.0))
-    assert (list(found.units), found.killed, found.until) == (["u1"], None, 0.0)
+    assert (list(found.units), found.history.killed, found.until) == (["u1"], None, 0.0)
     assert +found.excluded == {}
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from enrolled_runs import DEFAULT, MANAGER, STOP, Desk, answer, experiment, replay
 from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang_power.experiments.catalogue import Loaded, config_hash
+from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.state import State
+from sglang_power.experiments.versions import config_hash
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import answers
 from sglang_power.sglang_host.tokenizer.orchestrator import Host

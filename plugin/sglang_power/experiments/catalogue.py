@@ -7,9 +7,7 @@ and whose namespace has its unit.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +20,14 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.model import Arm, Experiment, Namespace
 from sglang_power.experiments.records import Change
 from sglang_power.experiments.state import State, read_state, state_path
+from sglang_power.experiments.versions import Versions, config_hash, legacy_hash, phases_of, rules_hash
 from sglang_power.yaml_files import YamlFile, loc_of, read_yaml
 
 Check: TypeAlias = Callable[[Experiment, Arm], None]
 """Raises RequestError where this server cannot run an arm's sampler; its field is one of the sampler's."""
+
+
+Standing = Literal["loaded", "killed", "draining"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Loaded:
 
     Args:
         experiment: its file.
-        config: `config_hash` of it.
+        config: `config_hash` of it, in the phase where it stands.
         state: where it stands.
     """
 
@@ -49,19 +51,15 @@ class Loaded:
 
     @property
     def enrolling(self) -> bool:
-        """Whether new requests may join it."""
+        """Whether requests may join it."""
         return not (self.experiment.kill or self.state.killed)
 
-
-def config_hash(experiment: Experiment) -> str:
-    """What a report tells files apart by; killing an experiment does not change it.
-
-    Returns:
-        The first 16 hexadecimal digits of the SHA-256 of its canonical JSON without `kill`.
-    """
-    values = experiment.model_dump(mode="json", exclude={"kill"})
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    @property
+    def standing(self) -> Standing:
+        """What its requests, and the analysis of them, can expect."""
+        if not self.enrolling:
+            return "killed"
+        return "draining" if self.experiment.drain else "loaded"
 
 
 def unchecked(_experiment: Experiment, _arm: Arm) -> None:
@@ -95,6 +93,7 @@ class Catalogue:
         self.directory = directory
         self.experiments: tuple[Loaded, ...] = ()
         self.changes: tuple[Change, ...] = ()
+        self.begun_anew: tuple[str, ...] = ()
         self._check = check
         self._files: dict[Path, _File] = {}
         self._states: dict[Path, State] = {}
@@ -104,13 +103,14 @@ class Catalogue:
     def reload(self) -> list[str]:
         """Read the directory again.
 
-        `experiments` is the new snapshot, in order of names; `changes` says how it differs from the last one.
+        `experiments` is the new snapshot, in order of names; `changes` says how it differs from the last one,
+        and `begun_anew` which experiments were edited so that their data so far count no longer.
         A file and its state stand each for itself: a rollback takes effect beside a bad edit of the file.
 
         Returns:
             What is wrong; what it concerns stays as it was, or out where it was not in yet.
         """
-        self.changes = ()
+        self.changes = self.begun_anew = ()
         try:
             paths = sorted(path for path in self.directory.iterdir() if path.suffix == ".yaml")
         except OSError as error:
@@ -123,6 +123,7 @@ class Catalogue:
         now = [_loaded(self._files[path].experiment, state) for path, state in self._states.items()]
         now.sort(key=lambda one: one.experiment.name)
         self.changes = _changes(self.experiments, now)
+        self.begun_anew = _begun_anew(self.experiments, now)
         self.experiments = tuple(now)
         return problems
 
@@ -138,7 +139,7 @@ class Catalogue:
 
     def _state(self, path: Path, problems: list[str]) -> State | None:
         """The state of a file; where it cannot be used the one before, if that fits."""
-        phases = max(1, len(self._files[path].experiment.ramp))
+        phases = phases_of(self._files[path].experiment)
         try:
             state = read_state(state_path(path))
             if state.phase < phases:
@@ -172,7 +173,7 @@ def _read(path: Path, check: Check) -> _File:
 
 
 def _loaded(experiment: Experiment, state: State) -> Loaded:
-    return Loaded(experiment, config_hash(experiment), state)
+    return Loaded(experiment, config_hash(experiment, state.phase), state)
 
 
 def _settled(
@@ -226,21 +227,33 @@ def _changes(before: Iterable[Loaded], after: Iterable[Loaded]) -> tuple[Change,
     changed = [each for name, each in new.items() if name not in old or _stand(each) != _stand(old[name])]
     gone = [each for name, each in old.items() if name not in new]
     return tuple(
-        [_change(each, "loaded" if each.enrolling else "killed") for each in changed]
-        + [_change(each, "removed") for each in gone]
+        [_change(each, each.standing) for each in changed] + [_change(each, "removed") for each in gone]
     )
 
 
-def _stand(loaded: Loaded) -> tuple[str, int, bool]:
-    return loaded.config, loaded.phase, loaded.enrolling
+def _stand(loaded: Loaded) -> tuple[str, int, Standing, str]:
+    return loaded.config, loaded.phase, loaded.standing, rules_hash(loaded.experiment)
 
 
-def _change(loaded: Loaded, why: Literal["loaded", "killed", "removed"]) -> Change:
+def _begun_anew(before: Iterable[Loaded], after: Iterable[Loaded]) -> tuple[str, ...]:
+    """Names of experiments whose lines so far are of another version now."""
+    old = {each.experiment.name: each for each in before}
+    return tuple(
+        each.experiment.name
+        for each in after
+        if (was := old.get(each.experiment.name)) is not None
+        and not Versions(each.experiment).accepts(was.config, was.phase)
+    )
+
+
+def _change(loaded: Loaded, why: Standing | Literal["removed"]) -> Change:
     return Change(
         at=time.time(),
         experiment=loaded.experiment.name,
         config=loaded.config,
         phase=loaded.phase,
-        enrolling=why == "loaded",
+        enrolling=why in ("loaded", "draining"),
         why=why,
+        rules=rules_hash(loaded.experiment),
+        legacy=legacy_hash(loaded.experiment),
     )

@@ -39,6 +39,11 @@ class _Metric(BaseModel):
         """The unit of a value, for people; empty for shares and for what people said."""
         return ""
 
+    @property
+    def meaning(self) -> str:
+        """What a unit's value is, for people."""
+        raise NotImplementedError
+
 
 class FeedbackMetric(_Metric):
     """What clients, or people, said about answers (POST /sglang_power/feedback).
@@ -69,6 +74,19 @@ class FeedbackMetric(_Metric):
         """See _Metric."""
         return self.per == "request"
 
+    @property
+    def meaning(self) -> str:
+        """See _Metric."""
+        if self.is_ratio:
+            return (
+                f"sum of what was said of the answers, {self.absent:g} for each of which nothing was said, "
+                "over the requests"
+            )
+        return (
+            "mean over units; a unit's value is the mean of what was said of its answers, each answer once "
+            f"(the last value), and {self.absent:g} where nothing was said: all units weigh the same"
+        )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if (self.low is None) != (self.high is None) or (
@@ -89,6 +107,11 @@ class OutcomeMetric(_Metric):
     outcomes: Annotated[tuple[Outcome | Literal["lost"], ...], Field(min_length=1)]
     direction: Direction = "lower"
 
+    @property
+    def meaning(self) -> str:
+        """See _Metric."""
+        return f"mean over units of the share of a unit's requests that ended as {', '.join(self.outcomes)}"
+
 
 class LatencyMetric(_Metric):
     """Share of a unit's requests over a limit; those that ended badly, or never, are over it.
@@ -102,6 +125,13 @@ class LatencyMetric(_Metric):
     over_ms: PositiveFloat
     of: Literal["e2e", "ttft"] = "e2e"
     direction: Literal["lower"] = "lower"
+
+    @property
+    def meaning(self) -> str:
+        """See _Metric."""
+        until = "end" if self.of == "e2e" else "first text"
+        late = f"took over {self.over_ms:,g} ms to the {until}, or had no answer"
+        return f"mean over units of the share of a unit's requests that {late}"
 
     @property
     def interferes(self) -> bool:
@@ -139,6 +169,17 @@ class TokensMetric(_Metric):
     def is_ratio(self) -> bool:
         """See _Metric."""
         return True
+
+    @property
+    def meaning(self) -> str:
+        """See _Metric."""
+        what = f"{' and '.join(self.kinds)} tokens"
+        if self.gpu_seconds_per_token is not None:
+            what = f"estimated GPU seconds of {what}"
+        return (
+            f"{what} of all that ran for a request, what was thrown away included, prompts without what the "
+            "cache held; sum over all completed requests, divided by their number"
+        )
 
     @property
     def measured_in(self) -> str:

@@ -30,7 +30,7 @@ from sglang_power.experiments.sections import (
     Text,
     Unit,
 )
-from sglang_power.fields import PositiveFloat, conflict
+from sglang_power.fields import NonNegativeFloat, PositiveFloat, conflict
 
 __all__ = ["WHOLE", "Arm", "Experiment", "Name", "Namespace", "Phase", "Switchback"]
 
@@ -48,10 +48,15 @@ class Experiment(Section):
         primary, guardrails: what is judged.
         alpha: chance that the primary metric's intervals ever miss, over all arm x control pairs.
         minimum_run: see MinimumRun.
-        outcome_window_h: hours after its first enrolment in which a unit's outcomes count.
+        outcome_window_h: hours after its first enrolment in which a unit's requests and what is said of them
+            count.
+        completion_grace_s: seconds after that window in which its requests may still end: each is judged by
+            its own end, and counts as lost without one. Only then the unit enters the analysis.
         ramp: phases, in order; `sglang-power ab ramp` goes through them and rolls back on a guardrail. Where
             units are randomised an arm may only grow or only shrink.
-        kill: nobody is enrolled any more.
+        kill: nobody is enrolled any more; units whose window it cuts off are not analysed.
+        drain: everybody is enrolled as before, but the analysis admits no unit that came after it began, so
+            that the windows of the others close. Set `kill` when the report says that they have.
         on_error: what an arm's failure does: the server's default sampler answers, or the request fails.
         qa: see Override.
         shadow: see Shadow; needed by arms that are shadows.
@@ -74,8 +79,10 @@ class Experiment(Section):
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     minimum_run: MinimumRun = MinimumRun()
     outcome_window_h: PositiveFloat = 24.0
+    completion_grace_s: NonNegativeFloat = 600.0
     ramp: tuple[Phase, ...] = ()
     kill: bool = False
+    drain: bool = False
     on_error: Literal["default_sampler", "error"] = "default_sampler"
     qa: Override | None = None
     shadow: Shadow | None = None

@@ -46,7 +46,7 @@ class Enrolment(_Line):
 
     Args:
         exposure_id: names this request in completions, feedback and the response.
-        experiment, phase, config: which experiment; `config` is the hash of its file.
+        experiment, phase, config: which experiment; `config` is the version of its file (`versions`).
         unit: keyed hash of the unit, or with switchback the window's number.
         arm: the assigned one.
         override: a tester chose it; excluded from the analysis.
@@ -147,14 +147,24 @@ class ShadowRun(_Line):
 
 
 class Change(_Line):
-    """What a process knows of an experiment from this moment on: loaded, killed, another phase, gone."""
+    """What a process knows of an experiment from this moment on: loaded, killed, another phase, gone.
+
+    Args:
+        experiment, phase, config: as in Enrolment.
+        enrolling: whether requests may join it.
+        why: "draining" is enrolling, too, but units that come from now on are not analysed.
+        rules: hash of how its data are to be judged; None in lines of the first releases.
+        legacy: what the first releases called the same file; None in their own lines.
+    """
 
     type: Literal["change"] = "change"
     experiment: str
     config: str
     phase: Count
     enrolling: bool
-    why: Literal["loaded", "killed", "removed"]
+    why: Literal["loaded", "killed", "draining", "removed"]
+    rules: str | None = None
+    legacy: str | None = None
 
 
 Line: TypeAlias = Annotated[

@@ -12,12 +12,12 @@ from pathlib import Path
 from sglang_power.errors import ConfigError
 from sglang_power.experiments.analysis import wording
 from sglang_power.experiments.analysis.report import report
-from sglang_power.experiments.analysis.requests import Scope
+from sglang_power.experiments.analysis.requests import scope_of
 from sglang_power.experiments.analysis.results import Effect, Report
 from sglang_power.experiments.analysis.verdict import beyond, within
-from sglang_power.experiments.catalogue import config_hash
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.state import State, read_state, replace_state, state_path
+from sglang_power.experiments.versions import phases_of
 
 HOUR_S = 3600.0
 
@@ -48,13 +48,13 @@ def obstacle(report: Report, experiment: Experiment, state: State, now: float) -
     """What keeps an experiment in its phase, in one sentence; None where it may go on."""
     if state.phase + 1 >= len(experiment.ramp):
         return "it is in its last phase"
+    if experiment.drain:
+        return "it is draining; another phase would end the windows of this one"
     phase = experiment.ramp[state.phase]
     hours = 0.0 if report.began is None else (now - report.began) / HOUR_S
     if hours < phase.min_hours or report.units < phase.min_units:
-        return (
-            f"{hours:.1f} of {phase.min_hours:g} hours, {report.units:,} of {phase.min_units:,} units "
-            "with a closed window"
-        )
+        waited = f"{hours:.1f} of {phase.min_hours:g} hours, " if phase.min_hours else ""
+        return f"{waited}{report.units:,} of {phase.min_units:,} units with a closed window"
     if report.srm.red:
         return "the sample ratio is red; find the cause first"
     guardrails = [effect for effect in report.effects if effect.role == "guardrail"]
@@ -65,12 +65,15 @@ def obstacle(report: Report, experiment: Experiment, state: State, now: float) -
     return None
 
 
-def step(file: Path, experiment: Experiment, log: Path, *, now: float) -> tuple[State, str]:
+def step(
+    file: Path, experiment: Experiment, log: Path, *, now: float, before: Sequence[Experiment] = ()
+) -> tuple[State, str]:
     """Look once: decide, and write the state file where something changes and nobody else changed it.
 
     Args:
         file: of the experiment; its state is beside it.
         log: directory of the servers' JSONL files.
+        before: see Scope.
 
     Returns:
         the state now, and a sentence on it.
@@ -83,7 +86,7 @@ def step(file: Path, experiment: Experiment, log: Path, *, now: float) -> tuple[
     place = state_path(file)
     state = read_state(place)
     check_phase(experiment, state.phase, place)
-    found = report(log, Scope(experiment, config_hash(experiment), state.phase, now))
+    found = report(log, scope_of(experiment, state.phase, now, before))
     after = next_state(found, experiment, state, now)
     if after == state:
         return state, _standing(found, experiment, state, now)
@@ -103,7 +106,7 @@ def check_phase(experiment: Experiment, phase: int, place: Path | str) -> None:
     Raises:
         ConfigError: there is no such phase.
     """
-    phases = max(1, len(experiment.ramp))
+    phases = phases_of(experiment)
     if not 0 <= phase < phases:
         raise ConfigError(f"{place}: there is no phase {phase}; the experiment's last is {phases - 1}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sglang_power.errors import RecordError
-from sglang_power.experiments.records import LINE, VERSION, Line
+from sglang_power.experiments.records import LINE, VERSION, Change, Line
 
 KEPT = 20
 """Unreadable lines that are told one by one; the rest are only counted."""
@@ -68,6 +68,25 @@ def lines(directory: Path, unreadable: Unreadable) -> Iterator[Line]:
                     yield LINE.validate_json(text)
                 except ValidationError as error:
                     _note(text, f"{path.name}:{number}", error, unreadable)
+
+
+def changes(directory: Path, experiment: str, now: float) -> Iterator[Change]:
+    """Change lines of one experiment until some moment; others are not even parsed.
+
+    Raises:
+        RecordError: no such directory.
+    """
+    for path in log_files(directory):
+        with path.open("rb") as file:
+            for text in file:
+                if b'"change"' not in text:
+                    continue
+                try:
+                    line = LINE.validate_json(text)
+                except ValidationError:
+                    continue  # Told by `lines`.
+                if isinstance(line, Change) and line.experiment == experiment and line.at <= now:
+                    yield line
 
 
 def _note(text: bytes, where: str, error: ValidationError, unreadable: Unreadable) -> None:

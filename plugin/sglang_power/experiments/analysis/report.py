@@ -9,9 +9,10 @@ from sglang_power.experiments.analysis.effects import effects_of
 from sglang_power.experiments.analysis.requests import Joined, Scope, Unit, joined
 from sglang_power.experiments.analysis.results import Excluded, Report, Srm
 from sglang_power.experiments.analysis.srm import srm
-from sglang_power.experiments.analysis.summary import arm_summaries, shadow_summaries
+from sglang_power.experiments.analysis.summary import arm_summaries, shadow_summaries, unmatched
 from sglang_power.experiments.analysis.units import population
 from sglang_power.experiments.analysis.verdict import verdict
+from sglang_power.experiments.versions import rules_hash
 
 DAY_S = 86_400.0
 
@@ -37,6 +38,7 @@ def report_of(found: Joined) -> Report:
     ratio = _srm(people.enrolled, observations.weights)
     began = people.enrolled[0].first if people.enrolled else None
     days = 0.0 if began is None or found.until is None else (found.until - began) / DAY_S
+    arms = arm_summaries(found, people)
     return Report(
         experiment=experiment.name,
         owner=experiment.owner,
@@ -47,15 +49,29 @@ def report_of(found: Joined) -> Report:
         began=began,
         until=found.until,
         days=days,
-        killed=found.killed,
+        killed=found.history.killed,
+        draining=found.history.draining,
+        last_window=max((found.closes(unit) for unit in people.kept if not found.is_cut(unit)), default=None),
+        other_rules=_other_rules(found, began),
+        outcome_window_h=experiment.outcome_window_h,
+        completion_grace_s=experiment.completion_grace_s,
         units=len(observations),
-        arms=arm_summaries(found, people),
+        arms=arms,
         srm=ratio,
         effects=effects,
         verdict=verdict(experiment, effects, ratio, len(observations), days),
+        metrics={name: metric.meaning for name, metric in experiment.metrics.items()},
+        unmatched=unmatched(experiment, arms),
         shadows=shadow_summaries(found),
         excluded=Excluded(**(found.excluded + people.excluded)),
     )
+
+
+def _other_rules(found: Joined, began: float | None) -> float | None:
+    """Until when the phase's data were to be judged otherwise than they are."""
+    if began is None or found.until is None:
+        return None
+    return found.history.other_rules(rules_hash(found.scope.experiment), began, found.until)
 
 
 def _srm(enrolled: Sequence[Unit], weights: Mapping[str, int]) -> Srm:

@@ -1,21 +1,22 @@
 """Joins the lines of a log: enrolled requests, with how they ended and what was said about them.
 
 Owns which lines count and which are excluded, and why; `units` makes one row per unit of what is left. The
-log is read twice, enrolments first, since files are in no common order of time: in memory are only the
-requests of one phase of one experiment, and the names of all others.
+log is read three times, changes first, then enrolments, since files are in no common order of time: in memory
+are only the requests of one phase of one experiment, and the names of all others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sglang_power.experiments.analysis.reading import Unreadable, lines
+from sglang_power.experiments.analysis.history import History, history
+from sglang_power.experiments.analysis.reading import Unreadable, changes, lines
 from sglang_power.experiments.metrics import FeedbackMetric
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.records import (
-    Change,
     Completion,
     Enrolment,
     Feedback,
@@ -23,6 +24,7 @@ from sglang_power.experiments.records import (
     Outcome,
     ShadowRun,
 )
+from sglang_power.experiments.versions import Versions, config_hash
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,28 @@ class Scope:
     """What is asked of a log.
 
     Args:
-        config: hash of the experiment's file; lines of others are excluded.
+        config: version of the phase's lines; those of others are excluded, as far as `Versions` tells them
+            from this one.
         phase: of the ramp.
         now: later lines are ignored, as if they were not written yet. Seconds since 1970.
+        before: earlier contents of the file, whose legacy hashes count where they assign alike.
     """
 
     experiment: Experiment
     config: str
     phase: int
     now: float
+    before: Sequence[Experiment] = ()
 
     @property
     def window_s(self) -> float:
         """For which outcomes count, from a unit's first enrolment."""
         return self.experiment.outcome_window_h * 3600.0
+
+
+def scope_of(experiment: Experiment, phase: int, now: float, before: Sequence[Experiment] = ()) -> Scope:
+    """Return the scope of a file as it is now; see Scope."""
+    return Scope(experiment, config_hash(experiment, phase), phase, now, before)
 
 
 @dataclass(slots=True)
@@ -103,31 +113,46 @@ class Joined:
         requests: exposure -> request within its unit's window; None for those known but not counted.
         earlier: unit -> phase -> arm, before this phase.
         testers: units that chose their arm at least once; none of their requests counts.
+        accepted: enrolled requests of the version, in all phases.
+        others: other versions -> their enrolled requests.
         shadows: arm -> tally.
         excluded: reason -> how many, as in `results.Excluded`.
-        killed: when the first server heard of a kill.
         until: last line that counts.
     """
 
     scope: Scope
+    versions: Versions
+    history: History
     units: dict[str, Unit] = field(default_factory=dict)
     requests: dict[str, Request | None] = field(default_factory=dict)
     earlier: dict[str, dict[int, str]] = field(default_factory=dict)
     testers: set[str] = field(default_factory=set)
+    accepted: int = 0
+    others: Counter[str] = field(default_factory=Counter)
     shadows: dict[str, ShadowTally] = field(default_factory=dict)
     excluded: Counter[str] = field(default_factory=Counter)
     unreadable: Unreadable = field(default_factory=Unreadable)
-    killed: float | None = None
     until: float | None = None
 
-    @property
-    def frozen(self) -> float:
-        """Until when data count: a kill freezes the analysis."""
-        return self.scope.now if self.killed is None else min(self.scope.now, self.killed)
+    def closes(self, unit: Unit) -> float:
+        """When the value of a unit is final: its outcome window and the grace of its requests are over."""
+        return unit.first + self.scope.window_s + self.scope.experiment.completion_grace_s
+
+    def is_over(self, unit: Unit) -> bool:
+        """Whether nothing that comes can change a unit's value."""
+        return self.closes(unit) <= self.scope.now
+
+    def is_cut(self, unit: Unit) -> bool:
+        """Whether a kill kept requests of a unit's window from being enrolled."""
+        return any(kill.meets(unit.first, unit.first + self.scope.window_s) for kill in self.history.kills)
 
     def is_closed(self, unit: Unit) -> bool:
-        """Whether a unit's outcome window has closed."""
-        return unit.first + self.scope.window_s <= self.frozen
+        """Whether a unit is analysed: its window was open to its end, and is over."""
+        return self.is_over(unit) and not self.is_cut(unit)
+
+    def accepts(self, line: Enrolment) -> bool:
+        """Whether an enrolment is of the version that is asked for."""
+        return line.config == self.scope.config or self.versions.accepts(line.config, line.phase)
 
     def counted(self) -> list[Request]:
         """The requests that count."""
@@ -137,10 +162,10 @@ class Joined:
 def joined(log: Path, scope: Scope) -> Joined:
     """The requests of a phase.
 
-    Completions and feedback count where they came before the unit's window closed, so that nothing that
-    happens later changes the value of a unit that has entered the analysis. Only `ingest` can: its outcomes
-    are as old as the table says. Of several values of a metric for one request the last counts, of equally
-    old ones the one that is read last.
+    Requests and feedback count where they came before the unit's window closed, completions until the grace
+    after it is over, so that nothing that happens later changes the value of a unit that has entered the
+    analysis. Only `ingest` can: its outcomes are as old as the table says. Of several values of a metric for
+    one request the last counts, of equally old ones the one that is read last.
 
     Args:
         log: directory of the JSONL files.
@@ -148,7 +173,11 @@ def joined(log: Path, scope: Scope) -> Joined:
     Raises:
         RecordError: no such directory, or lines of another schema.
     """
-    result = Joined(scope)
+    versions = Versions(scope.experiment, scope.before)
+    told = list(changes(log, scope.experiment.name, scope.now))
+    for change in told:
+        versions.learn(change)
+    result = Joined(scope, versions, history(told))
     for line in lines(log, result.unreadable):
         if line.at <= scope.now:
             _enrol(result, line)
@@ -156,21 +185,19 @@ def joined(log: Path, scope: Scope) -> Joined:
     for line in lines(log, Unreadable()):  # Counted in the first pass.
         if line.at <= scope.now:
             _attach(result, line)
+    result.excluded["other_configuration"] = result.others.total()
     result.excluded["torn_lines"] = result.unreadable.torn
     result.excluded["bad_lines"] = result.unreadable.bad
     return result
 
 
 def _enrol(result: Joined, line: Line) -> None:
-    scope = result.scope
-    if isinstance(line, Change):
-        if (line.experiment, line.config, line.why) == (scope.experiment.name, scope.config, "killed"):
-            result.killed = line.at if result.killed is None else min(result.killed, line.at)
-    elif isinstance(line, Enrolment):
-        if line.exposure_id in result.requests:
-            result.excluded["duplicate_lines"] += line.experiment == scope.experiment.name
-        else:
-            result.requests[line.exposure_id] = _request(result, line)
+    if not isinstance(line, Enrolment):
+        return
+    if line.exposure_id in result.requests:
+        result.excluded["duplicate_lines"] += line.experiment == result.scope.experiment.name
+    else:
+        result.requests[line.exposure_id] = _request(result, line)
 
 
 def _request(result: Joined, line: Enrolment) -> Request | None:
@@ -178,9 +205,11 @@ def _request(result: Joined, line: Enrolment) -> Request | None:
     scope = result.scope
     if line.experiment != scope.experiment.name:
         return None
-    if line.config != scope.config:
-        result.excluded["other_configuration"] += 1
-    elif line.override:
+    if not result.accepts(line):
+        result.others[line.config] += 1
+        return None
+    result.accepted += 1
+    if line.override:
         result.excluded["overrides"] += 1
         result.testers.add(line.unit)
     elif line.washout:
@@ -205,28 +234,35 @@ def _unit(result: Joined, line: Enrolment) -> Unit:
 
 
 def _settle(result: Joined) -> None:
-    """Drop what only now is known not to count: of testers, after the kill, after the unit's window."""
+    """Drop what only now is known not to count: of units that are not admitted, in a kill, after a window."""
+    refused = {name: why for name, unit in result.units.items() if (why := _refused(result, unit))}
     for exposure, request in result.requests.items():
         if request is None:
             continue
-        if request.unit.name in result.testers:
-            result.excluded["overrides"] += 1
+        why = refused.get(request.unit.name)
+        if why is None and result.history.was_killed(request.at):
+            why = "after_kill"
+        if why is not None:
+            result.excluded[why] += 1
             result.requests[exposure] = None
-        elif not _in_time(result, request, request.at):
+        elif not _in_time(result, request.at, request.unit.first + result.scope.window_s):
             result.requests[exposure] = None
-    result.units = {
-        name: unit
-        for name, unit in result.units.items()
-        if unit.first <= result.frozen and name not in result.testers
-    }
+    result.units = {name: unit for name, unit in result.units.items() if name not in refused}
 
 
-def _in_time(result: Joined, request: Request, at: float) -> bool:
-    """Whether something of a request counts; what does not is counted as excluded."""
-    if at > result.frozen:
-        result.excluded["after_kill"] += 1
-        return False
-    if at > request.unit.first + result.scope.window_s:
+def _refused(result: Joined, unit: Unit) -> str | None:
+    """Why a unit is not admitted to the analysis, whatever its requests were."""
+    if unit.name in result.testers:
+        return "overrides"
+    if result.history.was_killed(unit.first):
+        return "after_kill"
+    draining = result.history.draining
+    return "after_drain" if draining is not None and unit.first > draining else None
+
+
+def _in_time(result: Joined, at: float, limit: float) -> bool:
+    """Whether something came in time; what did not is counted as excluded."""
+    if at > limit:
         result.excluded["late_outcomes"] += 1
         return False
     result.until = at if result.until is None else max(result.until, at)
@@ -251,7 +287,7 @@ def _complete(result: Joined, line: Completion) -> None:
         result.excluded["unmatched_completions"] += 1
         return
     request = result.requests[line.exposure_id]
-    if request is None or not _in_time(result, request, line.at):
+    if request is None or not _in_time(result, line.at, result.closes(request.unit)):
         return
     if request.outcome is not None:
         result.excluded["duplicate_lines"] += 1
@@ -273,7 +309,7 @@ def _comment(result: Joined, line: Feedback) -> None:
         result.excluded["unknown_metric"] += 1
     elif not _allowed(metric, line.value):
         result.excluded["out_of_range"] += 1
-    elif _in_time(result, request, line.at):
+    elif _in_time(result, line.at, request.unit.first + result.scope.window_s):
         known = request.feedback.get(line.metric)
         result.excluded["duplicate_feedback"] += known is not None
         if known is None or line.at >= known[0]:

@@ -120,6 +120,20 @@ class ArmSummary(_Part):
     means: dict[str, float | None]
 
 
+class Unmatched(_Part):
+    """A compute-matched control that does not spend what its arm does.
+
+    Args:
+        arm, control: which.
+        arm_tokens, control_tokens: decoded per completed request.
+    """
+
+    arm: str
+    control: str
+    arm_tokens: float
+    control_tokens: float
+
+
 class ShadowSummary(_Part):
     """A shadow arm beside the answers that were served."""
 
@@ -136,8 +150,11 @@ class Excluded(_Part):
     Args:
         moved_units: changed their arm since an earlier phase.
         returning_units: kept it, and were dropped at random so that the others have the phase's weights.
-        open_windows: units whose outcome window has not closed.
-        late_outcomes: what came after a unit's window.
+        open_windows: units whose outcome window, or the grace after it, is not over.
+        cut_units: units that a kill kept from being enrolled in a part of their window.
+        after_kill: requests that a server enrolled before it had heard of a kill.
+        after_drain: requests of units that came after a drain began.
+        late_outcomes: requests and feedback after a unit's window, completions after its grace.
         other_configuration: enrolled under another version of the experiment's file.
         duplicate_feedback: all but the last value of a metric for one answer.
         duplicate_lines: further enrolments or completions of one request.
@@ -150,7 +167,9 @@ class Excluded(_Part):
     moved_units: int = 0
     returning_units: int = 0
     open_windows: int = 0
+    cut_units: int = 0
     after_kill: int = 0
+    after_drain: int = 0
     late_outcomes: int = 0
     other_configuration: int = 0
     unmatched_feedback: int = 0
@@ -176,12 +195,19 @@ class Report(_Part):
 
     Args:
         experiment, owner, hypothesis, kind: of its file.
-        config: hash of the file that the lines were written under.
+        config: version of the file that the lines were written under.
         phase: of the ramp, from 0.
         began, until: first enrolment and last line, seconds since 1970; None where there is none.
         days: between both.
-        killed: when the first server heard of it; None where nobody was told. Later data are excluded.
+        killed: when the first server heard of the kill that holds; None where none does. Units whose window
+            it cut off are excluded.
+        draining: when the first server heard of the drain that holds; units that came later are excluded.
+        last_window: when the last window of the units that are admitted so far closes.
+        other_rules: until when servers had the file with other rules of judgement; None if they never had.
+        outcome_window_h, completion_grace_s: of the file.
         units: in the analysis (window closed).
+        metrics: name -> what a unit's value is, in a sentence.
+        unmatched: compute-matched controls whose cost is more than 10% off.
     """
 
     version: Literal[1] = VERSION
@@ -195,10 +221,17 @@ class Report(_Part):
     until: float | None
     days: float
     killed: float | None = None
+    draining: float | None = None
+    last_window: float | None = None
+    other_rules: float | None = None
+    outcome_window_h: float
+    completion_grace_s: float
     units: int
     arms: tuple[ArmSummary, ...]
     srm: Srm
     effects: tuple[Effect, ...]
     verdict: Verdict
+    metrics: dict[str, str] = {}
+    unmatched: tuple[Unmatched, ...] = ()
     shadows: tuple[ShadowSummary, ...] = ()
     excluded: Excluded

@@ -64,8 +64,10 @@ def _parts(report: Report) -> Iterator[str]:
     )
     if report.config is None:
         yield wording.NOBODY
-    if report.killed is not None:
-        yield f"KILLED at {wording.moment(report.killed)} UTC: later data do not count."
+    if (standing := wording.standing(report)) is not None:
+        yield standing
+    for warning in wording.warnings(report):
+        yield f"WARNING: {warning}"
     yield ""
     yield f"VERDICT: {verdict.decision}{f' {verdict.arm}' if verdict.arm else ''}"
     yield f"  {verdict.reason}"
@@ -78,7 +80,12 @@ def _parts(report: Report) -> Iterator[str]:
     yield ""
     yield "Differences, arm minus control; the intervals hold however often you look, for effects that last"
     for effect in report.effects:
-        yield from _effect(effect)
+        yield from _effect(report, effect)
+    yield ""
+    yield "What is measured"
+    yield f"  {wording.windows(report)}"
+    for name, meaning in report.metrics.items():
+        yield f"  {name}: {meaning}"
     if report.shadows:
         yield from ["", "Shadow arms, never served"]
     for shadow in report.shadows:
@@ -128,9 +135,11 @@ def _seen(arm: ArmSummary) -> list[str]:
     ]
 
 
-def _effect(effect: Effect) -> Iterator[str]:
+def _effect(report: Report, effect: Effect) -> Iterator[str]:
     yield f"  {effect.role} {effect.metric}: {effect.arm} against {effect.control} ({wording.aim(effect)})"
     yield f"    {wording.judged(effect)}: {wording.difference(effect)} ({wording.basis(effect)})"
+    if rates := wording.rates(report, effect):
+        yield f"    means so far: {rates}"
     if effect.carry_over_p is not None:
         yield f"    carry-over from the window before: p = {wording.number(effect.carry_over_p)}"
 

@@ -9,12 +9,15 @@ import numpy as np
 
 from sglang_power.experiments.analysis.observations import Column
 from sglang_power.experiments.analysis.requests import Joined, Request
-from sglang_power.experiments.analysis.results import ArmSummary, ShadowSummary
+from sglang_power.experiments.analysis.results import ArmSummary, ShadowSummary, Unmatched
 from sglang_power.experiments.analysis.units import Population, price
 from sglang_power.experiments.metrics import TokensMetric
 from sglang_power.experiments.model import Arm, Experiment
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+MATCHED_WITHIN = 0.10
+"""How far the decoded tokens of a compute-matched control may be from its arm's, as a share of the arm's."""
 
 
 def arm_summaries(joined: Joined, population: Population) -> tuple[ArmSummary, ...]:
@@ -47,7 +50,7 @@ def _arm_summary(arm: Arm, joined: Joined, population: Population) -> ArmSummary
 def _outcome(request: Request, joined: Joined) -> str:
     if request.outcome is not None:
         return request.outcome
-    return "lost" if joined.is_closed(request.unit) else "running"
+    return "lost" if joined.is_over(request.unit) else "running"
 
 
 def _tokens(completed: Sequence[Request]) -> dict[str, float]:
@@ -71,6 +74,21 @@ def mean(column: Column) -> float | None:
     """Over units, or the ratio of both sums; None where there is nothing to divide by."""
     weight = float(len(column.values) if column.counts is None else column.counts.sum())
     return float(column.values.sum()) / weight if weight else None
+
+
+def unmatched(experiment: Experiment, arms: Sequence[ArmSummary]) -> tuple[Unmatched, ...]:
+    """Compute-matched controls that spend noticeably more or less than an arm they are compared with.
+
+    Judged by decoded tokens per completed request, at face value: with few requests they are off by chance.
+    """
+    spent = {arm.name: arm.tokens_per_request.get("decoded") for arm in arms}
+    controls = [arm.name for arm in arms if arm.control == "compute_matched"]
+    found = []
+    for arm, control in experiment.pairs:
+        ours, theirs = spent[arm], spent[control]
+        if control in controls and ours and theirs is not None and abs(theirs / ours - 1.0) > MATCHED_WITHIN:
+            found.append(Unmatched(arm=arm, control=control, arm_tokens=ours, control_tokens=theirs))
+    return tuple(found)
 
 
 def shadow_summaries(joined: Joined) -> tuple[ShadowSummary, ...]:

@@ -51,8 +51,8 @@ class Population:
 def population(joined: Joined) -> Population:
     """Who is analysed, with one value per metric and unit.
 
-    A unit enters when its outcome window has closed, in order of its first enrolment in the phase, under the
-    arm of that enrolment. Requests count only while the phase lasts.
+    A unit enters when its outcome window, and the grace for requests that still run, is over, in order of its
+    first enrolment in the phase, under the arm of that enrolment. Requests count only while the phase lasts.
     """
     scope = joined.scope
     enrolled = sorted(joined.units.values(), key=lambda unit: (unit.first, unit.name))
@@ -63,7 +63,8 @@ def population(joined: Joined) -> Population:
         if request.unit.name in requests:
             requests[request.unit.name].append(request)
     closed = [unit for unit in kept if joined.is_closed(unit)]
-    excluded["open_windows"] = len(kept) - len(closed)
+    excluded["cut_units"] = sum(map(joined.is_cut, kept))
+    excluded["open_windows"] = len(kept) - len(closed) - excluded["cut_units"]
     rows = [requests[unit.name] for unit in closed]
     return Population(
         enrolled=enrolled,

@@ -113,13 +113,8 @@ def _obstacle(
             "Sample ratio mismatch: units did not arrive in the arms as assigned (e-value "
             f"10^{srm.log10_e:.1f}, red from 10^3), so no metric can be trusted; find the cause, start again"
         )
-    run = experiment.minimum_run
-    if days < run.days or units < run.units:
-        rows = "windows" if experiment.kind == "switchback" else "units"
-        return (
-            f"The minimum run is not reached: {days:.1f} of {run.days:g} days, "
-            f"{units:,} of {run.units:,} {rows}"
-        )
+    if missing := _missing_run(experiment, units, days):
+        return f"The minimum run is not reached: {missing}"
     for effect in effects:
         if effect.carry_over_p is not None and effect.carry_over_p < CARRY_OVER_P:
             return (
@@ -127,6 +122,15 @@ def _obstacle(
                 f"(p = {effect.carry_over_p:.2g}): make washout_s longer and start again"
             )
     return None
+
+
+def _missing_run(experiment: Experiment, units: int, days: float) -> str:
+    """How far the experiment is, of what it asks for; empty where it has run long enough."""
+    run, rows = experiment.minimum_run, "windows" if experiment.kind == "switchback" else "units"
+    if days >= run.days and units >= run.units:
+        return ""
+    asked = [f"{days:.1f} of {run.days:g} days"] if run.days else []
+    return ", ".join([*asked, f"{units:,} of {run.units:,} {rows}"])
 
 
 def _ship(arm: str, effects: Sequence[Effect]) -> Verdict:

@@ -14,9 +14,11 @@ EXCLUDED = {
     "washout": "requests within the washout of a switchback's window",
     "moved_units": "units that changed their arm since an earlier phase",
     "returning_units": "units of earlier phases, dropped at random to keep the phase's weights",
-    "open_windows": "units whose outcome window is still open",
-    "after_kill": "lines written after the experiment was killed",
-    "late_outcomes": "lines that came after their unit's outcome window",
+    "open_windows": "units whose outcome window, or the grace of its requests, is not over yet",
+    "cut_units": "units whose outcome window a kill cut off",
+    "after_kill": "requests that were enrolled while the experiment was killed",
+    "after_drain": "requests of units that came after the drain began",
+    "late_outcomes": "requests and values after their unit's outcome window, or ends after its grace",
     "other_configuration": "requests enrolled under another version of the experiment's file",
     "unmatched_feedback": "values for answers that no log line knows",
     "duplicate_feedback": "values that a later one for the same answer replaced",
@@ -75,6 +77,60 @@ def answered(arm: ArmSummary) -> str:
     """Which share of an arm's requests that have ended, or were lost, got an answer."""
     ended = arm.requests - arm.outcomes.get("running", 0)
     return percent(sum(arm.outcomes.get(outcome, 0) for outcome in SERVED) / ended) if ended else "-"
+
+
+def warnings(report: Report) -> list[str]:
+    """What somebody who reads the verdict must know, in sentences."""
+    found = []
+    if others := report.excluded.other_configuration:
+        found.append(
+            f"{others:,} requests were enrolled under another version of the experiment's file and do not "
+            "count. `sglang-power ab check FILE --log DIR` tells the versions."
+        )
+    for pair in report.unmatched:
+        share = percent(round(pair.control_tokens / pair.arm_tokens, 2))
+        found.append(
+            f"{pair.control} is no compute-matched control of {pair.arm}: it decodes "
+            f"{number(pair.control_tokens)} tokens per request, {pair.arm} {number(pair.arm_tokens)} "
+            f"({share} of them, 90% to 110% would do)."
+        )
+    if report.other_rules is not None:
+        found.append(
+            "Metrics, thresholds or windows were edited after data came in: until "
+            f"{moment(report.other_rules)} UTC others were in force. Intervals and verdict hold for rules "
+            "that are fixed beforehand."
+        )
+    return found
+
+
+def standing(report: Report) -> str | None:
+    """What a kill or a drain does to the analysis, in one sentence; None where neither holds."""
+    if report.killed is not None:
+        return f"KILLED at {moment(report.killed)} UTC: units whose outcome window it cut off do not count."
+    if report.draining is None:
+        return None
+    began = f"DRAINING since {moment(report.draining)} UTC: units that came later do not count"
+    if report.excluded.open_windows:
+        return f"{began}; the last window closes at {moment(report.last_window)} UTC."
+    return f"{began}, and all windows are closed. End it with `kill: true`."
+
+
+def windows(report: Report) -> str:
+    """For how long what happens to a unit counts."""
+    return (
+        f"Outcomes count for {report.outcome_window_h:g} h from a unit's first request; requests of that "
+        f"time may end up to {report.completion_grace_s:g} s later."
+    )
+
+
+def rates(report: Report, effect: Effect) -> str:
+    """Means of the arm and of its control so far, with the relative lift; empty where there are none."""
+    means = {arm.name: arm.means.get(effect.metric) for arm in report.arms}
+    ours, theirs = means.get(effect.arm), means.get(effect.control)
+    if ours is None or theirs is None:
+        return ""
+    lift = f": {100.0 * (ours - theirs) / abs(theirs):+.3g}%" if theirs else ""
+    return f"{effect.arm} {number(ours)}, {effect.control} {number(theirs)}{lift}"
 
 
 def measured_in(report: Report, metric: str) -> str:

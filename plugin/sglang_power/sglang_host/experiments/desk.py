@@ -236,6 +236,12 @@ class Desk:
         self.counters.reload_problems(len(problems))
         self._assigner.load(self._catalogue.experiments)
         known = {each.experiment.name: each.experiment for each in self._catalogue.experiments}
+        for name in self._catalogue.begun_anew:
+            logger.warning(
+                "experiment %s: a new version of its file; what was logged so far does not count any more "
+                "(sglang-power ab check FILE --log DIR)",
+                name,
+            )
         for change in self._catalogue.changes:
             self._tell(change, known.get(change.experiment))
 
