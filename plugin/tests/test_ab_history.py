@@ -96,7 +96,7 @@ def test_a_drain_admits_nobody_new_and_lets_windows_close(tmp_path: Path) -> Non
     assert found.arms[0].means["failed"] == 0.25, "requests after the drain began count"
     assert (found.draining, found.last_window) == (3.0 * HOUR, 3.5 * HOUR + GRACE)
     assert found.srm.units["plain"] == 2
-    assert "and all windows are closed. End it with `kill: true`." in " ".join(show.text(found).split())
+    assert "and all windows are closed: end it with `kill: true`." in " ".join(show.text(found).split())
     early = told(tmp_path, 3.45 * HOUR, drain=True)
     said = "the last window closes at 1970-01-01 03:40 UTC"
     assert said in " ".join(show.text(early).split())

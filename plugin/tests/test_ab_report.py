@@ -210,6 +210,84 @@ def test_a_kill_is_told(tmp_path: Path) -> None:
     assert "KILLED at 1970-01-01 02:00 UTC" in show.text(found)
 
 
+MATCHED: dict[str, Any] = {
+    "arms": [
+        {"name": "plain", "sampler": {"sampler": "none"}, "weight": 3334, "control": "plain"},
+        {"name": "best-of", "sampler": {"preset": "b"}, "weight": 3333, "control": "compute_matched"},
+        {"name": "power", "sampler": {"preset": "p"}, "weight": 3333},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("power", "matched", "told"),
+    [(301, 207, True), (207, 301, True), (200, 222, True), (200, 219, False), (200, 181, False)],
+)
+def test_a_control_that_is_not_compute_matched_is_a_warning(
+    power: int, matched: int, told: bool, tmp_path: Path
+) -> None:
+    """Prefilled tokens are others', too: they do not matter."""
+    log = Lines()
+    for arm, decoded, prefilled in [("plain", 9, 1), ("best-of", matched, 1), ("power", power, 900)]:
+        log.request(arm, arm, 0.0, decoded=decoded, prefilled=prefilled)
+    found = made(log.write(tmp_path), **MATCHED)
+    assert [(pair.arm, pair.control, pair.arm_tokens, pair.control_tokens) for pair in found.unmatched] == (
+        [("power", "best-of", power, matched)] if told else []
+    )
+    warning = f"WARNING: best-of is no compute-matched control of power: it decodes {matched} tokens"
+    assert (warning in show.text(found)) is told
+
+
+def test_a_control_without_answers_is_not_called_unmatched(tmp_path: Path) -> None:
+    log = Lines()
+    log.request("u1", "power", 0.0)
+    log.enrol("u2", "best-of", 0.0)
+    assert made(log.write(tmp_path), **MATCHED).unmatched == ()
+
+
+def test_rates_of_both_arms_and_the_relative_lift_are_told(tmp_path: Path) -> None:
+    """Of 4 users each 1 and 3 are content; nobody fails, so there is nothing to divide by."""
+    log = Lines()
+    for arm, content in [("plain", 1), ("power", 3)]:
+        for number in range(4):
+            exposure = log.request(f"{arm}{number}", arm, float(number))
+            log.say(exposure, float(number < content), 10.0)
+    found = made(log.write(tmp_path))
+    rates = {effect.metric: wording.rates(found, effect) for effect in found.effects}
+    assert rates == {
+        "thumbs": "power 0.75, plain 0.25: +200%",
+        "failed": "power 0, plain 0",
+        "tokens": "power 15, plain 15: +0%",
+    }
+    for shown in (show.text(found), page.rendered(found)):
+        for said in rates.values():
+            assert said in shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ({"source": "feedback", "absent": 0.5}, "the mean of what was said of its answers"),
+        ({"source": "feedback", "absent": 0.5}, "and 0.5 where nothing was said"),
+        ({"source": "feedback", "absent": 0.5, "per": "request"}, "0.5 for each of which nothing was said"),
+        ({"source": "outcome", "outcomes": ["error", "lost"]}, "requests that ended as error, lost"),
+        ({"source": "latency", "over_ms": 2000.0, "of": "ttft"}, "took over 2,000 ms to the first text"),
+        ({"source": "tokens"}, "decoded and prefilled tokens of all that ran for a request"),
+        ({"source": "tokens", "kinds": ["decoded"]}, "decoded tokens of all that ran for a request"),
+    ],
+)
+def test_what_a_metric_holds_is_told(metric: dict[str, Any], said: str, tmp_path: Path) -> None:
+    thumbs = {"source": "feedback", "low": 0.0, "high": 1.0, "absent": 0.0}
+    found = made(tmp_path, metrics={"thumbs": thumbs, "m": metric}, guardrails=[])
+    assert said in found.metrics["m"]
+    assert found.metrics["m"] in " ".join(show.text(found).split())
+
+
+def test_days_that_nobody_asks_for_are_not_told(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    assert found.verdict.reason == "The minimum run is not reached: 0 of 100 units"
+
+
 def test_the_text_has_every_part() -> None:
     text = show.text(full_report())
     for part in (

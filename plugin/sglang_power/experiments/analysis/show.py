@@ -65,7 +65,7 @@ def _parts(report: Report) -> Iterator[str]:
     if report.config is None:
         yield wording.NOBODY
     if (standing := wording.standing(report)) is not None:
-        yield standing
+        yield f"{standing[0].upper()} {standing[1]}"
     for warning in wording.warnings(report):
         yield f"WARNING: {warning}"
     yield ""
@@ -138,8 +138,7 @@ def _seen(arm: ArmSummary) -> list[str]:
 def _effect(report: Report, effect: Effect) -> Iterator[str]:
     yield f"  {effect.role} {effect.metric}: {effect.arm} against {effect.control} ({wording.aim(effect)})"
     yield f"    {wording.judged(effect)}: {wording.difference(effect)} ({wording.basis(effect)})"
-    if rates := wording.rates(report, effect):
-        yield f"    means so far: {rates}"
+    yield f"    means so far: {wording.rates(report, effect)}"
     if effect.carry_over_p is not None:
         yield f"    carry-over from the window before: p = {wording.number(effect.carry_over_p)}"
 

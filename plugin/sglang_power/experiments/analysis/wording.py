@@ -103,16 +103,17 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
-def standing(report: Report) -> str | None:
-    """What a kill or a drain does to the analysis, in one sentence; None where neither holds."""
+def standing(report: Report) -> tuple[str, str] | None:
+    """A kill or a drain that holds, and the rest of the sentence on what it does; None where neither does."""
     if report.killed is not None:
-        return f"KILLED at {moment(report.killed)} UTC: units whose outcome window it cut off do not count."
+        at = moment(report.killed)
+        return "killed", f"at {at} UTC; units whose outcome window it cut off do not count."
     if report.draining is None:
         return None
-    began = f"DRAINING since {moment(report.draining)} UTC: units that came later do not count"
+    began = f"since {moment(report.draining)} UTC; units that came later do not count"
     if report.excluded.open_windows:
-        return f"{began}; the last window closes at {moment(report.last_window)} UTC."
-    return f"{began}, and all windows are closed. End it with `kill: true`."
+        return "draining", f"{began}, and the last window closes at {moment(report.last_window)} UTC."
+    return "draining", f"{began}, and all windows are closed: end it with `kill: true`."
 
 
 def windows(report: Report) -> str:
@@ -124,12 +125,12 @@ def windows(report: Report) -> str:
 
 
 def rates(report: Report, effect: Effect) -> str:
-    """Means of the arm and of its control so far, with the relative lift; empty where there are none."""
+    """Means of the arm and of its control so far, with the relative lift where there is one."""
     means = {arm.name: arm.means.get(effect.metric) for arm in report.arms}
     ours, theirs = means.get(effect.arm), means.get(effect.control)
-    if ours is None or theirs is None:
-        return ""
-    lift = f": {100.0 * (ours - theirs) / abs(theirs):+.3g}%" if theirs else ""
+    lift = ""
+    if ours is not None and theirs:
+        lift = f": {100.0 * (ours - theirs) / abs(theirs):+.3g}%"
     return f"{effect.arm} {number(ours)}, {effect.control} {number(theirs)}{lift}"
 
 
