@@ -12,9 +12,11 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_power.errors import HostError
 from sglang_power.policies import Policy, Row, policies
+from sglang_power.policies.adapt import Adapt
 from sglang_power.policies.base import softmax
 from sglang_power.policies.entropix import Entropix
 from sglang_power.policies.kl_guided import KLGuided
+from sglang_power.policies.min_k import MinK
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
 from sglang_power.server.config import Kernels, ServerConfig
@@ -25,16 +27,33 @@ from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
 from sglang_power.sglang_host.scheduler.row_memory import (
     NOTHING,
     RowMemory,
-    follows_line_end,
+    begins_line,
+    line_begins,
     read_memories,
     write_memories,
 )
-from sglang_power.sglang_host.scheduler.rows import RowBlock, _row_of
+from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
+from sglang_power.sglang_host.scheduler.rows import BAN, RowBlock, _row_of, banned_tokens
 from sglang_power.sglang_host.scheduler.statistics import HostStatistics
 from sglang_power.types import FloatArray, ProposalLaw
 from sglang_power_kernels import counters
 from sglang_power_kernels.testing import NoHostReads
 
+
+class Pieces:
+    """A tokenizer of a few byte-level pieces, and one whose decoder strips the blank."""
+
+    texts = ("a", "\n", " \n  ", "x\n", "\nx", "  ", "\t", " b", "", "\n\n")
+    pieces = ("a", "Ċ", "ĠĊĠĠ", "xĊ", "Ċx", "ĠĠ", "ĉ", "Ġb", "▁", "ĊĊ")
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.texts[i] for i in ids)
+
+
+TOKENIZER = Pieces()
 CPU = torch.device("cpu")
 ORIGIN = 4
 
@@ -46,13 +65,13 @@ def params(policy: Policy | None = None, seed: int = 0, **fields: Any) -> ChildP
 
 def request(policy: Policy, **sampling: Any) -> SimpleNamespace:
     """A scheduler request as SGLang normalises it, by default without any limit."""
-    own = {"temperature": 1.0, "top_k": 1 << 30, "top_p": 1.0, "min_p": 0.0, **sampling}
+    own = {"temperature": 1.0, "top_k": 1 << 30, "top_p": 1.0, "min_p": 0.0, "logit_bias": None, **sampling}
     flat = {"sampler": POLICY, "seed": 7, **flat_policy(policy)}
     return SimpleNamespace(
         sampling_params=SimpleNamespace(custom_params=flat, **own),
         origin_input_ids=[1] * (ORIGIN + 1),
         custom_logit_processor=None,
-        tokenizer=object(),
+        tokenizer=Pieces(),
         to_finish=None,
         customized_info=None,
         output_ids=[],
@@ -303,23 +322,189 @@ def test_a_policy_cannot_force_what_a_grammar_forbids() -> None:
 # --- the token before ---------------------------------------------------------------------------------
 
 
-class Pieces:
-    """A tokenizer of a few byte-level pieces."""
-
-    texts = ("a", "\n", " \n  ", "x\n", "\nx", "  ")
-    pieces = ("a", "Ċ", "ĠĊĠĠ", "xĊ", "Ċx", "ĠĠ")
-
-    def get_vocab(self) -> dict[str, int]:
-        return {piece: i for i, piece in enumerate(self.pieces)}
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(self.texts[i] for i in ids)
+def state_behind(ids: list[int], before: int) -> list[int]:
+    """The state of a line behind each token, as the rows of one answer see it, one step after the other."""
+    states, state = [], torch.tensor([[before]])
+    for token in ids:
+        state = line_begins(torch.tensor([token]), state, TOKENIZER)
+        assert torch.equal(line_begins(torch.tensor([token]), state, TOKENIZER), state), "not idempotent"
+        states.append(int(state))
+    return states
 
 
-def test_a_token_ends_a_line_if_only_blanks_follow_its_newline() -> None:
-    previous = torch.tensor([0, 1, 2, 3, 4, 5, 6, 4000])
-    ends = follows_line_end(previous, Pieces()).squeeze(1).tolist()
-    assert ends == [False, True, True, True, False, False, False, False]
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_a_single_token_says_of_the_line(before: int) -> None:
+    """A newline, and nothing but blanks behind it; blanks alone say nothing; unknown ids are inside."""
+    alone = [state_behind([token], before)[0] for token in (*range(10), 10, 4000)]
+    assert alone == [0, 1, 1, 1, 0, before, before, 0, before, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "states"),
+    [
+        ("newline, indentation, code", [1, 5, 0, 0], [1, 1, 0, 0]),
+        ("newline, indentation in three pieces, code", [3, 5, 6, 8, 7, 0], [1, 1, 1, 1, 0, 0]),
+        ("newline and indentation in one token", [2, 0, 5, 0], [1, 0, 0, 0]),
+        ("an empty line of blanks", [1, 5, 1, 5, 7, 5], [1, 1, 1, 1, 0, 0]),
+        ("empty lines in one token", [9, 5, 0], [1, 1, 0]),
+        ("blanks inside of a line", [0, 5, 0, 6, 0], [0, 0, 0, 0, 0]),
+        ("a token that goes on behind its newline", [4, 5, 0], [0, 0, 0]),
+    ],
+)
+def test_a_line_begins_until_its_first_token_that_is_not_blank(
+    text: str, ids: list[int], states: list[int]
+) -> None:
+    assert state_behind(ids, 0) == states, text
+    read_again = [int(begins_line(reversed(ids[: n + 1]), TOKENIZER)) for n in range(len(ids))]
+    assert read_again == states, "a row that is made again sees what it would have seen"
+
+
+@pytest.mark.parametrize(
+    ("output", "begins"), [([], 1), ([5, 6], 1), ([5, 0], 0), ([5, 0, 5], 0), ([0, 3], 1)]
+)
+def test_a_row_reads_the_line_from_prompt_and_answer_whenever_it_is_made(
+    output: list[int], begins: int
+) -> None:
+    """Retraction, prefix caching and proposals of power make rows in the middle of an answer."""
+    req = request(Adapt())
+    req.origin_input_ids, req.output_ids = [0, 3, 5], output
+    row = _row_of(req)
+    assert row is not None
+    assert row.line is not None
+    assert row.line.read(CPU).tolist() == [begins]
+
+
+def test_the_indentation_and_the_first_code_token_are_hot_the_rest_is_cold() -> None:
+    """Through the sampler's own step: the rows' states, and the law that each token is drawn from."""
+    req = request(Adapt(hot=2.0, cold=0.5))
+    req.origin_input_ids, answer = [0] * ORIGIN + [3], [5, 5, 7, 0, 1, 6, 0]
+    row = _row_of(req)
+    assert row is not None
+    block = RowBlock((row, _row_of(request(TopNSigma()))))
+    logits, seen = random_logits(2), []
+    cold = sampler._draw(logits, torch.tensor([1, 1]), block, torch.tensor([0, 0]), "torch")
+    assert cold.statistics[0, 1] != cold.statistics[0, 0], "a middle chunk of the prompt: not remembered"
+    for index, token in enumerate([3, *answer]):
+        positions = torch.full((2,), ORIGIN + index)
+        drawn = sampler._draw(logits, positions, block, torch.tensor([token, 1]), "torch")
+        x = logits[0].double().numpy()
+        log_q = {t: np.log(softmax(x, t)[drawn.ids[0]]) for t in (2.0, 0.5)}
+        seen.append(min(log_q, key=lambda t: abs(log_q[t] - drawn.statistics[0, 1].item())))
+    #                newline  4    4    b    a   newline tab   a
+    assert seen == [2.0, 2.0, 2.0, 0.5, 0.5, 2.0, 2.0, 0.5]
+
+
+# --- bans ---------------------------------------------------------------------------------------------
+
+
+def test_which_biases_ban() -> None:
+    bias = {"3": -100, "4": -99.9, "5": -1e9, "6": 100.0, "7": float("-inf"), "8": 0}
+    assert banned_tokens(bias) == (3, 5, 7)
+    assert banned_tokens(None) == ()
+
+
+def banned_draw(logits: torch.Tensor, policy: Policy, banned: list[int], draws: int, kappa: float) -> Drawn:
+    """As `draw`, on rows whose logit_bias bans tokens: SGLang has added it to the logits."""
+    biased = logits.clone()
+    biased[:, banned] += BAN
+    rows = [params(policy, seed, kappa=kappa) for seed in range(draws)]
+    tensors = RowTensors.of(rows, list(range(draws)), draws, [banned] * draws)
+    context = {
+        "ends_line": torch.zeros(draws, 1, dtype=torch.bool),
+        "memory": torch.full((draws, 1), NOTHING),
+    }
+    positions = torch.full((draws,), ORIGIN)
+    return draw_rows(biased.expand(draws, -1).contiguous(), positions, tensors, **context)
+
+
+BANNED = [0, 3, 4, 9, 11, 12, 17, 20, 22, 23]
+ALONE = [kind for kind in policies().values() if "twin" not in kind.needs]
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.02])
+@pytest.mark.parametrize("kind", ALONE, ids=[kind.name() for kind in ALONE])
+def test_banned_tokens_do_not_count_for_any_policy(kind: type[Policy], kappa: float) -> None:
+    """The density of every draw is that of the rule on the row without them, at high temperatures too.
+
+    Exact, but for float32; the control below shows that the comparison sees what a ban can do.
+    """
+    logits, draws = random_logits(1, vocab=24, seed=5), 60
+    x = logits[0].double().numpy().copy()
+    x[BANNED] = -np.inf
+    for example in kind.examples:
+        policy = kind(**example)
+        drawn = banned_draw(logits, policy, BANNED, draws, kappa)
+        right = policy.law(Row(x, 1.0 / kappa))
+        assert not set(drawn.ids.tolist()) & set(BANNED)
+        expected = np.log(right[drawn.ids.numpy()])
+        assert np.abs(drawn.statistics[:, 1].numpy() - expected).max() < 1e-4
+
+
+def test_banned_tokens_add_nothing_to_a_divergence() -> None:
+    """Either prompt's children carry the request's bias; the temperature is that of the laws without them."""
+    policy, logits, draws = KLGuided(sigma=0.3, ids_without=[1]), random_logits(2, vocab=24, seed=5), 60
+    biased, masked = logits.clone(), logits.double().numpy().copy()
+    biased[:, BANNED] += BAN
+    masked[:, BANNED] = -np.inf
+    rows = [row for seed in range(draws) for row in pair(policy, seed, str(seed))]
+    tensors = RowTensors.of(rows, list(range(2 * draws)), 2 * draws, [BANNED, []] * draws)
+    drawn = draw_rows(biased.repeat(draws, 1), torch.full((2 * draws,), ORIGIN), tensors)
+    right = policy.law(Row(masked[0], twin=masked[1]))
+    expected = np.log(right[drawn.ids[0::2].numpy()])
+    assert np.abs(drawn.statistics[0::2, 1].numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("policy", [TopNSigma(), TopNSigma(n=0.3), MinK(), MinK(decay=0.25)])
+def test_without_the_ban_being_known_such_rules_keep_other_tokens(policy: Policy) -> None:
+    """So that the test above can fail: a finite logit of -100 is the spread, and the steepest fall."""
+    logits = random_logits(1, vocab=24, seed=5)[0].double().numpy()
+    biased, masked = logits.copy(), logits.copy()
+    biased[BANNED] += BAN
+    masked[BANNED] = -np.inf
+    assert (policy.law(Row(biased)) > 1e-9).sum() > (policy.law(Row(masked)) > 0).sum()
+
+
+def test_other_rows_of_the_batch_keep_their_biased_logits() -> None:
+    """The base law keeps a biased token's tiny probability, so that log p of any token is finite."""
+    logits = random_logits(3)
+    logits[:, 2] += BAN
+    rows = [params(TopNSigma()), params(), params(forced=(2,))]
+    tensors = RowTensors.of(rows, [0, 1, 2], 3, [[2], [], []])
+    drawn = draw_rows(logits, torch.full((3,), ORIGIN), tensors)
+    assert drawn.ids[2] == 2
+    assert drawn.statistics[2, 0] < BAN / 2
+    assert drawn.statistics.isfinite().all()
+    assert torch.equal(drawn.statistics[1:], draw(logits, rows).statistics[1:])
+
+
+def test_a_row_that_bans_all_it_has_draws_as_if_it_banned_nothing() -> None:
+    logits = random_logits(1)
+    logits[0, 4:] = -torch.inf
+    logits[0, :4] += BAN
+    row = params(TopNSigma(n=0.5))
+    banned = draw_rows(logits, torch.tensor([ORIGIN]), RowTensors.of([row], [0], 1, [[0, 1, 2, 3]]))
+    free = draw(logits, [row])
+    assert torch.equal(banned.ids, free.ids)
+    assert banned.statistics.isfinite().all()
+
+
+def test_a_policy_cannot_force_what_a_bias_bans() -> None:
+    policy = Entropix(entropy_threshold=0.0, varentropy_threshold=99.0, insert_ids=[2])
+    drawn = banned_draw(random_logits(1), policy, [2], 1, 1.0)
+    assert drawn.ids.tolist() != [2]
+
+
+def test_the_bans_of_a_request_reach_its_rows_and_follow_the_batch() -> None:
+    banning = _row_of(request(MinK(), logit_bias={"5": -100, "1": -100.0, "2": -3}))
+    assert banning is not None
+    block = RowBlock((None, _row_of(request(MinK())), banning))
+    bans = block.on(CPU).bans
+    assert bans is not None
+    assert (bans.rows.tolist(), bans.tokens.tolist()) == ([1, 1], [5, 1])
+    alone = block.keep([2]).on(CPU).bans
+    assert alone is not None
+    assert alone.rows.tolist() == [0, 0]
+    assert block.keep([1]).on(CPU).bans is None
 
 
 # --- where tokens are committed -----------------------------------------------------------------------

@@ -15,7 +15,8 @@ from sglang_power.types import FloatArray
 
 class Adapt(Policy):
     """`T = T0 * hot` for the first token of a line, where code is hard to foresee, else `T0 * cold`. T0 is
-    the request's temperature.
+    the request's temperature. Tokens of spaces and tabs after the newline, the indentation, do not end that:
+    they are hot, and so is the token behind them.
 
     Args:
         hot: a of the paper.

@@ -43,11 +43,12 @@ class Rows:
     """The rows of a batch that one policy serves.
 
     Args:
-        logits: [rows, vocab] base-law logits, nats; -inf is a token without probability.
+        logits: [rows, vocab] base-law logits, nats; -inf is a token without probability: masked by a
+            grammar or by min_new_tokens, or banned by the request's logit_bias (-100 or less).
         kappa: [rows, 1] inverse temperature of the request.
         index: [rows, 1] int64, how many tokens of the answer precede this one.
-        ends_line: [rows, 1] bool, whether the token before ends a line (its text ends with a newline,
-            blanks after it aside); for policies that need "ends_line".
+        ends_line: [rows, 1] bool, whether the tokens before end a line (a newline, and nothing but spaces
+            and tabs after it); for policies that need "ends_line".
         memory: [rows, 1] int64, what `Action.memory` said of the same request before, -1 at first; for
             policies that need "memory".
         twin: [rows, vocab] logits of the same answer behind the twin's prompt, NaN where there is none; for

@@ -60,7 +60,8 @@ def draw_rows(
     index = (positions - rows.origins)[:, None]
     given = _given(rows, index)
     apart = None if rows.pairs is None else _apart(rows.pairs, index.squeeze(1), given)
-    shaped = _shaped(logits, rows, index, apart, ends_line, memory)
+    allowed = _allowed(logits, rows)
+    shaped = _shaped(allowed, rows, index, apart, ends_line, memory)
     keep_min = _keep_min(shaped, rows)
     drawn = sample_rows(
         shaped.logits,
@@ -71,7 +72,7 @@ def draw_rows(
         backend=backend,
         validate=False,
     ).clamp_min(0)
-    ids = _or_policy_token(drawn, logits, shaped)
+    ids = _or_policy_token(drawn, allowed, shaped)
     if rows.pairs is not None:
         ids = torch.where(rows.pairs.twin, ids[rows.pairs.partner], ids)
     if given is not None:
@@ -95,6 +96,19 @@ def _apart(pairs: Pairs, index: torch.Tensor, given: torch.Tensor | None) -> tor
     alone = pairs.partner == torch.arange(len(index), device=index.device)
     apart = pairs.member & (alone | (index != index[pairs.partner]))
     return apart if given is None else apart & (given < 0)
+
+
+def _allowed(logits: torch.Tensor, rows: RowTensors) -> torch.Tensor:
+    """[rows, vocab] the logits, -inf for banned tokens: they do not count for a policy, and are not drawn.
+
+    A ban by logit_bias leaves a finite logit far below all others, which would make the spread of a row, or
+    its steepest fall. A row that bans everything it has stays as it is.
+    """
+    if rows.bans is None:
+        return logits
+    masked = logits.index_put((rows.bans.rows, rows.bans.tokens), logits.new_tensor(-torch.inf))
+    empty = masked.amax(dim=-1, keepdim=True) == -torch.inf
+    return torch.where(empty, logits, masked)
 
 
 def _shaped(

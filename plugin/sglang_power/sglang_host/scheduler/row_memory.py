@@ -7,7 +7,7 @@ that filtering, merging and retraction cannot lose it, and is read and written w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,17 +21,28 @@ _NEWLINES = ("\n", "Ċ", "<0x0A>", "▁\n")
 
 _ENDS_LINE = re.compile(r"\n[ \t]*$")
 
+_BLANKS = re.compile(r"(?:[ \tĠĉ▁]|<0x20>|<0x09>)+")
+"""How vocabularies write pieces of spaces and tabs alone, in the same three ways."""
+
+_INSIDE, _BEGINS, _KEEPS = 0, 1, -1
+"""What a token makes of the place behind it: inside of a line, where a line begins, or what it was before."""
+
 
 class RowMemory:
-    """One request's memory: an int64 tensor of shape [1] on the device, made when first used."""
+    """One request's memory: an int64 tensor of shape [1] on the device, made when first used.
 
-    def __init__(self) -> None:
+    Args:
+        start: what it holds at first.
+    """
+
+    def __init__(self, start: int = NOTHING) -> None:
+        self._start = start
         self._value: torch.Tensor | None = None
 
     def read(self, device: torch.device) -> torch.Tensor:
         """[1] int64."""
         if self._value is None:
-            self._value = torch.full((1,), NOTHING, dtype=torch.int64, device=device)
+            self._value = torch.full((1,), self._start, dtype=torch.int64, device=device)
         return self._value
 
     def write(self, value: torch.Tensor) -> None:
@@ -52,21 +63,50 @@ def write_memories(memories: Sequence[RowMemory | None], values: torch.Tensor) -
 
 
 @lru_cache(maxsize=4)
-def line_ends(tokenizer: Any, device: torch.device) -> torch.Tensor:
-    """[vocab] bool: whether a token's text ends with a newline, blanks after it aside."""
+def _line_roles(tokenizer: Any) -> list[int]:
+    """What every token of the vocabulary makes of the place behind it."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    table = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)
+    roles = [_INSIDE] * (max(vocabulary.values()) + 1)
     for piece, token in vocabulary.items():
         if any(newline in piece for newline in _NEWLINES):
-            table[token] = _ENDS_LINE.search(tokenizer.decode([token])) is not None
-    return table.to(device)
+            roles[token] = _BEGINS if _ENDS_LINE.search(tokenizer.decode([token])) else _INSIDE
+        elif _BLANKS.fullmatch(piece):  # by its spelling: some decoders strip a leading blank
+            roles[token] = _KEEPS
+    return roles
 
 
-def follows_line_end(previous: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """[rows, 1] bool for [rows] ids of the tokens before; ids that the tokenizer lacks end no line."""
-    table = line_ends(tokenizer, previous.device)
-    known = previous.clamp(0, len(table) - 1)
-    return (table[known] & (known == previous))[:, None]
+@lru_cache(maxsize=4)
+def _line_roles_on(tokenizer: Any, device: torch.device) -> torch.Tensor:
+    """[vocab] int64 on a device."""
+    return torch.tensor(_line_roles(tokenizer), device=device)
+
+
+def begins_line(ids: Iterable[int], tokenizer: Any) -> bool:
+    """Return whether a line begins behind a sequence, blanks after the newline aside.
+
+    Args:
+        ids: the sequence from its end to its beginning; read as far as it matters.
+        tokenizer: of the served model. Ids that it lacks are inside of a line.
+    """
+    roles = _line_roles(tokenizer)
+    known = (roles[token] if 0 <= token < len(roles) else _INSIDE for token in ids)
+    return next((role for role in known if role != _KEEPS), _INSIDE) == _BEGINS
+
+
+def line_begins(previous: torch.Tensor, before: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Return [rows, 1] int64, 1 where a line begins behind the token before, 0 elsewhere.
+
+    The same token twice leaves the same state, so rows may be computed more than once.
+
+    Args:
+        previous: [rows] ids of the tokens before.
+        before: [rows, 1] int64, the state in front of those tokens, which tokens of blanks leave as it is.
+        tokenizer: of the served model. Ids that it lacks are inside of a line.
+    """
+    roles = _line_roles_on(tokenizer, previous.device)
+    known = previous.clamp(0, len(roles) - 1)
+    role = roles[known].masked_fill(known != previous, _INSIDE)[:, None]
+    return torch.where(role == _KEEPS, before, role)
 
 
 def sample(original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any) -> Any:

@@ -48,6 +48,14 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Bans:
+    """Banned tokens, [bans] int64 each: which active row, which token."""
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
 class RowTensors:
     """Parameters of the active rows, [active] each unless said otherwise.
 
@@ -61,6 +69,7 @@ class RowTensors:
         origins: int64, position of the row that the first new token is drawn from.
         groups: the rows of each policy.
         pairs: None where no row is paired.
+        bans: None where no row bans a token.
     """
 
     indices: torch.Tensor
@@ -73,10 +82,23 @@ class RowTensors:
     origins: torch.Tensor
     groups: tuple[PolicyGroup, ...] = ()
     pairs: Pairs | None = None
+    bans: Bans | None = None
 
     @classmethod
-    def of(cls, active: Sequence[ChildParams], indices: Sequence[int], batch: int) -> RowTensors:
-        """The tensors of a batch's active rows, on the host."""
+    def of(
+        cls,
+        active: Sequence[ChildParams],
+        indices: Sequence[int],
+        batch: int,
+        banned: Sequence[Sequence[int]] = (),
+    ) -> RowTensors:
+        """The tensors of a batch's active rows, on the host.
+
+        Args:
+            active, indices: the rows and their positions in the batch.
+            batch: rows of the whole batch.
+            banned: the tokens that each active row bans; none at all where it is empty.
+        """
         laws = [row.law for row in active]
         others = sorted(set(range(batch)) - set(indices))
         return cls(
@@ -90,6 +112,7 @@ class RowTensors:
             origins=torch.tensor([row.origin for row in active], dtype=torch.int64),
             groups=_groups([row.policy for row in active]),
             pairs=_pairs(active),
+            bans=_bans(banned),
         )
 
     def to(self, device: torch.device) -> RowTensors:
@@ -103,7 +126,7 @@ class RowTensors:
         def move_some(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else move(tensor)
 
-        pairs = self.pairs
+        pairs, bans = self.pairs, self.bans
         return RowTensors(
             indices=move(self.indices),
             others=move(self.others),
@@ -127,6 +150,7 @@ class RowTensors:
                 for group in self.groups
             ),
             pairs=None if pairs is None else Pairs(move(pairs.partner), move(pairs.twin), move(pairs.member)),
+            bans=None if bans is None else Bans(move(bans.rows), move(bans.tokens)),
         )
 
 
@@ -178,6 +202,14 @@ def _groups(policies: Sequence[Policy | None]) -> tuple[PolicyGroup, ...]:
         PolicyGroup(kind, torch.tensor(list(rows)), kind.columns(list(rows.values())))
         for kind, rows in members.items()
     )
+
+
+def _bans(banned: Sequence[Sequence[int]]) -> Bans | None:
+    places = [(row, token) for row, tokens in enumerate(banned) for token in tokens]
+    if not places:
+        return None
+    table = torch.tensor(places, dtype=torch.int64)
+    return Bans(table[:, 0].contiguous(), table[:, 1].contiguous())
 
 
 def _pairs(rows: Sequence[ChildParams]) -> Pairs | None:

@@ -8,7 +8,8 @@ filtering and merging (SGLang 0.5.20 to 0.5.23).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -20,10 +21,14 @@ from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from sglang_power.sglang_host.child_params import CHILD, GREEDY_FIELD, POLICY, ChildParams, policy_of
 from sglang_power.sglang_host.host_sampling import law_of
-from sglang_power.sglang_host.scheduler.row_memory import RowMemory
+from sglang_power.sglang_host.scheduler.row_memory import RowMemory, begins_line
 from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
 
 _MEMORY = "_sglang_power_memory"
+
+BAN = -100.0
+"""A logit_bias of at most this bans its token: the end of OpenAI's scale, whose documents call it a ban. To
+SGLang it is a number to add, which leaves such logits finite."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,16 @@ class PowerRow:
         params: what it carries.
         memory: what its policy remembers; None where the policy needs none.
         tokenizer: of the served model, for policies that look at text.
+        line: whether a line begins (1) or not (0) in front of the last token that the row follows; for
+            policies that look at text.
+        banned: tokens that the request's logit_bias bans, for rows with a policy.
     """
 
     params: ChildParams
     memory: RowMemory | None = None
     tokenizer: Any = None
+    line: RowMemory | None = None
+    banned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,8 @@ class RowBlock:
         """The tensors on a device; made once per composition of the batch and device."""
         cache: dict[torch.device, RowTensors] = self.__dict__.setdefault("_on_device", {})
         if device not in cache:
-            cache[device] = RowTensors.of(self.active, self.indices, len(self.rows)).to(device)
+            banned = [row.banned for row in self.members]
+            cache[device] = RowTensors.of(self.active, self.indices, len(self.rows), banned).to(device)
         return cache[device]
 
 
@@ -147,13 +158,27 @@ def _row_of(req: Any) -> PowerRow | None:
 
 
 def _power_row(req: Any, params: ChildParams) -> PowerRow:
-    """The row with its memory, which lives on the request: retraction and re-prefill make a new row of it."""
-    needs = frozenset() if params.policy is None else params.policy.needs
-    memory = None
+    """The row with its memory, which lives on the request: retraction and re-prefill make a new row of it.
+
+    Where a line begins is read again from the whole sequence instead, which is known whenever rows are made.
+    """
+    if params.policy is None:
+        return PowerRow(params)
+    needs, banned = params.policy.needs, banned_tokens(req.sampling_params.logit_bias)
+    memory = tokenizer = line = None
     if "memory" in needs:
         memory = getattr(req, _MEMORY, None) or RowMemory()
         setattr(req, _MEMORY, memory)
-    return PowerRow(params, memory, req.tokenizer if "ends_line" in needs else None)
+    if "ends_line" in needs:
+        tokenizer = req.tokenizer
+        backwards = itertools.chain(reversed(req.output_ids), reversed(req.origin_input_ids))
+        line = RowMemory(int(begins_line(backwards, tokenizer)))
+    return PowerRow(params, memory, tokenizer, line, banned)
+
+
+def banned_tokens(logit_bias: Mapping[str, float] | None) -> tuple[int, ...]:
+    """Return the tokens that a logit_bias bans: those whose bias is at most BAN."""
+    return tuple(int(token) for token, bias in (logit_bias or {}).items() if bias <= BAN)
 
 
 def _native_params(req: Any, flat: dict[str, Any]) -> ChildParams:

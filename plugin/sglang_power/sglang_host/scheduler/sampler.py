@@ -19,7 +19,7 @@ from sglang_power_kernels import available_backends
 from sglang_power.errors import HostError
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
-from sglang_power.sglang_host.scheduler.row_memory import follows_line_end, read_memories, write_memories
+from sglang_power.sglang_host.scheduler.row_memory import line_begins, read_memories, write_memories
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.sglang_host.scheduler.statistics import DeviceStatistics
 
@@ -140,9 +140,9 @@ def _draw(
         logits, positions = logits.index_select(0, rows.indices), positions.index_select(0, rows.indices)
     ends_line = memory = None
     if "ends_line" in block.needs:
-        tokenizer = next(row.tokenizer for row in block.members if row.tokenizer is not None)
         assert previous is not None, "the hook on ModelRunner.sample did not run"
-        ends_line = follows_line_end(previous.index_select(0, rows.indices), tokenizer)
+        in_answer = (positions >= rows.origins)[:, None]
+        ends_line = _lines(block, previous.index_select(0, rows.indices), in_answer)
     memories = [row.memory for row in block.members]
     if "memory" in block.needs:
         memory = read_memories(memories, logits.device)
@@ -150,6 +150,16 @@ def _draw(
     if drawn.memory is not None:
         write_memories(memories, drawn.memory)
     return drawn
+
+
+def _lines(block: RowBlock, previous: torch.Tensor, in_answer: torch.Tensor) -> torch.Tensor:
+    """[rows, 1] bool, whether each row's token begins a line; what rows of an answer saw is remembered."""
+    tokenizer = next(row.tokenizer for row in block.members if row.tokenizer is not None)
+    lines = [row.line for row in block.members]
+    before = read_memories(lines, previous.device)
+    after = line_begins(previous, before, tokenizer)
+    write_memories(lines, torch.where(in_answer, after, before))
+    return after == 1
 
 
 class _NoPenalizers:
