@@ -12,6 +12,7 @@ from typing import TypeAlias
 import sglang_power
 from sglang_power.ab_cli import add_ab, run_ab
 from sglang_power.check_cli import add_check, run_check
+from sglang_power.config_cli import add_config, run_config
 from sglang_power.errors import RecordError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -24,12 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=sglang_power.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_check(commands)
+    add_config(commands)
     add_bench(commands)
     add_trace(commands)
     add_ab(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options)
+    if options.command == "config":
+        return run_config(options)
     if options.command == "trace":
         return run_trace(options)
     if options.command == "ab":

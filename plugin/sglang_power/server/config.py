@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.settings import ExperimentSettings
-from sglang_power.request import SamplerRequest, parse_request, samplers
+from sglang_power.request import NO_SAMPLER, SamplerRequest, parse_request, samplers
 from sglang_power.rewards import EndpointConfig, installed_rewards, reward
 from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
 
@@ -128,6 +129,28 @@ class ServerConfig(BaseModel):
         """Parse a request's parameters; see `expanded`."""
         return parse_request(self.expanded(values, served_model))
 
+    def check_arm(self, sampler: Mapping[str, Any], served_model: str = "*") -> None:
+        """Check the sampler of an experiment's arm.
+
+        Raises:
+            RequestError: this configuration cannot run it.
+        """
+        if sampler.get("sampler") != NO_SAMPLER:
+            self.resolve(dict(sampler), served_model)
+
+    def default_models(self, model: str) -> list[str]:
+        """Return the models of this file that a key of `defaults` speaks for; "*" stands for all others."""
+        if model != "*":
+            return [model]
+        return ["*", *(name for name in self.parameters if name not in {"*", *self.defaults})]
+
+    def missing_secrets(self) -> list[str]:
+        """Return the environment variables that this configuration needs and that are not set here."""
+        named = [endpoint.headers_env for endpoint in self.rewards.values()]
+        if self.experiments is not None:
+            named.append(self.experiments.unit_key_env)
+        return sorted({name for name in named if name is not None and not os.environ.get(name)})
+
 
 @functools.cache
 def server_config() -> ServerConfig:
@@ -136,8 +159,12 @@ def server_config() -> ServerConfig:
     return load_config(Path(path)) if path else ServerConfig()
 
 
-def load_config(path: Path) -> ServerConfig:
+def load_config(path: Path, *, secrets: bool = True) -> ServerConfig:
     """Read and validate one file.
+
+    Args:
+        path: of the file.
+        secrets: whether the environment must hold the tokens that it names, as it must in a server.
 
     Raises:
         ConfigError: unreadable, not YAML, or a field that does not validate; with its line.
@@ -147,16 +174,16 @@ def load_config(path: Path) -> ServerConfig:
         config = ServerConfig.model_validate(file.values)
     except ValidationError as error:
         raise file.refused(error) from error
-    _check_references(file, config)
+    _check_references(file, config, secrets)
     return config
 
 
-def _check_references(file: YamlFile, config: ServerConfig) -> None:
+def _check_references(file: YamlFile, config: ServerConfig, secrets: bool) -> None:
     _check_parameters(file, config)
-    _check_rewards(file, config)
+    _check_rewards(file, config, secrets)
     for name, values in config.presets.items():
         try:
-            _parse_anywhere(config, values)
+            _parse_anywhere(config, values, ["*", *config.parameters])
             if values.get("reward") is not None:
                 reward(values["reward"], config.rewards)
         except RequestError as error:
@@ -164,6 +191,10 @@ def _check_references(file: YamlFile, config: ServerConfig) -> None:
     for model, preset in config.defaults.items():
         if preset not in config.presets:
             raise file.at(("defaults", model), f"preset {preset!r} is not defined in this file")
+        try:
+            _parse_anywhere(config, {"preset": preset}, config.default_models(model))
+        except RequestError as error:
+            raise file.at(("defaults", model), f"preset {preset!r} cannot run there: {error}") from error
 
 
 def _check_parameters(file: YamlFile, config: ServerConfig) -> None:
@@ -181,19 +212,20 @@ def _check_parameters(file: YamlFile, config: ServerConfig) -> None:
                     raise file.at(loc, problem_of(wrong[0])) from error
 
 
-def _check_rewards(file: YamlFile, config: ServerConfig) -> None:
+def _check_rewards(file: YamlFile, config: ServerConfig, secrets: bool) -> None:
     for name, endpoint in config.rewards.items():
         if name in installed_rewards():
             raise file.at(("rewards", name), f"an installed reward is called {name!r}; choose another")
+        if not secrets:
+            continue
         try:
             endpoint.headers()
         except ConfigError as error:
             raise file.at(("rewards", name, "headers_env"), str(error)) from error
 
 
-def _parse_anywhere(config: ServerConfig, values: dict[str, Any]) -> None:
-    """A preset is right if it is on one of the models that the file speaks of."""
-    models = ["*", *config.parameters]
+def _parse_anywhere(config: ServerConfig, values: dict[str, Any], models: Sequence[str]) -> None:
+    """Check that parameters are right on one of some models at least."""
     for model in models:
         try:
             config.resolve(values, model)

@@ -27,7 +27,6 @@ from sglang_power.experiments.records import Change, Completion, Enrolment, Shad
 from sglang_power.experiments.settings import EMBEDDED, ExperimentSettings
 from sglang_power.experiments.telemetry import EvaluationEvents
 from sglang_power.experiments.watching import watch
-from sglang_power.request import NO_SAMPLER
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.shadows import Shadows, check_shadow
 from sglang_power.sglang_host.tokenizer import intake
@@ -89,8 +88,7 @@ def _checked(config: ServerConfig, server_args: Any) -> Check:
     model = "*" if server_args is None else server_args.served_model_name
 
     def check(experiment: Experiment, arm: Arm) -> None:
-        if arm.sampler.get("sampler") != NO_SAMPLER:
-            config.resolve(dict(arm.sampler), model)
+        config.check_arm(arm.sampler, model)
         if arm.shadow and experiment.shadow is not None and server_args is not None:
             check_shadow(arm, experiment.shadow, server_args)
 
