@@ -10,6 +10,9 @@ from sglang_power.errors import ChainAbortedError
 
 T = TypeVar("T")
 
+SIBLING_FAILED = "a coroutine beside it failed"
+"""The message of a cancellation that no client and no operator asked for."""
+
 
 async def unless_aborted(work: Awaitable[T]) -> T | ChainAbortedError:
     """The result, or the abort that ended it: what others had finished is still worth choosing from."""
@@ -39,5 +42,5 @@ async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
-            task.cancel()
+            task.cancel(SIBLING_FAILED)
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,7 +11,10 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Ending = Literal["abort", "disconnect", "refused", "error"]
+"""How a request ends that gives no answer; "refused" is SGLang's 400, after our own checks had passed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def _metrics() -> _Metrics:
 
     return _Metrics(
         requests=Total(
-            "sglang_power_requests", "Chains ended, by what stopped them.", ["sampler", "stopped_by"]
+            "sglang_power_requests", "Chains ended, by what ended them.", ["sampler", "stopped_by"]
         ),
         seconds=Histogram(
             "sglang_power_latency_seconds",
@@ -42,7 +45,9 @@ def _metrics() -> _Metrics:
         tokens=Total("sglang_power_tokens", "Tokens of children, by kind.", ["sampler", "kind"]),
         steps=Total("sglang_power_steps", "Metropolis-Hastings steps, by decision.", ["sampler", "decision"]),
         policies=Total(
-            "sglang_power_policy_answers", "Answers drawn by a per-step policy.", ["sampler", "finish"]
+            "sglang_power_policy_answers",
+            "Answers of a per-step policy, by their end.",
+            ["sampler", "finish"],
         ),
         kernels=Total(
             "sglang_power_kernel_calls",
@@ -60,16 +65,28 @@ def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
     metrics.requests.labels(sampler, power["stopped_by"]).inc()
     metrics.seconds.labels(sampler).observe(seconds)
     for kind in ("decoded", "prefilled", "wasted"):
-        metrics.tokens.labels(sampler, kind).inc(power[f"{kind}_tokens"])
+        metrics.tokens.labels(sampler, kind).inc(power.get(f"{kind}_tokens", 0))
     if "steps" in power:
         metrics.steps.labels(sampler, "accepted").inc(power["accepted"])
         metrics.steps.labels(sampler, "rejected").inc(power["steps"] - power["accepted"])
 
 
-def observe_policy(policy: str, finish: str, enabled: bool) -> None:
-    """Count one answer of a per-step policy, by the type of its finish reason."""
-    if enabled:
-        _metrics().policies.labels(policy, finish).inc()
+def observe_requests(sampler: str, ending: Ending, enabled: bool, chains: int) -> None:
+    """Count chains that gave no answer."""
+    if enabled and chains:
+        _metrics().requests.labels(sampler, ending).inc(chains)
+
+
+def observe_tokens(sampler: str, tokens: Mapping[str, int], enabled: bool) -> None:
+    """Count tokens of children that no answer reports, by kind."""
+    for kind, count in tokens.items() if enabled else ():
+        _metrics().tokens.labels(sampler, kind).inc(count)
+
+
+def observe_policy(policy: str, finish: str, enabled: bool, answers: int = 1) -> None:
+    """Count answers of a per-step policy, by the type of their finish reason, or by their Ending."""
+    if enabled and answers:
+        _metrics().policies.labels(policy, finish).inc(answers)
 
 
 class KernelMetrics:

@@ -23,18 +23,16 @@ from sglang_power.experiments.feedback import exposure_id
 from sglang_power.experiments.records import Completion, Outcome
 from sglang_power.samplers.report import plain_report
 from sglang_power.sglang_host.experiments.desk import Desk
-from sglang_power.sglang_host.experiments.meter import Meter
 from sglang_power.sglang_host.experiments.shadows import Served
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.openai import notes_of
 from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
+from sglang_power.sglang_host.tokenizer.parent import GONE
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 
 logger = logging.getLogger("sglang_power")
-
-GONE = "is disconnected from the client side"
-"""What SGLang, and chains, say of a client that has gone."""
 
 
 async def answers(

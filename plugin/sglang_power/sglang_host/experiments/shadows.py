@@ -25,9 +25,9 @@ from sglang_power.experiments.enrolling import Enrolled
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Outcome, ShadowRun
 from sglang_power.experiments.sections import Shadow
-from sglang_power.sglang_host.experiments.meter import Meter
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
 
 if TYPE_CHECKING:

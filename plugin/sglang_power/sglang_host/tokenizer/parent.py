@@ -12,6 +12,7 @@ import asyncio
 import copy
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from tenacity import (
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer.meter import Meter
 
 T = TypeVar("T")
 
@@ -44,6 +46,9 @@ _NEUTRAL_PARAMS: dict[str, Any] = {
     "n": 1,
 }
 """Named in every child, so that neither the model's defaults nor --preferred-sampling-params act on it."""
+
+GONE = "is disconnected from the client side"
+"""What SGLang, and chains, say of a client that has gone."""
 
 CLIENT_CHECK_S = 1.0
 """How often a chain looks whether its client is still there."""
@@ -74,12 +79,14 @@ class Parent:
 
     Attributes:
         retractions: how often SGLang retracted one of its children.
+        answers, reports: how many answers were counted, and how many of them say what they cost.
     """
 
     def __init__(
         self, manager: Any, original: GenerateRequest, obj: Any, request: Any, limits: Limits
     ) -> None:
-        self.manager, self._original = manager, original
+        self._meter, self._reported = Meter(), Counter[str]()
+        self.manager, self._original = manager, self._meter.around(original)
         self.obj, self._request, self._limits = obj, request, limits
         self.params: Mapping[str, Any] = obj.sampling_params
         self._numbers = itertools.count()
@@ -87,6 +94,7 @@ class Parent:
         self._weight_version: str | None = None
         self._client_checked = time.monotonic()
         self.retractions = 0
+        self.answers = self.reports = 0
 
     def __enter__(self) -> Parent:
         self.manager._init_req_state(self.obj, self._request)
@@ -142,7 +150,7 @@ class Parent:
             return
         self._client_checked = now
         if await self._request.is_disconnected():
-            raise ValueError(f"Request {self.obj.rid} is disconnected from the client side")
+            raise ValueError(f"Request {self.obj.rid} {GONE}")
 
     def child(self, input_ids: list[int] | None, max_new_tokens: int, **fields: Any) -> Any:
         """A child request object; `custom_params` and other GenerateReqInput fields by keyword."""
@@ -212,6 +220,12 @@ class Parent:
 
     def count_answer(self, meta: Mapping[str, Any]) -> None:
         """Count one answer in SGLang's own request metrics, which leave out the children."""
+        self.answers += 1
+        if "decoded_tokens" in meta["power"]:
+            self.reports += 1
+            self._reported.update(
+                {kind: meta["power"][f"{kind}_tokens"] for kind in ("decoded", "prefilled")}
+            )
         manager, obj = self.manager, self.obj
         if not (manager.enable_metrics and obj.log_metrics):
             return
@@ -230,6 +244,14 @@ class Parent:
             False,  # no grammar
             is_streaming=obj.stream,
         )
+
+    @property
+    def unreported(self) -> dict[str, int]:
+        """Tokens of its children, by kind, that the answers counted so far do not report."""
+        return {
+            kind: max(0, count - self._reported[kind])
+            for kind, count in self._meter.tokens.model_dump().items()
+        }
 
     def _check_weights(self, version: str | None) -> None:
         """A chain never mixes weights: it fails when they are updated under it."""

@@ -15,9 +15,11 @@ from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.samplers.report import policy_report
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
+from sglang_power.server.metrics import Ending
 from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
 from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.endings import endings_told
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 
@@ -51,17 +53,19 @@ class PolicyRun:
         self._manager, self._original = manager, original
         self._obj, self._request, self._plan = obj, request, plan
         self._seed = fresh_seed() if plan.policy.seed is None else plan.policy.seed
+        self._answers = 0
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; chunks and answers also go to `emit`, numbered from `first_index`."""
         count = self._plan.chains
-        if count == 1:
-            return [await self._sample(self._obj, 0, emit, first_index)]
-        await self._cache_prompt()
-        samples = [sample_copy(self._obj, n=1) for _ in range(count)]
-        return await gather_or_cancel(
-            [self._sample(one, i, emit, first_index + i) for i, one in enumerate(samples)]
-        )
+        with endings_told(self._unanswered):
+            if count == 1:
+                return [await self._sample(self._obj, 0, emit, first_index)]
+            await self._cache_prompt()
+            samples = [sample_copy(self._obj, n=1) for _ in range(count)]
+            return await gather_or_cancel(
+                [self._sample(sample, i, emit, first_index + i) for i, sample in enumerate(samples)]
+            )
 
     async def _cache_prompt(self) -> None:
         """Prefill the prompt once, before samples fan out from it."""
@@ -82,10 +86,15 @@ class PolicyRun:
             async for answer in responses:
                 meta = answer["meta_info"]
                 meta["power"] = policy_report(self._plan.policy, self._seed, meta.get("weight_version"))
+                if finish := meta.get("finish_reason"):  # counted first: who reads the last chunk may leave
+                    self._count(finish["type"], 1)
                 if emit is not None:
                     emit(index, answer)
-        finish = answer["meta_info"].get("finish_reason") or {}
-        metrics.observe_policy(
-            self._plan.policy.name(), finish.get("type", "none"), self._manager.enable_metrics
-        )
         return answer
+
+    def _unanswered(self, ending: Ending) -> None:
+        self._count(ending, self._plan.chains - self._answers)
+
+    def _count(self, finish: str, answers: int) -> None:
+        self._answers += answers
+        metrics.observe_policy(self._plan.policy.name(), finish, self._manager.enable_metrics, answers)

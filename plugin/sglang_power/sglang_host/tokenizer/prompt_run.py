@@ -18,6 +18,7 @@ from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.tokenizer.chain_run import ChainRun
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt, prepare_prompt
+from sglang_power.sglang_host.tokenizer.endings import endings_counted
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.tokenizer.plan import PowerPlan
 from sglang_power.sglang_host.tokenizer.scoring import AnswerScorer
@@ -52,8 +53,11 @@ def aborted_before_any_answer(
     prompt = Prompt([], {"cached_tokens": 0}, Usage())
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     writer = AnswerWriter(parent, prompt, stop, text)
-    answers = [writer.aborted(Tokens.EMPTY, message, unanswered(sampler)) for _ in range(count)]
-    for number, answer in enumerate(answers):
+    answers = []
+    for number in range(count):
+        answer = writer.aborted(Tokens.EMPTY, message, unanswered(sampler))
+        writer.count(answer)
+        answers.append(answer)
         if emit is not None:
             emit(first_index + number, answer)
     return answers
@@ -100,15 +104,15 @@ class PromptRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; chunks and answers also go to `emit`, numbered from `first_index`."""
-        with self._parent as parent:
+        asked = self._plan.request.sampler, self._plan.chains
+        with self._parent as parent, endings_counted(parent, *asked):
             try:
                 async with slot(parent, self._config):
                     prompt = await prepare_prompt(parent)
                     runs = self._chain_runs(prompt, emit, first_index)
                     return await gather_or_cancel([run.answer() for run in runs])
             except ChainAbortedError as error:
-                sampler, count = self._plan.request.sampler, self._plan.chains
-                return aborted_before_any_answer(parent, sampler, count, str(error), emit, first_index)
+                return aborted_before_any_answer(parent, *asked, str(error), emit, first_index)
 
     def _chain_runs(self, prompt: Prompt, emit: Emit | None, first_index: int) -> list[ChainRun]:
         parent, asked, limits, count = (

@@ -17,6 +17,7 @@ from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import intake, support
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.tokenizer.children import Prompt, prepare_prompt
+from sglang_power.sglang_host.tokenizer.endings import endings_counted
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.tokenizer.prompt_run import aborted_before_any_answer, rank_of, slot, unanswered
 from sglang_power.sglang_host.tokenizer.reading import CONTINUATION_TOKENS
@@ -53,7 +54,8 @@ class SelectionRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; they also go to `emit`, numbered from `first_index`."""
-        with self._parent as parent:
+        asked = self._plan.name, self._plan.chains
+        with self._parent as parent, endings_counted(parent, *asked):
             try:
                 async with slot(parent, self._config):
                     prompt = await prepare_prompt(parent)
@@ -61,8 +63,7 @@ class SelectionRun:
                         [self._answer(prompt, i, emit, first_index) for i in range(self._plan.chains)]
                     )
             except ChainAbortedError as error:
-                name, count = self._plan.name, self._plan.chains
-                return aborted_before_any_answer(parent, name, count, str(error), emit, first_index)
+                return aborted_before_any_answer(parent, *asked, str(error), emit, first_index)
 
     async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
         """One choice; an abort leaves it what it had, and the others what they have."""
@@ -84,7 +85,7 @@ class SelectionRun:
             answer = writer.aborted(certain, str(error), unanswered(self._plan.name))
         else:
             answer = await self._written(writer, selection, prompt, first=number == 0)
-            writer.count(answer)
+        writer.count(answer)
         outlet.send(answer)
         return answer
 

@@ -20,6 +20,7 @@ from sglang_power.samplers.report import policy_report
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
 from sglang_power.server.config import ServerConfig
+from sglang_power.server.metrics import Ending
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit
@@ -32,6 +33,7 @@ from sglang_power.sglang_host.tokenizer.children import (
     reaches_horizon,
     resumed,
 )
+from sglang_power.sglang_host.tokenizer.endings import endings_told
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest, Parent
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 from sglang_power.sglang_host.tokenizer.prompt_run import slot
@@ -149,7 +151,7 @@ class TwinRun:
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """All answers; they also go to `emit`, numbered from `first_index`."""
-        with self._parent as parent:
+        with self._parent as parent, endings_told(self._unanswered):
             prompt = twin = Prompt([], {"cached_tokens": 0}, Usage())
             try:
                 async with slot(parent, self._config):
@@ -162,7 +164,7 @@ class TwinRun:
             except ChainAbortedError as error:
                 power = self._report(prompt, prompt.usage + twin.usage)
                 empty = self._writer(prompt).aborted(Tokens.EMPTY, str(error), power)
-                return [self._sent(empty, i, emit, first_index) for i in range(self._plan.chains)]
+                return [self._counted(empty, i, emit, first_index) for i in range(self._plan.chains)]
 
     async def _answer(
         self, prompt: Prompt, twin: Prompt, number: int, emit: Emit | None, first_index: int
@@ -184,10 +186,7 @@ class TwinRun:
         except ChainAbortedError as error:
             power = self._report(prompt, engine.so_far.usage + prompts)
             answer = writer.aborted(engine.so_far.tokens, str(error), power)
-        parent.count_answer(answer["meta_info"])
-        finish = answer["meta_info"]["finish_reason"]["type"]
-        metrics.observe_policy(self._plan.policy.name(), finish, self._manager.enable_metrics)
-        return self._sent(answer, number, emit, first_index)
+        return self._counted(answer, number, emit, first_index)
 
     def _writer(self, prompt: Prompt) -> AnswerWriter:
         params = self._parent.params
@@ -198,7 +197,15 @@ class TwinRun:
         version = prompt.meta_info.get("weight_version")
         return policy_report(self._plan.policy, self._seed, version, usage)
 
-    def _sent(self, answer: Answer, number: int, emit: Emit | None, first_index: int) -> Answer:
+    def _unanswered(self, ending: Ending) -> None:
+        missing = self._plan.chains - self._parent.answers
+        metrics.observe_policy(self._plan.policy.name(), ending, self._manager.enable_metrics, missing)
+
+    def _counted(self, answer: Answer, number: int, emit: Emit | None, first_index: int) -> Answer:
+        """An answer, counted and sent."""
+        self._parent.count_answer(answer["meta_info"])
+        finish = answer["meta_info"]["finish_reason"]["type"]
+        metrics.observe_policy(self._plan.policy.name(), finish, self._manager.enable_metrics)
         if emit is not None:
             emit(first_index + number, answer)
         return answer

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_power.experiments.records import Tokens
-from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+
+if TYPE_CHECKING:
+    from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
 
 
 class Meter:
