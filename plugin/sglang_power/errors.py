@@ -2,7 +2,11 @@
 
     PowerError
       RequestError (ValueError)    the caller's mistake: HTTP 400
+        TemperatureError           a temperature beside a sampler that has none: HTTP 400
+          GreedyError              the same of a greedy request and a default
         UnsupportedError           a combination that this version or this server does not support: HTTP 400
+          LimitError               more than the server or the context allows
+          ServerSettingsError      ruled out by the server's own settings
       TooLargeError                a body over its limit: HTTP 413
       ConfigError                  a bad configuration file: the process ends
       HostError                    the server cannot do what was promised: HTTP 500
@@ -45,8 +49,24 @@ class RequestError(PowerError, ValueError):
         super().__init__(f"{field}={shown}: {problem}. {hint}")
 
 
+class TemperatureError(RequestError):
+    """A temperature beside a sampler that draws by a law of its own."""
+
+
+class GreedyError(TemperatureError):
+    """A greedy request that a default, which its client did not ask for, leaves to SGLang."""
+
+
 class UnsupportedError(RequestError):
-    """A valid request that this version, or this server's configuration, does not support."""
+    """A valid request that this version does not support."""
+
+
+class LimitError(UnsupportedError):
+    """A valid request that is longer, or costs more, than this server or the model's context allows."""
+
+
+class ServerSettingsError(UnsupportedError):
+    """A valid request that this server's own settings rule out."""
 
 
 class TooLargeError(PowerError):

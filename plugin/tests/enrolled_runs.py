@@ -13,15 +13,17 @@ from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Completion, ShadowRun
 from sglang_power.experiments.state import State
 from sglang_power.experiments.versions import config_hash
+from sglang_power.samplers.fallback import Fallback
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import EnrolledRun
+from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body
 from sglang_power.sglang_host.tokenizer.orchestrator import Host
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, plan_arm
 
 Json = dict[str, Any]
 Original = Callable[..., AsyncIterator[Any]]
 
-DEFAULT = PlainPlan(fallback_reason="the default preset does not fit")
+DEFAULT = PlainPlan(Fallback("parameters", "the default preset does not fit"))
 """Another plan than the arm's, so that one can answer for the other."""
 
 ONE: Json = {"n": 1}
@@ -104,7 +106,7 @@ class Desk:
     def shadow_ran(self, _: Experiment, line: ShadowRun) -> None:
         self.shadow_lines.append(line)
 
-    def plan_of(self, arm: Arm, obj: Any, body: Json | None) -> Plan:
+    def plan_of(self, arm: Arm, obj: Any, body: Body) -> Plan:
         return plan_arm(MANAGER, obj, body, ServerConfig(), arm.sampler)
 
 
@@ -149,9 +151,9 @@ def run_of(
     each = experiment(on_error) if each is None else each
     place = Enrolled(Loaded(each, config_hash(each), State()), each.arm("power"), "unit")
     facts = Facts("m", "generate", stream, 8, {}, "u", {}, None)
-    plan = plan_arm(MANAGER, obj, None, ServerConfig(), sampler)
+    plan = plan_arm(MANAGER, obj, NO_BODY, ServerConfig(), sampler)
     host = Host(MANAGER, original, obj, None, ServerConfig())
-    return EnrolledRun(desk, host, facts, None, [DEFAULT], place, plan)
+    return EnrolledRun(desk, host, facts, NO_BODY, [DEFAULT], place, plan)
 
 
 async def drained(desk: Desk, run: EnrolledRun) -> list[Any]:

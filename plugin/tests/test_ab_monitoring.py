@@ -19,6 +19,7 @@ from promql import labels_of, matchers_of
 from sglang_power.experiments import counters
 from sglang_power.experiments.log import Trouble
 from sglang_power.experiments.records import Outcome
+from sglang_power.samplers.fallback import FallbackReason
 
 FOLDER = Path(__file__).parents[2] / "configs" / "monitoring"
 ALERTS, DASHBOARD, SCRAPE = (
@@ -31,7 +32,7 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on
 VALUES = {
     "outcome": get_args(Outcome),
     "trouble": get_args(Trouble),
-    "reason": get_args(counters.NotEnrolledReason),
+    "reason": (*get_args(counters.NotEnrolledReason), *get_args(FallbackReason)),
     "result": get_args(counters.FeedbackResult),
     "kind": ("decoded", "prefilled", "wasted"),
     "decision": ("accepted", "rejected"),

@@ -17,7 +17,8 @@ from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.choosing import with_classes
 from sglang_power.samplers.evaluation import judge_notes
 from sglang_power.samplers.report import selection_report
-from sglang_power.sglang_host.tokenizer import intake, selecting
+from sglang_power.sglang_host.host_sampling import sampling_of
+from sglang_power.sglang_host.tokenizer import selecting
 from sglang_power.types import Usage
 from test_branch_choice import chosen
 from test_selection import EXACT, SAMPLING, cot
@@ -135,8 +136,8 @@ async def test_the_temperature_is_echoed_and_the_truncation_where_it_acts(
 
 def test_absent_sampling_parameters_have_their_neutral_values() -> None:
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
-    assert intake.sampling_of({}) == intake.sampling_of({"top_k": 1 << 30, "min_p": None}) == neutral
-    assert intake.sampling_of({"temperature": 0.0, "top_p": 0.5, "n": 3}) == {
+    assert sampling_of({}) == sampling_of({"top_k": 1 << 30, "min_p": None}) == neutral
+    assert sampling_of({"temperature": 0.0, "top_p": 0.5, "n": 3}) == {
         **neutral,
         "temperature": 0.0,
         "top_p": 0.5,

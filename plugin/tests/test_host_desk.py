@@ -18,6 +18,7 @@ from sglang_power.experiments.settings import ExperimentSettings
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments import desk as experiment_desk
 from sglang_power.sglang_host.experiments.desk import Desk
+from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body
 
 EXPERIMENT = experiment().model_dump(mode="json", exclude_none=True)
 
@@ -48,7 +49,7 @@ REQUEST = SimpleNamespace(url=SimpleNamespace(path="/generate"), headers={})
 )
 async def test_how_much_a_request_may_generate(desk: Desk, params: Any, limit: int | None) -> None:
     """128 is SGLang's own default; None is what OpenAI's chat route makes of no max_tokens."""
-    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, {})
+    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, NO_BODY)
     assert facts is not None
     assert facts.max_new_tokens == limit
 
@@ -57,7 +58,7 @@ async def test_how_much_a_request_may_generate(desk: Desk, params: Any, limit: i
 async def test_a_request_is_greedy_where_sglang_decodes_greedily(desk: Desk, temperature: float) -> None:
     params = {"temperature": temperature}
     greedy = SamplingParams(**params).top_k == 1
-    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, {})
+    facts = desk.facts_of(GenerateReqInput(text="hi", sampling_params=params), REQUEST, NO_BODY)
     assert facts is not None
     assert facts.excluded == ("greedy" if greedy else None)
 
@@ -65,11 +66,12 @@ async def test_a_request_is_greedy_where_sglang_decodes_greedily(desk: Desk, tem
 async def test_what_names_a_unit(desk: Desk) -> None:
     """A header, OpenAI's `user` and its metadata; a body that is no object of those names nobody."""
     obj = GenerateReqInput(text="hi")
-    facts = desk.facts_of(obj, REQUEST, {"user": "u", "metadata": {"user_id": "m", "sglang_power": "{}"}})
+    body = Body({"user": "u", "metadata": {"user_id": "m", "sglang_power": "{}"}})
+    facts = desk.facts_of(obj, REQUEST, body)
     assert facts is not None
     assert (facts.user, facts.metadata["user_id"], facts.excluded) == ("u", "m", None)
-    for body in (None, {}, {"metadata": None}, {"metadata": ["user_id"]}):
-        facts = desk.facts_of(obj, REQUEST, body)
+    for values in ({}, {"metadata": None}, {"metadata": ["user_id"]}):
+        facts = desk.facts_of(obj, REQUEST, Body(values))
         assert facts is not None
         assert facts.metadata == {}
 
@@ -90,7 +92,7 @@ async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(
     monkeypatch.setattr(experiment_desk, "WATCH_AGAIN_S", 0.0)
     monkeypatch.setattr(desk.counters, "reload_problems", told)
     for _ in range(2):
-        assert desk.facts_of(GenerateReqInput(text="hi"), REQUEST, {}) is not None
+        assert desk.facts_of(GenerateReqInput(text="hi"), REQUEST, NO_BODY) is not None
     async with asyncio.timeout(20):
         await again.wait()
     assert begun[0] is begun[1]

@@ -15,6 +15,7 @@ from sglang_power.experiments.state import State
 from sglang_power.experiments.versions import config_hash
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import answers
+from sglang_power.sglang_host.tokenizer.body import NO_BODY
 from sglang_power.sglang_host.tokenizer.orchestrator import Host
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 
@@ -47,7 +48,7 @@ async def served(desk: Any) -> list[Any]:
     obj = GenerateReqInput(text="prompt", sampling_params={})
     host = Host(MANAGER, replay(answer("ab", STOP)), obj, None, ServerConfig())
     facts = Facts("m", "generate", False, 8, {}, "u", {}, None)
-    return [response async for response in answers(desk, host, facts, None, [DEFAULT])]
+    return [response async for response in answers(desk, host, facts, NO_BODY, [DEFAULT])]
 
 
 async def test_who_joins_is_enrolled_and_told_so() -> None:

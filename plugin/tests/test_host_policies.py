@@ -173,7 +173,7 @@ def test_every_policy_is_greedy_at_temperature_zero(kind: type[Policy], way: str
     for example in kind.examples:
         policy = kind.model_validate({**example, **({"insert_ids": []} if "insert_ids" in example else {})})
         row = rows_at_zero(policy)[way]
-        context = {"ends_line": torch.tensor([[False]]), "memory": torch.tensor([[NOTHING]])}
+        context: dict[str, Any] = {"ends_line": torch.tensor([[False]]), "memory": torch.tensor([[NOTHING]])}
         for logits in (UNTYPICAL_TOP, *random_logits(20, 7, seed=3)[:, None]):
             drawn = draw(logits, [row], **{key: value for key, value in context.items() if key in kind.needs})
             assert drawn.ids.tolist() == [int(logits.argmax())], policy

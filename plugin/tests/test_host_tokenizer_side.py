@@ -4,163 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang_power.errors import HostError, RequestError, UnsupportedError
-from sglang_power.server.config import Limits, ServerConfig
+from sglang_power.errors import HostError, UnsupportedError
+from sglang_power.server.config import Limits
 from sglang_power.sglang_host.hooks import HOOKS, Hook, _leads_to
-from sglang_power.sglang_host.tokenizer import intake, support
+from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.children import _rows
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _noted
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
-
-
-@pytest.mark.parametrize(
-    ("params", "body"),
-    [
-        ({"custom_params": {"sampler": "power"}}, None),
-        ({"sampler": "power"}, None),
-        ({}, {"sampler": "power", "messages": []}),
-        ({"custom_params": {"preset": "x"}}, None),
-        ({}, {"metadata": {"sglang_power": '{"sampler": "power"}'}, "messages": []}),
-        ({}, {"metadata": {"sglang_power": {"preset": "x"}, "user": "u"}, "prompt": ""}),
-        ({}, {"metadata": {"sglang_power": '{"alpha": 2}'}, "sampler": "power", "messages": []}),
-    ],
-)
-def test_a_sampler_may_be_named_in_four_places(params: dict[str, Any], body: dict[str, Any] | None) -> None:
-    found = intake.asked(params, body, None)
-    assert found is not None
-    assert found.explicit
-
-
-def test_places_that_disagree_are_refused() -> None:
-    with pytest.raises(RequestError, match="sampler="):
-        intake.asked({"custom_params": {"sampler": "power"}, "sampler": "cot"}, None, None)
-
-
-def carried(value: object, **body: Any) -> dict[str, Any]:
-    """A chat body with `metadata.sglang_power`."""
-    return {"messages": [], "metadata": {"sglang_power": value}, **body}
-
-
-def test_metadata_holds_what_custom_params_would_hold() -> None:
-    custom = {"sampler": "power", "alpha": 2.0, "seed": 7}
-    found = intake.asked({}, carried(json.dumps(custom)), "chat")
-    assert found is not None
-    assert (found.values, found.explicit) == (custom, True)
-    assert intake.asked({}, carried('{"sampler": "none"}'), "chat") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        ("{'sampler': 'power'}", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("", "not valid JSON"),
-        ('"power"', "not a JSON object"),
-        ("[]", "not a JSON object"),
-        (["power"], "not a JSON object"),
-        (True, "not a JSON object"),
-        ('{"alpha": 2}', "names no sampler"),
-        ('{"sampler": null, "alpha": 2}', "names no sampler"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_metadata_that_cannot_be_read_is_refused_by_name(value: object, problem: str) -> None:
-    with pytest.raises(RequestError, match=problem) as error:
-        intake.asked({}, carried(value), "chat")
-    assert error.value.field == "metadata.sglang_power"
-    assert len(str(error.value)) < 400
-
-
-@pytest.mark.parametrize(
-    ("params", "body", "field", "other"),
-    [
-        (
-            {"custom_params": {"sampler": "cot"}},
-            carried('{"sampler": "power"}'),
-            "metadata.sglang_power.sampler",
-            "custom_params.sampler='cot'",
-        ),
-        (
-            {"custom_params": {"sampler": "power", "alpha": 4}},
-            carried('{"sampler": "power", "alpha": 2}'),
-            "metadata.sglang_power.alpha",
-            "custom_params.alpha=4",
-        ),
-        (
-            {},
-            carried('{"sampler": "power"}', sampler="cot"),
-            "sampler",
-            "metadata.sglang_power.sampler='power'",
-        ),
-        ({}, carried('{"preset": "a"}', preset="b"), "preset", "metadata.sglang_power.preset='a'"),
-        (
-            {"sampler": "none"},
-            carried({"sampler": "power"}),
-            "sampling_params.sampler",
-            "metadata.sglang_power.sampler='power'",
-        ),
-    ],
-)
-def test_a_contradiction_names_both_places(
-    params: dict[str, Any], body: dict[str, Any], field: str, other: str
-) -> None:
-    with pytest.raises(RequestError, match=re.escape(f"contradicts {other}")) as error:
-        intake.asked(params, body, None)
-    assert error.value.field == field
-
-
-def test_truncation_that_contradicts_metadata_names_both_places() -> None:
-    body = carried('{"sampler": "power", "top_p": 0.5}', top_p=0.9)
-    found = intake.asked({}, body, None)
-    assert found is not None
-    with pytest.raises(RequestError, match=r"top_p=0\.9: contradicts metadata\.sglang_power\.top_p=0\.5"):
-        intake.resolve(found, ServerConfig(), intake.named_by_client({}, body), "m")
-
-
-def test_a_sampler_in_metadata_is_the_clients_own_choice() -> None:
-    obj = GenerateReqInput(text="hi", sampling_params={})
-    for value in ('{"sampler": "none"}', '{"preset": "x"}', {"sampler": "power"}):
-        assert intake.own_choice(obj, carried(value)) == "own_sampler"
-    for metadata in ({"user_id": "u"}, {"sglang_power": None}, {"sglang_power": "{}"}, None, "text"):
-        body = {"messages": [], "metadata": metadata}
-        assert intake.own_choice(obj, body) is None
-        assert intake.asked({}, body, None) is None
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"custom_params": {"mine": 1}},
-        {"sampler": "none"},
-        {"custom_params": {"sampler": None, "mine": 1}},
-    ],
-)
-def test_other_requests_are_not_ours(params: dict[str, Any]) -> None:
-    assert intake.asked(params, None, None) is None
-
-
-def test_a_default_preset_is_not_explicit_and_none_opts_out() -> None:
-    found = intake.asked({}, None, "chat")
-    assert found is not None
-    assert not found.explicit
-    assert intake.asked({"sampler": "none"}, None, "chat") is None
-
-
-def test_only_what_the_client_named_counts() -> None:
-    params = {"top_p": 0.8, "temperature": 0.6, "repetition_penalty": 1.1}
-    body = {"messages": [], "top_p": 0.5, "temperature": None}
-    named = intake.named_by_client(params, body)
-    assert named["top_p"] == 0.5
-    assert "temperature" not in named
-    assert intake.neutralised(params, named) == ["repetition_penalty", "temperature"]
 
 
 @pytest.mark.parametrize(

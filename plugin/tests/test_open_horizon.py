@@ -9,6 +9,7 @@ import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import UnsupportedError
 from sglang_power.server.config import Limits, ServerConfig
+from sglang_power.sglang_host.tokenizer.body import Body
 from sglang_power.sglang_host.tokenizer.children import Prompt
 from sglang_power.sglang_host.tokenizer.plan import plan_arm
 from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
@@ -17,6 +18,7 @@ from sglang_power.types import Usage
 from test_host_tokenizer_side import Letters
 
 CONTEXT = 32_768
+CHAT = Body.at("/v1/chat/completions", {"messages": [], "model": "m"})
 LIMITS = Limits(max_horizon=2_048, max_total_tokens=65_536)
 EIGHT = {"sampler": "best_of", "samples": 8, "answer": "text"}
 MANAGER = SimpleNamespace(
@@ -33,7 +35,7 @@ def horizon(prompt: int, sampler: dict[str, Any], limit: int | None = None, n: i
     """L of a request, as it is run."""
     config = ServerConfig(limits=LIMITS)
     obj = GenerateReqInput(text="a", sampling_params={"max_new_tokens": limit, "temperature": 1.0, "n": n})
-    plan = plan_arm(MANAGER, obj, {"messages": [], "model": "m"}, config, sampler)
+    plan = plan_arm(MANAGER, obj, CHAT, config, sampler)
     assert isinstance(plan, SelectionPlan)
     run = SelectionRun(MANAGER, lambda *_: None, obj, None, plan, config)
     return run._horizon(Prompt([1] * prompt, {}, Usage()))

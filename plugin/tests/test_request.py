@@ -14,6 +14,7 @@ from sglang_power.errors import PowerError, RequestError
 from sglang_power.request import PowerRequest, parse_power, parse_request, samplers
 
 DOCUMENTED = {
+    "on_temperature": "refuse",
     "sampler": "power",
     "alpha": 4.0,
     "proposal_temperature": None,
@@ -184,7 +185,7 @@ def test_what_is_echoed_can_be_sent_again(values: dict[str, Any], horizon: int) 
 @given(valid)
 def test_the_echo_holds_every_parameter_but_drafts_and_the_seed(values: dict[str, Any]) -> None:
     request = parse_power(values)
-    hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace"}
+    hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
     assert request.echo(100).keys() == (DOCUMENTED.keys() - hidden) | {"max_new_tokens", "draft"}
     assert request.echo(100)["proposal_temperature"] == request.tau
 

@@ -7,10 +7,13 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
+from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.parsing import (
     NO_SAMPLER,
+    STRICT,
     SamplerRequest,
     SelectingRequest,
+    is_strict,
     parse_power,
     parse_request,
     samplers,
@@ -20,14 +23,17 @@ from sglang_power.request.selection import BestOfRequest, CotRequest, SamplesReq
 
 __all__ = [
     "NO_SAMPLER",
+    "STRICT",
     "BestOfRequest",
     "BranchRequest",
     "CotRequest",
+    "OwnLawRequest",
     "PowerRequest",
     "SamplerRequest",
     "SamplesRequest",
     "SelectingRequest",
     "VoteRequest",
+    "is_strict",
     "parse_power",
     "parse_request",
     "samplers",

@@ -45,4 +45,4 @@ def power_base(field: str, values: dict[str, Any]) -> PowerRequest:
 
 def base_echo(request: PowerRequest | None) -> dict[str, Any] | None:
     """Its parameters in force, for the response."""
-    return None if request is None else request.model_dump(exclude={*OWN})
+    return None if request is None else request.model_dump(exclude={*OWN, "on_temperature"})

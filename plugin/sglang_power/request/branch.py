@@ -97,6 +97,9 @@ class BranchRequest(SelectionRequest):
         if not isinstance(value, dict):
             return value
         refine = power_base("refine", value)
+        if "on_temperature" in value:
+            problem = "the request's temperature is that of continuation_policy, and no leaf's"
+            raise conflict("refine.on_temperature", problem, "Leave it out")
         if refine.lookback_blocks is not None:
             problem = "a leaf is a draft, which is revised as a whole"
             raise conflict("refine.lookback_blocks", problem, "Leave it out")

@@ -20,6 +20,9 @@ SamplerRequest = PowerRequest | SelectingRequest | Policy
 NO_SAMPLER = "none"
 """`sampler: "none"` opts out of a server-side default."""
 
+STRICT = "strict"
+"""Beside the parameters of any sampler, true: what would fall back to another sampler is an error."""
+
 
 @functools.cache
 def samplers() -> dict[str, type[SamplerRequest]]:
@@ -34,12 +37,28 @@ def samplers() -> dict[str, type[SamplerRequest]]:
     return {**whole_answers, **policies()}
 
 
+def is_strict(values: dict[str, Any]) -> bool:
+    """Return what flat parameters say of `strict`; see STRICT.
+
+    Raises:
+        RequestError: neither true nor false.
+    """
+    strict = values.get(STRICT, False)
+    if not isinstance(strict, bool):
+        raise RequestError(STRICT, strict, "neither true nor false", "Leave it out for false")
+    return strict
+
+
 def parse_request(values: dict[str, Any]) -> SamplerRequest:
     """Validate flat parameters; `sampler` names the model, "power" where it is absent.
+
+    `strict` is validated, too, and is no parameter of the model's; see `is_strict`.
 
     Raises:
         RequestError: unknown sampler, unknown key, wrong type or range.
     """
+    is_strict(values)
+    values = {key: value for key, value in values.items() if key != STRICT}
     name = values.get("sampler", "power")
     known = samplers()
     if not isinstance(name, str) or name not in known:

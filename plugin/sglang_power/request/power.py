@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    StrictBool,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.mh import MHConfig
@@ -20,10 +12,11 @@ from sglang_power.algorithms.tilt import Tilt
 from sglang_power.fields import FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.nested import row_law_policy
+from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.types import ProposalLaw
 
 
-class PowerRequest(BaseModel):
+class PowerRequest(OwnLawRequest):
     """`sampler="power"`: one answer from p(y)^alpha * exp(reward_weight * R(y)) by Metropolis-Hastings.
 
     Karan & Du, arXiv 2510.14901 (defaults of the paper); entropy cuts: arXiv 2605.30327.
@@ -45,8 +38,6 @@ class PowerRequest(BaseModel):
         reward_weight: lambda, of any sign; 1 where absent.
         return_trace: add every step to the response.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     sampler: Literal["power"] = "power"
     alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
@@ -174,7 +165,8 @@ class PowerRequest(BaseModel):
 
         Args: as `mh_config`.
         """
-        shown = self.model_dump(exclude={"sampler", "seed", "initial_text", "initial_ids", "return_trace"})
+        hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
+        shown = self.model_dump(exclude=hidden)
         shown["proposal_temperature"] = self.tau
         if self.proposal_policy is not None:
             policy = self.proposal_policy

@@ -13,6 +13,7 @@ from sglang_power.policies import Policy
 from sglang_power.request import PowerRequest, SelectingRequest
 from sglang_power.samplers.candidates import Selection, reported_path
 from sglang_power.samplers.chain import ChainResult
+from sglang_power.samplers.fallback import Fallback
 from sglang_power.samplers.tree import common_length
 from sglang_power.types import Usage
 
@@ -249,9 +250,9 @@ def plain_report() -> dict[str, Any]:
     return {"sampler": "none", "version": sglang_power.__version__}
 
 
-def fallback_report(reason: str) -> dict[str, Any]:
+def fallback_report(fallback: Fallback) -> dict[str, Any]:
     """`meta_info.power` of a request that a default preset could not serve: it ran plain."""
-    return {**plain_report(), "fallback_reason": reason}
+    return {**plain_report(), "fallback": fallback.reason, "fallback_reason": fallback.message}
 
 
 def _cost(usage: Usage) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.settings import ExperimentSettings
-from sglang_power.request import NO_SAMPLER, SamplerRequest, parse_request, samplers
+from sglang_power.request import NO_SAMPLER, SamplerRequest, is_strict, parse_request, samplers
 from sglang_power.rewards import EndpointConfig, installed_rewards, reward
 from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
 
@@ -124,6 +124,14 @@ class ServerConfig(BaseModel):
         models = self.parameters.get("*", {}), self.parameters.get(served_model, {})
         defaults = [model.get(sampler, {}) for model in models if isinstance(sampler, str)]
         return {key: value for part in (*defaults, named) for key, value in part.items()}
+
+    def is_strict(self, values: dict[str, Any], served_model: str) -> bool:
+        """Return whether a request's parameters, or the preset that they name, are strict.
+
+        Raises:
+            RequestError: no such preset on this server, or `strict` is neither true nor false.
+        """
+        return is_strict(self.expanded(values, served_model))
 
     def resolve(self, values: dict[str, Any], served_model: str = "*") -> SamplerRequest:
         """Parse a request's parameters; see `expanded`."""

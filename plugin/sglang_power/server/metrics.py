@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ class _Metrics:
     tokens: Any
     steps: Any
     policies: Any
+    fallbacks: Any
     kernels: Any
 
 
@@ -48,6 +49,11 @@ def _metrics() -> _Metrics:
             "sglang_power_policy_answers",
             "Answers of a per-step policy, by their end.",
             ["sampler", "finish"],
+        ),
+        fallbacks=Total(
+            "sglang_power_fallbacks",
+            "Prompts that a default preset did not fit, and that SGLang answered itself.",
+            ["reason"],
         ),
         kernels=Total(
             "sglang_power_kernel_calls",
@@ -87,6 +93,21 @@ def observe_policy(policy: str, finish: str, enabled: bool, answers: int = 1) ->
     """Count answers of a per-step policy, by the type of their finish reason, or by their Ending."""
     if enabled and answers:
         _metrics().policies.labels(policy, finish).inc(answers)
+
+
+def observe_fallback(reason: str, enabled: bool) -> None:
+    """Count one prompt that ran on another sampler than the one that was meant for it."""
+    if enabled:
+        _metrics().fallbacks.labels(reason).inc()
+
+
+def declare_fallbacks(reasons: Iterable[str], enabled: bool) -> None:
+    """Start the counters of fallbacks at 0: `increase()` does not see the first count of a new series.
+
+    Not to be called before the server has started; see the module.
+    """
+    for reason in reasons if enabled else ():
+        _metrics().fallbacks.labels(reason)
 
 
 class KernelMetrics:

@@ -7,12 +7,15 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
+from sglang_power.errors import RequestError
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.experiments import enrolled
 from sglang_power.sglang_host.experiments.desk import desk_of
-from sglang_power.sglang_host.tokenizer import intake, orchestrator, parent
-from sglang_power.sglang_host.tokenizer.plan import is_users, plan_request
+from sglang_power.sglang_host.tokenizer import orchestrator, parent
+from sglang_power.sglang_host.tokenizer.body import Body, body_of
+from sglang_power.sglang_host.tokenizer.places import Written, places_of, without_own, written
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, is_users, plan_request
 
 
 def generate_request(
@@ -24,25 +27,31 @@ def generate_request(
     """
     if not isinstance(obj, GenerateReqInput):
         return original(manager, obj, request)
-    body, config = intake.body_of(request), server_config()
+    body, config = body_of(request), server_config()
     plans = plan_request(manager, obj, body, config)
     desk = desk_of(manager)
     facts = desk.facts_of(obj, request, body) if desk is not None and is_users(obj) else None
-    _strip_plugin_keys(obj)
+    _strip_own_fields(obj, body, served=not all(isinstance(plan, PlainPlan) for plan in plans))
     host = orchestrator.Host(manager, original, obj, request, config)
     if desk is None or facts is None:
         return orchestrator.respond(host, plans)
     return enrolled.answers(desk, host, facts, body, plans)
 
 
-def _strip_plugin_keys(obj: Any) -> None:
-    """SGLang would refuse `sampling_params.sampler`; parameters without our keys stay the same object."""
-    params = obj.sampling_params
-    each = params if isinstance(params, list) else [params or {}]
-    if not any(intake.PLUGIN_KEYS & one.keys() for one in each):
+def _strip_own_fields(obj: Any, body: Body, *, served: bool) -> None:
+    """Take our fields out of the sampling parameters, which SGLang would refuse.
+
+    Args:
+        obj: the request; where it has none of them its parameters stay the same object.
+        body: the client's.
+        served: whether a sampler of ours serves any of its prompts.
+    """
+    requests = written(obj, body)
+    if not served and not any(places_of(request) for request in requests):
         return
-    stripped = [intake.without_plugin_keys(one) for one in each]
-    obj.sampling_params = stripped if isinstance(params, list) else stripped[0]
+    stripped = [without_own(request.params) for request in requests]
+    if stripped != [request.params for request in requests]:
+        obj.sampling_params = stripped if isinstance(obj.sampling_params, list) else stripped[0]
 
 
 def abort_request(
@@ -79,12 +88,21 @@ def generate_contract_error(original: Callable[[Any], str | None], body: Any) ->
         return original(body)
     params = body.get("sampling_params")
     each = params if isinstance(params, list) else [params]
-    stripped = [intake.without_plugin_keys(one) if isinstance(one, dict) else one for one in each]
-    clean = intake.without_plugin_keys(body)
-    if "sampling_params" in body:
-        clean["sampling_params"] = stripped if isinstance(params, list) else stripped[0]
-    error = original(clean)
+    try:
+        stripped = [_as_sglang_knows(one, body) for one in each]
+    except RequestError as refused:
+        return str(refused)
+    clean = {**body, "sampling_params": stripped if isinstance(params, list) else stripped[0]}
+    error = original(clean if "sampling_params" in body else body)
     return error if error is not None or not body.get("stream") else _streaming_error(body)
+
+
+def _as_sglang_knows(params: Any, body: dict[str, Any]) -> Any:
+    """Return one prompt's sampling parameters of a /generate body without what is ours in them."""
+    if not isinstance(params, dict):
+        return params
+    asks = places_of(Written(params, Body(body), bool(body.get("custom_logit_processor"))))
+    return without_own(params) if asks else params
 
 
 def _streaming_error(body: dict[str, Any]) -> str | None:
@@ -94,7 +112,7 @@ def _streaming_error(body: dict[str, Any]) -> str | None:
     fields = GenerateReqInput.__dataclass_fields__.keys()
     obj = GenerateReqInput(**{key: value for key, value in body.items() if key in fields})
     try:
-        plan_request(get_global_state().tokenizer_manager, obj, body, server_config())
+        plan_request(get_global_state().tokenizer_manager, obj, Body(body), server_config())
     except ValueError as error:  # a RequestError, or what SGLang says of its own sampling parameters
         return str(error)
     return None

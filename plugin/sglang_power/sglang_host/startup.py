@@ -6,10 +6,12 @@ application exists, and the TokenizerManager, too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from sglang_power.errors import ConfigError
+from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.server.metrics import declare_fallbacks
 from sglang_power.sglang_host.experiments.desk import check_experiments, desk_of, open_desk
 from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
 from sglang_power.sglang_host.status import add_status_route
@@ -26,6 +28,8 @@ def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's
         if not isinstance(manager, TokenizerManager):  # the main process of several tokenizer workers
             check_experiments(config, manager.server_args)
             return
+        if config.defaults:
+            declare_fallbacks(get_args(FallbackReason), manager.enable_metrics)
         open_desk(manager, config)
     except ConfigError as error:
         raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error

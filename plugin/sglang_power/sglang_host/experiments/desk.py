@@ -30,7 +30,7 @@ from sglang_power.experiments.watching import watch
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.shadows import Shadows, check_shadow
 from sglang_power.sglang_host.tokenizer import intake
-from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.body import Body
 from sglang_power.sglang_host.tokenizer.plan import Plan, plan_arm
 
 logger = logging.getLogger("sglang_power")
@@ -125,14 +125,14 @@ class Desk:
         """Experiment -> whether it enrols."""
         return {each.experiment.name: each.enrolling for each in self._catalogue.experiments}
 
-    def facts_of(self, obj: Any, request: Any, body: Fields | None) -> Facts | None:
+    def facts_of(self, obj: Any, request: Any, body: Body) -> Facts | None:
         """What a user's request is to an experiment; None where nothing could ever enrol it."""
         self._watch()
         if request is None or not self._catalogue.experiments:
             return None
         params = obj.sampling_params or {}
         limit = params.get("max_new_tokens", 128) if isinstance(params, dict) else None
-        user = (body or {}).get("user")
+        user = body.values.get("user")
         return Facts(
             model=self.manager.served_model_name,
             endpoint=_ENDPOINTS.get(request.url.path, request.url.path),
@@ -140,11 +140,11 @@ class Desk:
             max_new_tokens=limit if isinstance(limit, int) else None,
             headers=request.headers,  # Starlette's, which looks names up in lower case
             user=user if isinstance(user, str) else None,
-            metadata=intake.metadata_of(body),
+            metadata=body.metadata,
             excluded=intake.own_choice(obj, body),
         )
 
-    async def enrol(self, facts: Facts, obj: Any, body: Fields | None) -> tuple[Enrolled, Plan] | None:
+    async def enrol(self, facts: Facts, obj: Any, body: Body) -> tuple[Enrolled, Plan] | None:
         """The experiment that a request joins, with the plan that its arm makes of it.
 
         Raises:
@@ -162,7 +162,7 @@ class Desk:
         place = await self._enroller.enrol(self._catalogue.experiments, facts, fits, time.time())
         return None if place is None else (place, plans[place.arm.name])
 
-    def plan_of(self, arm: Arm, obj: Any, body: Fields | None) -> Plan:
+    def plan_of(self, arm: Arm, obj: Any, body: Body) -> Plan:
         """What an arm makes of a request.
 
         Raises:

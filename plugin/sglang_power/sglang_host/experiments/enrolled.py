@@ -25,7 +25,7 @@ from sglang_power.samplers.report import plain_report
 from sglang_power.sglang_host.experiments.desk import Desk
 from sglang_power.sglang_host.experiments.shadows import Served
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
-from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.body import Body
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.openai import notes_of
 from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
@@ -35,9 +35,7 @@ from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 logger = logging.getLogger("sglang_power")
 
 
-async def answers(
-    desk: Desk, host: Host, facts: Facts, body: Fields | None, plans: list[Plan]
-) -> AsyncIterator[Any]:
+async def answers(desk: Desk, host: Host, facts: Facts, body: Body, plans: list[Plan]) -> AsyncIterator[Any]:
     """A request's answers: of the arm that it is given, or, where it joins no experiment, by `plans`."""
     joined = await desk.enrol(facts, host.obj, body)
     run = None if joined is None else _begun(desk, host, facts, body, plans, *joined)
@@ -48,7 +46,7 @@ async def answers(
 
 
 def _begun(
-    desk: Desk, host: Host, facts: Facts, body: Fields | None, plans: list[Plan], place: Enrolled, plan: Plan
+    desk: Desk, host: Host, facts: Facts, body: Body, plans: list[Plan], place: Enrolled, plan: Plan
 ) -> EnrolledRun | None:
     """The enrolled run; None where a defect keeps it from beginning, which must cost no client an answer."""
     try:
@@ -77,7 +75,7 @@ class EnrolledRun:
         desk: Desk,
         host: Host,
         facts: Facts,
-        body: Fields | None,
+        body: Body,
         plans: list[Plan],
         place: Enrolled,
         plan: Plan,
@@ -144,7 +142,10 @@ class EnrolledRun:
     @property
     def _may_fall_back(self) -> bool:
         """Whether the default sampler may answer for the arm; it cannot answer for itself."""
-        return self._place.loaded.experiment.on_error == "default_sampler" and self._plans != [self._plan]
+        if self._place.loaded.experiment.on_error != "default_sampler" or self._plans == [self._plan]:
+            return False
+        model = self._host.manager.served_model_name
+        return not self._host.config.is_strict(self._place.arm.sampler, model)
 
     @property
     def _runs_plain(self) -> bool:

@@ -26,7 +26,7 @@ from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Outcome, ShadowRun
 from sglang_power.experiments.sections import Shadow
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
-from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.body import Body
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
 
@@ -98,7 +98,7 @@ class Shadows:
         self._turn = asyncio.Lock()
         self._hour, self._spent = 0.0, Counter[str]()
 
-    def start(self, desk: Desk, host: Host, body: Fields | None, served: Served) -> None:
+    def start(self, desk: Desk, host: Host, body: Body, served: Served) -> None:
         """Have every shadow arm of an experiment answer a request that was served.
 
         A turn of a session has none: the shadow's would become part of it.
@@ -117,7 +117,7 @@ class Shadows:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, desk: Desk, host: Host, body: Fields | None, arm: Arm, served: Served) -> None:
+    async def _run(self, desk: Desk, host: Host, body: Body, arm: Arm, served: Served) -> None:
         experiment = served.place.loaded.experiment
         async with self._turn:
             if not self._has_budget(experiment):
@@ -160,7 +160,7 @@ def _copied(obj: Any, experiment: Experiment) -> Any:
     return copied
 
 
-async def _answered(desk: Desk, host: Host, body: Fields | None, arm: Arm) -> tuple[Outcome, list[Answer]]:
+async def _answered(desk: Desk, host: Host, body: Body, arm: Arm) -> tuple[Outcome, list[Answer]]:
     """How a shadow's run ended, and its answers."""
     try:
         plan = desk.plan_of(arm, host.obj, body)

@@ -1,38 +1,25 @@
 """What the client asked, whichever way it was written. Tokenizer process.
 
-A sampler can be named in `custom_params`, in `metadata.sglang_power` (which gateways pass on that drop
-fields they do not know), in `sampling_params.sampler`, at the top level of the body (`places_of` lists
-them), or by the server's default for the model. SGLang fills sampling parameters from the model's generation
+`places` finds what is ours in a request, `body` what the client named of SGLang's own sampling fields. Here
+they become one sampler's parameters, or none. SGLang fills sampling parameters from the model's generation
 config, so what counts is what the client's body *named*; everything else is neutralised.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sglang_power.errors import RequestError
-from sglang_power.fields import METADATA_KEY
-from sglang_power.request import NO_SAMPLER, SamplerRequest
+from sglang_power.errors import GreedyError, RequestError, TemperatureError
+from sglang_power.request import NO_SAMPLER, OwnLawRequest, PowerRequest, SamplerRequest, samplers
+from sglang_power.request.own_law import at_temperature
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.host_sampling import NEUTRAL, TOP_K_ALL, TRUNCATION, is_zero
+from sglang_power.sglang_host.tokenizer.body import Body, Fields
+from sglang_power.sglang_host.tokenizer.places import PLUGIN_KEYS, Place, Written, places_of, written
 
-Fields = dict[str, Any]
-
-PLUGIN_KEYS = frozenset({"sampler", "preset"})
-TRUNCATION = ("top_p", "top_k", "min_p")
-_NEUTRAL: Fields = {
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-}
-_GREEDY_BELOW = 1e-6
-"""SGLang decodes greedily at lower temperatures."""
-_TOP_K_ALL = 1 << 30
-"""SGLang writes "whole vocabulary" as -1 or as this number."""
+OwnChoice = Literal["own_sampler", "seed", "greedy", "batch"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +28,7 @@ class Asked:
 
     Args:
         values: flat parameters, preset not yet resolved.
-        explicit: named by the client, not by the server's default.
+        explicit: named by the client, not by the server's default or an experiment's arm.
         origins: parameter -> the field that the client wrote it in.
     """
 
@@ -50,140 +37,62 @@ class Asked:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Place:
-    """One place of a request where the client named a sampler or parameters of one.
+def asked(request: Written, default_preset: str | None) -> Asked | None:
+    """Return the sampler that one prompt asks for; None means SGLang's own.
 
-    Args:
-        name: as messages call it; empty for the top level of the body.
-        values: the parameters that stand there.
-    """
-
-    name: str
-    values: Fields
-
-    def field_of(self, key: str) -> str:
-        """Return what messages call a parameter that stands here."""
-        return f"{self.name}.{key}" if self.name else key
-
-
-def body_of(request: Any) -> Fields | None:
-    """The JSON body of a Starlette request that the host has already read, without awaiting."""
-    body = getattr(request, "_json", None)
-    if body is None and getattr(request, "_body", None):
-        try:
-            body = json.loads(request._body)
-        except ValueError:
-            return None
-    return body if isinstance(body, dict) else None
-
-
-def is_openai(body: Fields | None) -> bool:
-    """True where sampling fields stand at the top level of the body (OpenAI's shape)."""
-    return body is not None and not ({"sampling_params", "text", "input_ids", "input_embeds"} & body.keys())
-
-
-def named_by_client(params: Mapping[str, Any], body: Fields | None) -> Fields:
-    """The sampling fields that the client wrote; None counts as not written."""
-    source = body if body is not None and is_openai(body) else params
-    return {key: value for key, value in source.items() if value is not None}
-
-
-def metadata_of(body: Fields | None) -> Fields:
-    """Return OpenAI's `metadata` of a body; empty where there is none, or no object."""
-    metadata = (body or {}).get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _in_metadata(body: Fields | None) -> Fields:
-    """Return what `metadata.sglang_power` holds: JSON in a string, as OpenAI's API has it, or an object.
+    Parameters without a sampler act on the server's default.
 
     Raises:
-        RequestError: neither of both.
+        RequestError: two places contradict each other, one that is ours cannot be read, or there are
+            parameters and neither a sampler nor a default that they could belong to.
     """
-    value, name = metadata_of(body).get(METADATA_KEY), f"metadata.{METADATA_KEY}"
-    hint = 'Write what custom_params would hold as JSON in a string: "{\\"sampler\\": \\"power\\"}"'
-    values = {} if value is None else value
-    if isinstance(value, str):
-        try:
-            values = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(name, value, f"not valid JSON ({error})", hint) from error
-    if not isinstance(values, dict):
-        raise RequestError(name, value, "not a JSON object", hint)
-    return values
+    values, origins = _collected(places_of(request))
+    if values.get("sampler") == NO_SAMPLER:
+        return None
+    if PLUGIN_KEYS & values.keys():
+        return Asked(values, explicit=True, origins=origins)
+    if default_preset is not None:
+        return Asked({"preset": default_preset, **values}, explicit=bool(values), origins=origins)
+    if values.keys() <= {"seed"}:
+        return None
+    key = next(key for key in values if key != "seed")
+    problem = "a parameter of a sampler, but none is named, and this server has no default for the model"
+    raise RequestError(origins[key], values[key], problem, 'Add a sampler, as in {"sampler": "power"}')
 
 
-def places_of(params: Mapping[str, Any], body: Fields | None) -> list[Place]:
-    """Return every place in which one prompt's request names a sampler, in the order of SGLang's own.
-
-    A key that is null counts as absent. `custom_params` without a key of ours may be somebody else's.
-
-    Raises:
-        RequestError: a place that is ours by name holds something else.
-    """
-    custom = _without_nulls(params.get("custom_params"))
-    places = [
-        Place("custom_params", custom if PLUGIN_KEYS & custom.keys() else {}),
-        Place(f"metadata.{METADATA_KEY}", _without_nulls(_in_metadata(body))),
-        Place("sampling_params", _plugin_keys(params)),
-        Place("", _plugin_keys(body or {})),
-    ]
-    return [place for place in places if place.values]
-
-
-def _without_nulls(values: object) -> Fields:
-    """Return a place's parameters, without those of our keys that are null; empty for anything else."""
-    each = values.items() if isinstance(values, dict) else ()
-    return {key: value for key, value in each if key not in PLUGIN_KEYS or value is not None}
-
-
-def _plugin_keys(values: Mapping[str, Any]) -> Fields:
-    return {key: values[key] for key in sorted(PLUGIN_KEYS) if values.get(key) is not None}
-
-
-def asked(params: Mapping[str, Any], body: Fields | None, default_preset: str | None) -> Asked | None:
-    """The sampler that one prompt asks for; None means SGLang's own.
-
-    Raises:
-        RequestError: two places contradict each other, or one that is ours cannot be read.
-    """
+def _collected(places: list[Place]) -> tuple[Fields, dict[str, str]]:
+    """Return all that the client named, and where."""
     values: Fields = {}
     origins: dict[str, str] = {}
-    places = places_of(params, body)
     for place in places:
         for key, value in place.values.items():
             _lift(values, key, value, place.field_of(key), origins)
             origins.setdefault(key, place.field_of(key))
-    if not values:
-        return None if default_preset is None else Asked({"preset": default_preset}, explicit=False)
-    if not PLUGIN_KEYS & values.keys():
-        raise RequestError(places[0].name, values, "names no sampler", "Add sampler or preset to it")
-    return None if values.get("sampler") == NO_SAMPLER else Asked(values, explicit=True, origins=origins)
+    return values, origins
 
 
-def own_choice(obj: Any, body: Fields | None) -> Literal["own_sampler", "seed", "greedy", "batch"] | None:
-    """How a client chose to sample, so that no experiment may choose for it.
+def own_choice(obj: Any, body: Body) -> OwnChoice | None:
+    """Return how a client chose to sample, so that no experiment may choose for it.
 
     Args:
         obj: a GenerateReqInput that is not normalised yet.
         body: the client's.
     """
-    params, prompt = obj.sampling_params or {}, obj.text if obj.text is not None else obj.input_ids
-    if isinstance(params, list) or not isinstance(prompt, str | list) or _is_batch(prompt):
+    prompt = obj.text if obj.text is not None else obj.input_ids
+    if isinstance(obj.sampling_params, list) or not isinstance(prompt, str | list) or _is_batch(prompt):
         return "batch"
-    if places_of(params, body):
+    (request,) = written(obj, body)
+    places = places_of(request)
+    if any(place.values.keys() - {"seed"} for place in places):
         return "own_sampler"
-    custom = params.get("custom_params")
-    seeded = (named_by_client(params, body), custom if isinstance(custom, dict) else {})
-    if any(place.get(key) is not None for place in seeded for key in ("seed", "sampling_seed")):
+    if places or {"seed", "sampling_seed"} & request.named.keys():
         return "seed"
-    return "greedy" if _is_zero(params.get("temperature")) or params.get("top_k") == 1 else None
+    return "greedy" if is_greedy(request.named) else None
 
 
-def _is_zero(temperature: object) -> bool:
-    """As SGLang's SamplingParams takes it, which decodes greedily there."""
-    return isinstance(temperature, int | float) and 0 <= temperature < _GREEDY_BELOW
+def is_greedy(named: Fields) -> bool:
+    """Return whether the sampling fields that a client named ask for greedy decoding."""
+    return is_zero(named.get("temperature")) or named.get("top_k") == 1
 
 
 def _is_batch(prompt: str | list[Any]) -> bool:
@@ -196,53 +105,89 @@ def _lift(values: Fields, key: str, value: object, name: str, origins: Mapping[s
         raise RequestError(name, value, f"contradicts {other}={values[key]!r}", "Name it in one place")
 
 
-def without_plugin_keys(params: Mapping[str, Any]) -> Fields:
-    """Parameters, or a body, as SGLang knows them."""
-    return {key: value for key, value in params.items() if key not in PLUGIN_KEYS}
-
-
 def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model: str) -> SamplerRequest:
-    """Validate the parameters, with the client's own seed and, for `power`, truncation lifted in.
+    """Validate the parameters, with what the client named of SGLang's own sampling fields lifted in.
 
-    A policy works on top of the request's own temperature and truncation, which keep SGLang's meaning.
+    Samplers that draw by a law of their own take truncation from there, and say what a temperature means. A
+    policy works on top of the request's own temperature and truncation, which keep SGLang's meaning.
 
     Raises:
         RequestError: anything in them is wrong, or two places contradict each other.
     """
     values = dict(asked_for.values)
-    if config.expanded(values, served_model).get("sampler", "power") == "power":
+    whole = config.expanded(values, served_model)
+    base = whole.get("base")
+    if _has_own_law(whole):
+        values |= _at_temperature(asked_for, whole, named)
         _lift_truncation(values, named, asked_for.origins)
+    elif isinstance(base, dict) and base.get("sampler") == "power":
+        values["base"] = {**base, **_at_temperature(asked_for, base, named, "base")}
     seed = named.get("seed", named.get("sampling_seed"))
     if seed is not None:
         values.setdefault("seed", seed)
-    return config.resolve(values, served_model)
+    try:
+        return config.resolve(values, served_model)
+    except RequestError as error:
+        raise _about_temperature(error, whole, named) from error
+
+
+def _has_own_law(values: Fields) -> bool:
+    """Return whether parameters name a sampler that draws by a law of its own."""
+    name = values.get("sampler", PowerRequest.model_fields["sampler"].default)
+    return isinstance(name, str) and issubclass(samplers().get(name, object), OwnLawRequest)
+
+
+def _at_temperature(asked_for: Asked, values: Fields, named: Fields, field: str = "") -> Fields:
+    """Return the parameters of such a sampler that the client's temperature changes.
+
+    Args:
+        asked_for: the request.
+        values: of the sampler, as they are in force.
+        named: what the client named of SGLang's own sampling fields.
+        field: see `at_temperature`.
+
+    Raises:
+        TemperatureError: the sampler refuses it; a GreedyError where the client did not ask for the sampler.
+    """
+    if not asked_for.explicit and is_greedy(named):
+        key = "temperature" if is_zero(named.get("temperature")) else "top_k"
+        problem = "asks for greedy decoding, which a default sampler leaves to SGLang"
+        raise GreedyError(key, named[key], problem, "Name the sampler in the request to get it all the same")
+    if "temperature" not in named:
+        return {}
+    own = asked_for.values.get(field, {}) if field else asked_for.values
+    alpha = own.get("alpha") if asked_for.explicit and isinstance(own, dict) else None
+    return at_temperature(values, named["temperature"], alpha, field)
+
+
+def _about_temperature(error: RequestError, values: Fields, named: Fields) -> RequestError:
+    """Return an error of parameters, which speaks of the temperature where that is what became an alpha."""
+    holder = values.get("base", {}) if error.field == "base.alpha" else values
+    if error.field not in ("alpha", "base.alpha") or holder.get("on_temperature") != "alpha":
+        return error
+    problem = f"makes alpha 1/temperature, of which holds: {error.problem}"
+    return TemperatureError("temperature", named.get("temperature"), problem, "Raise the temperature")
 
 
 def _lift_truncation(values: Fields, named: Fields, origins: Mapping[str, str]) -> None:
     """What the client wrote as SGLang's own parameters truncates the proposal."""
-    if named.get("temperature", 1.0) != 1.0:
-        raise RequestError(
-            "temperature",
-            named["temperature"],
-            "the power distribution has no token temperature",
-            "Leave it out, or set proposal_temperature",
-        )
     for key in TRUNCATION:
         if key in named:
-            value = -1 if key == "top_k" and named[key] == _TOP_K_ALL else named[key]
+            value = -1 if key == "top_k" and named[key] == TOP_K_ALL else named[key]
             _lift(values, key, value, key, origins)
 
 
-def sampling_of(params: Mapping[str, Any]) -> Fields:
-    """SGLang's own temperature and truncation of a request, with the values of those that are absent."""
-    named = {key: params.get(key) for key in ("temperature", *TRUNCATION)}
-    return {key: _NEUTRAL[key] if value in (None, _TOP_K_ALL) else value for key, value in named.items()}
+def neutralised(params: Mapping[str, Any], named: Fields, own_law: OwnLawRequest | None = None) -> list[str]:
+    """Return the sampling fields that are not applied.
 
-
-def neutralised(params: Mapping[str, Any], named: Fields) -> list[str]:
-    """Sampling fields that the model's generation config set and the client did not name."""
-    return sorted(
+    Those that the model's generation config set and the client did not name; and the client's temperature
+    beside a sampler with a law of its own that ignores it.
+    """
+    fields = {
         key
-        for key, neutral in _NEUTRAL.items()
-        if key not in named and params.get(key) not in (None, neutral, _TOP_K_ALL)
-    )
+        for key, neutral in NEUTRAL.items()
+        if key not in named and params.get(key) not in (None, neutral, TOP_K_ALL)
+    }
+    if own_law is not None and own_law.on_temperature == "ignore" and named.get("temperature", 1) != 1:
+        fields.add("temperature")
+    return sorted(fields)

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from sglang_power.server.config import server_config
-from sglang_power.sglang_host.tokenizer import intake
+from sglang_power.sglang_host.tokenizer.body import body_of
 from sglang_power.sglang_host.tokenizer.plan import asks_for_power, is_users
 
 _NOTES = "_sglang_power_notes"
@@ -75,7 +75,7 @@ def stream(
 ) -> AsyncGenerator[str, None]:
     """Around the stream generators; streams that ask for no sampler pass untouched."""
     lines = original(serving, adapted_request, request, raw_request)
-    body, config = intake.body_of(raw_request), server_config()
+    body, config = body_of(raw_request), server_config()
     may_be_enrolled = config.experiments is not None and is_users(adapted_request)
     if not may_be_enrolled and not asks_for_power(serving.tokenizer_manager, adapted_request, body, config):
         return lines

@@ -19,9 +19,11 @@ from typing import Any
 from fastapi import HTTPException
 
 from sglang_power.errors import HostError, OverloadedError, PowerError, RewardError, WeightsChangedError
+from sglang_power.samplers.fallback import Fallback
 from sglang_power.samplers.report import fallback_report
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer import fallback_log
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
@@ -62,11 +64,15 @@ class Host:
 
 def respond(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     """Answer a call by one plan per prompt; untouched by us where all of them are SGLang's."""
+    fallbacks = [plan.fallback for plan in plans if isinstance(plan, PlainPlan) and plan.fallback]
+    for each in fallbacks:
+        fallback_log.count(each, host.manager.enable_metrics)
     if not all(isinstance(plan, PlainPlan) for plan in plans):
         return serve(host, plans)
     responses: AsyncIterator[Any] = host.original(host.manager, host.obj, host.request)
-    reasons = [plan for plan in plans if isinstance(plan, PlainPlan) and plan.fallback_reason]
-    return annotated(responses, host.obj, reasons[0]) if reasons else responses
+    if not fallbacks:
+        return responses
+    return annotated(responses, host.obj, [plan.fallback for plan in plans if isinstance(plan, PlainPlan)])
 
 
 def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
@@ -81,13 +87,27 @@ def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     return _collect(call, prompts, each, single=obj.is_single)
 
 
-async def annotated(responses: AsyncIterator[Any], obj: Any, plan: PlainPlan) -> AsyncIterator[Any]:
-    """SGLang's own responses to `obj`, saying why a default preset was not applied."""
+async def annotated(
+    responses: AsyncIterator[Any], obj: Any, fallbacks: Sequence[Fallback | None]
+) -> AsyncIterator[Any]:
+    """SGLang's own responses to `obj`, saying why a default preset was not applied.
+
+    Args:
+        responses: one answer, or the list of all of them, or chunks with an `index`.
+        obj: the request.
+        fallbacks: one for all prompts, or one for each; an answer's place tells its prompt.
+    """
     notes = notes_of(obj)
+    prompts = len(fallbacks)
     async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
         async for response in source:
-            for answer in response if isinstance(response, list) else [response]:
-                answer["meta_info"]["power"] = fallback_report(plan.fallback_reason or "")
+            answers = response if isinstance(response, list) else [response]
+            samples = _samples_of(obj)
+            for place, answer in enumerate(answers):
+                prompt = 0 if prompts == 1 else answer.get("index", place) // samples
+                if (why := fallbacks[prompt]) is None:
+                    continue
+                answer["meta_info"]["power"] = fallback_report(why)
                 if notes is not None:
                     notes.takes(answer.get("index", 0), answer)
             yield response
@@ -123,8 +143,8 @@ class _Call:
         answer: Answer = {}
         async with aclosing(self.original(self.manager, obj, self.request)) as responses:
             async for answer in responses:
-                if plan.fallback_reason is not None:
-                    answer["meta_info"]["power"] = fallback_report(plan.fallback_reason)
+                if plan.fallback is not None:
+                    answer["meta_info"]["power"] = fallback_report(plan.fallback)
                 if emit is not None:
                     emit(index, answer)
         return answer
@@ -174,6 +194,13 @@ async def _stream(
     finally:
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
+
+
+def _samples_of(obj: Any) -> int:
+    """Return n of a call, before or after SGLang has made a list of its parameters."""
+    params = obj.sampling_params
+    first = (params[0] if isinstance(params, list) else params) or {}
+    return first.get("n") or 1
 
 
 def _first_indices(prompts: Sequence[Any]) -> list[int]:

@@ -16,9 +16,12 @@ from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
 from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SelectingRequest
 from sglang_power.rewards import NamedReward, reward
+from sglang_power.samplers.fallback import Fallback, fall_back
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import intake, support
-from sglang_power.sglang_host.tokenizer.intake import Asked, Fields
+from sglang_power.sglang_host.tokenizer.body import Body, Fields
+from sglang_power.sglang_host.tokenizer.intake import Asked
+from sglang_power.sglang_host.tokenizer.places import Written, without_own, written
 from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan, selection_plan
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 
@@ -57,31 +60,30 @@ class PolicyPlan:
 
 @dataclass(frozen=True)
 class PlainPlan:
-    """One prompt that SGLang serves; `fallback_reason` is set where a default preset did not fit."""
+    """One prompt that SGLang serves; `fallback` is set where a default preset did not fit."""
 
-    fallback_reason: str | None = None
+    fallback: Fallback | None = None
 
 
 OwnPlan = PowerPlan | PolicyPlan | SelectionPlan
 Plan = OwnPlan | PlainPlan
 
 
-def plan_request(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> list[Plan]:
+def plan_request(manager: Any, obj: Any, body: Body, config: ServerConfig) -> list[Plan]:
     """One plan per prompt of a GenerateReqInput that is not normalised yet.
 
     Raises:
         RequestError: an explicit request that cannot be served.
     """
     params = obj.sampling_params
-    each = params if isinstance(params, list) else [params or {}]
     prompts = obj.text if obj.text is not None else obj.input_ids
     if isinstance(params, list) and (not isinstance(prompts, list) or len(params) != len(prompts)):
         raise RequestError("sampling_params", params, "not one per prompt", "Give one, or as many as prompts")
     default = _default_preset(manager, obj, config)
-    return [_plan_prompt(manager, obj, one, body, config, default) for one in each]
+    return [_plan_prompt(manager, obj, request, config, default) for request in written(obj, body)]
 
 
-def plan_arm(manager: Any, obj: Any, body: Fields | None, config: ServerConfig, sampler: Fields) -> Plan:
+def plan_arm(manager: Any, obj: Any, body: Body, config: ServerConfig, sampler: Fields) -> Plan:
     """The plan that an experiment's arm makes of a single prompt's request that names no sampler.
 
     Raises:
@@ -89,58 +91,80 @@ def plan_arm(manager: Any, obj: Any, body: Fields | None, config: ServerConfig, 
     """
     if sampler.get("sampler") == NO_SAMPLER:
         return PlainPlan()
-    return _own_plan(manager, obj, obj.sampling_params or {}, body, config, Asked(sampler, explicit=False))
+    (request,) = written(obj, body)
+    return _own_plan(manager, obj, request, config, Asked(sampler, explicit=False))
 
 
-def asks_for_power(manager: Any, obj: Any, body: Fields | None, config: ServerConfig) -> bool:
-    """Whether a single prompt's request names a sampler, or gets one by default; validates nothing."""
+def asks_for_power(manager: Any, obj: Any, body: Body, config: ServerConfig) -> bool:
+    """Whether a request names a sampler, or is one that the default is for; validates nothing."""
     default = _default_preset(manager, obj, config)
-    return intake.asked(obj.sampling_params or {}, body, default) is not None
+    return any(intake.asked(request, default) is not None for request in written(obj, body))
 
 
 def is_users(obj: Any) -> bool:
     """Whether a request is a user's: neither a health check, nor a child, nor input scoring."""
+    return _is_clients(obj) and not _is_scoring(obj)
+
+
+def _is_clients(obj: Any) -> bool:
+    """Whether a client sent it: neither a health check nor a child."""
     rid = obj.rid[0] if isinstance(obj.rid, list) else obj.rid
-    if not obj.log_metrics or (rid or "").startswith("HEALTH_CHECK"):
-        return False
-    return not obj.return_logprob or obj.logprob_start_len in (None, -1)
+    return bool(obj.log_metrics) and not (rid or "").startswith("HEALTH_CHECK")
+
+
+def _is_scoring(obj: Any) -> bool:
+    """Whether log probabilities of the prompt are asked for."""
+    starts = obj.logprob_start_len if isinstance(obj.logprob_start_len, list) else [obj.logprob_start_len]
+    asked = any(obj.return_logprob) if isinstance(obj.return_logprob, list) else bool(obj.return_logprob)
+    return asked and any(start not in (None, -1) for start in starts)
 
 
 def _default_preset(manager: Any, obj: Any, config: ServerConfig) -> str | None:
-    """The served model's default, for user requests only."""
-    return config.default_for(manager.served_model_name) if is_users(obj) else None
+    """The served model's default, for requests of clients only."""
+    return config.default_for(manager.served_model_name) if _is_clients(obj) else None
 
 
 def _plan_prompt(
     manager: Any,
     obj: Any,
-    params: Mapping[str, Any],
-    body: Fields | None,
+    request: Written,
     config: ServerConfig,
     default: str | None,
 ) -> Plan:
-    limit = params.get("max_new_tokens", 128)
-    scoring = isinstance(limit, int) and limit <= 1
-    asked = intake.asked(params, body, None if scoring else default)
+    asked = intake.asked(request, default)
     if asked is None:
         return PlainPlan()
+    if asked.explicit:
+        return _own_plan(manager, obj, request, config, asked)
+    if (never_meant := _never_meant(obj, request.params)) is not None:
+        return PlainPlan(never_meant)
     try:
-        return _own_plan(manager, obj, params, body, config, asked)
+        return _own_plan(manager, obj, request, config, asked)
     except RequestError as error:
-        if asked.explicit:
-            raise
-        return PlainPlan(fallback_reason=str(error))
+        strict = config.is_strict(asked.values, manager.served_model_name)
+        return PlainPlan(fall_back(error, f"the default preset {default!r}", strict))
+
+
+def _never_meant(obj: Any, params: Mapping[str, Any]) -> Fallback | None:
+    """Return why no default is for a prompt, whatever it is; None where one may be."""
+    if _is_scoring(obj):
+        problem = "log probabilities of a prompt are not what a default is for"
+        return Fallback("scoring", f"logprob_start_len={obj.logprob_start_len!r}: {problem}")
+    limit = params.get("max_new_tokens", 128)
+    if isinstance(limit, int) and limit <= 1:
+        problem = "an answer of at most one token is not what a default is for"
+        return Fallback("short", f"max_new_tokens={limit!r}: {problem}")
+    return None
 
 
 def _own_plan(
     manager: Any,
     obj: Any,
-    params: Mapping[str, Any],
-    body: Fields | None,
+    written_by_client: Written,
     config: ServerConfig,
     asked: Asked,
 ) -> OwnPlan:
-    named = intake.named_by_client(params, body)
+    params, named = without_own(written_by_client.params), written_by_client.named
     request = intake.resolve(asked, config, named, manager.served_model_name)
     support.check_server(manager.server_args)
     if isinstance(request, PowerRequest):
@@ -167,7 +191,7 @@ def _policy_plan(
 def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
     """A policy with a twin runs as two children: theirs are its limits, and SGLang sees only them."""
     support.check_request(obj, params, named)
-    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
+    SamplingParams(**params).verify(manager.model_config.vocab_size)
     horizon = support.horizon_of(params, manager.context_len)
     assert policy.twin_prompt is not None
     field, prompt = policy.twin_prompt
@@ -198,7 +222,7 @@ def _power_plan(
         chains=chains,
         draft=_draft(manager, request, params, horizon),
         reward=None if request.reward is None else reward(request.reward, config.rewards),
-        neutralised=intake.neutralised(params, named),
+        neutralised=intake.neutralised(params, named, request),
     )
 
 

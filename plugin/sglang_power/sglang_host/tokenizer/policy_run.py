@@ -21,6 +21,7 @@ from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
 from sglang_power.sglang_host.tokenizer.endings import endings_told
 from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+from sglang_power.sglang_host.tokenizer.places import internal_of
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 
 
@@ -80,6 +81,7 @@ class PolicyRun:
         row = {"sampler": POLICY, "seed": seed, **flat_policy(self._plan.policy)}
         if is_zero(with_preferred(self._manager, obj.sampling_params).get("temperature")):
             row[GREEDY_FIELD] = True
+        row |= internal_of(obj.sampling_params)
         obj.sampling_params = {**obj.sampling_params, "custom_params": row}
         answer: Answer = {}
         async with aclosing(self._original(self._manager, obj, self._request)) as responses:

@@ -21,8 +21,9 @@ from sglang_power.request import (
 )
 from sglang_power.rewards import NamedReward, reward
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.host_sampling import TRUNCATION, sampling_of
 from sglang_power.sglang_host.tokenizer import intake, support
-from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.body import Fields
 from sglang_power.sglang_host.tokenizer.judge import Readout, readout_of
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 
@@ -77,7 +78,7 @@ def selection_plan(
     """
     support.check_request(obj, params, named)
     _check_sampling(request, named)
-    SamplingParams(**intake.without_plugin_keys(params)).verify(manager.model_config.vocab_size)
+    SamplingParams(**params).verify(manager.model_config.vocab_size)
     chains, limits = support.chains_of(params), config.limits
     max_horizon = limits.max_horizon if _is_over_chains(request) else None
     count = chains * request.answers
@@ -108,12 +109,11 @@ def _check_sampling(request: SelectingRequest, named: Fields) -> None:
     """Chains draw by the parameters of `base`: what the client names beside them would touch nothing."""
     if not _is_over_chains(request):
         return
-    neutral = intake.sampling_of({})
-    for field, value in intake.sampling_of(named).items():
-        if value != neutral[field]:
-            instead = "proposal_temperature" if field == "temperature" else field
+    neutral, asked = sampling_of({}), sampling_of(named)
+    for field in TRUNCATION:  # of a temperature `base.on_temperature` has said what it means
+        if asked[field] != neutral[field]:
             problem = "the samples are chains of base='power', which draw by their own parameters"
-            raise RequestError(field, value, problem, f"Leave it out, or set base.{instead}")
+            raise RequestError(field, asked[field], problem, f"Leave it out, or set base.{field}")
 
 
 def _neutralised(request: SelectingRequest, params: Mapping[str, Any], named: Fields) -> list[str]:
@@ -122,7 +122,9 @@ def _neutralised(request: SelectingRequest, params: Mapping[str, Any], named: Fi
         return []
     greedy = isinstance(request, CotRequest | BranchRequest) and request.continuation_policy is None
     acting = () if greedy else request.sampling_fields
-    return [field for field in intake.neutralised(params, named) if field not in acting]
+    base = request.base if isinstance(request, SamplesRequest) else None
+    own_law = base if isinstance(base, PowerRequest) else None
+    return [field for field in intake.neutralised(params, named, own_law) if field not in acting]
 
 
 def _reward(request: SelectingRequest, config: ServerConfig) -> NamedReward | None:

@@ -14,7 +14,8 @@ from sglang_power.samplers import report
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server.config import ServerConfig
-from sglang_power.sglang_host.tokenizer import intake, support
+from sglang_power.sglang_host.host_sampling import sampling_of
+from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.tokenizer.children import Prompt, prepare_prompt
 from sglang_power.sglang_host.tokenizer.endings import endings_counted
@@ -113,7 +114,7 @@ class SelectionRun:
             name=self._plan.name,
             seed=self._seed,
             horizon=self._horizon(prompt),
-            sampling=intake.sampling_of(self._parent.params),
+            sampling=sampling_of(self._parent.params),
             neutralised=self._plan.neutralised,
             prompt_usage=prompt.usage if first else Usage(),
             weight_version=prompt.meta_info.get("weight_version"),

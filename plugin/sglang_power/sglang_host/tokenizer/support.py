@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_power.errors import RequestError, UnsupportedError
+from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
 from sglang_power.server.config import Limits
-from sglang_power.sglang_host.tokenizer.intake import Fields
+from sglang_power.sglang_host.tokenizer.body import Fields
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ _REQUEST: dict[str, str] = {
 
 
 def check_server(server_args: Any) -> None:
-    """Raises UnsupportedError when the server's configuration rules power sampling out."""
+    """Raises ServerSettingsError when the server's configuration rules power sampling out."""
     for refusal in server_refusals(server_args):
-        raise UnsupportedError(
+        raise ServerSettingsError(
             refusal.flag, refusal.value, refusal.reason, "Send the request without a sampler"
         )
 
@@ -150,29 +150,29 @@ def horizon_of(
         share: what an answer may take of the request's tokens; it shortens an open horizon only.
 
     Raises:
-        UnsupportedError: not an integer in 1..max_horizon, or more than the context has room for.
+        LimitError: not an integer in 1..max_horizon, or more than the context has room for.
     """
     asked = params.get("max_new_tokens", 128)
     if asked is None:
         asked = min(limit for limit in (room, max_horizon, share) if limit is not None)
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise UnsupportedError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
+        raise LimitError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
     if max_horizon is not None and asked > max_horizon:
-        raise UnsupportedError(
+        raise LimitError(
             "max_new_tokens",
             asked,
             f"above this server's max_horizon of {max_horizon} (the cost grows with its square)",
             "Ask for fewer tokens, or raise limits.max_horizon in SGLANG_POWER_CONFIG",
         )
     if asked > room:
-        raise UnsupportedError(
+        raise LimitError(
             "max_new_tokens",
             asked,
             f"the context has room for {room} tokens",
             "Shorten the prompt or ask less",
         )
     if (params.get("min_new_tokens") or 0) > asked:
-        raise UnsupportedError(
+        raise LimitError(
             "min_new_tokens", params["min_new_tokens"], f"above max_new_tokens={asked}", "Lower it"
         )
     return asked
@@ -196,19 +196,17 @@ def total_tokens_of(
         field: what the client raises their number by.
 
     Raises:
-        UnsupportedError: above the server's cap, or too small for the answers asked for.
+        LimitError: above the server's cap, or too small for the answers asked for.
     """
     if chains > limits.max_chains:
-        raise UnsupportedError(
-            field, chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer"
-        )
+        raise LimitError(field, chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer")
     cap = limits.max_total_tokens if max_total_tokens is None else max_total_tokens
     if cap > limits.max_total_tokens:
-        raise UnsupportedError(
+        raise LimitError(
             "max_total_tokens", cap, f"above this server's cap of {limits.max_total_tokens}", "Lower it"
         )
     if cap < horizon * chains:
-        raise UnsupportedError(
+        raise LimitError(
             "max_total_tokens",
             cap,
             f"{chains} answer(s) of up to {horizon} tokens need at least {horizon * chains}",
