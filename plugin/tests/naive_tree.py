@@ -4,6 +4,7 @@ engines over that table which stop otherwise than asked."""
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ def fires(conf: BranchConfig, table: TabularModel, prefix: Prefix) -> bool:
         return h - (earlier[-1] if earlier else 0.0) > trigger.thresholds[0]
     assert trigger.name == "quantile"
     share = trigger.thresholds[0]
-    return len(earlier) * (1 - share) >= 1 and float(np.mean([e < h for e in earlier])) >= share
+    enough = len(earlier) * (1 - Fraction(str(share))) >= 1
+    return enough and float(np.mean([e < h for e in earlier])) >= share
 
 
 def ranked(table: TabularModel, prefix: Prefix, k: int) -> list[int]:

@@ -189,6 +189,7 @@ async def selected(
     parent = StubParent() if parent is None else parent
     engine = TabularEngine(MODEL) if engine is None else engine
     monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
+    monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     return await Selector(
         plan=plan_of(asked, reward=reward),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,7 @@ def naive(name: str, thresholds: tuple[float, ...], p: FloatArray, before: list[
     if name == "jump":
         return h - (entropy(before[-1]) if before else 0.0) > thresholds[0]
     if name == "quantile":
-        enough = len(before) * (1 - thresholds[0]) >= 1
+        enough = len(before) * (1 - Fraction(str(thresholds[0]))) >= 1
         return enough and float(np.mean([entropy(b) < h for b in before])) >= thresholds[0]
     _, high_h, high_v = name.split("_")
     return (h > thresholds[0]) == (high_h == "high") and (v > thresholds[1]) == (high_v == "high")
@@ -134,6 +136,27 @@ def test_a_child_inherits_the_state_of_its_fork(path: list[FloatArray], at: int)
     fired = [whole.observe(t, row) for t, row in enumerate(rows.tolist())]
     child = TriggerMonitor(Watch(triggers).after(rows[:cut]))
     assert [child.observe(t, rows[t].tolist()) for t in range(cut, len(path))] == fired[cut:]
+
+
+@pytest.mark.parametrize("percent", [1, 10, 30, 50, 60, 65, 70, 75, 80, 85, 90, 95, 98, 99])
+def test_a_quantile_fires_from_the_first_row_on_that_has_enough_before_it(percent: int) -> None:
+    """n (1 - q) >= 1 in exact arithmetic: five rows are enough for 0.8, although 5 * (1 - 0.8) < 1."""
+    trigger = Trigger("quantile", (float(f"{percent / 100:.2f}"),))
+    enough = math.ceil(1 / (1 - Fraction(percent, 100)))
+    watched = monitor(trigger)
+    rising = [[0.0, 0.0, 0.0, 0.001 * t, 0.0, 0.0, 0.0] for t in range(enough + 3)]
+    fired = [t for t, row in enumerate(rising) if watched.observe(t, row) is not None]
+    assert fired == list(range(enough, enough + 3))
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_rank_that_equals_the_share_reaches_it(percent: int) -> None:
+    """Of 100 rows before, `percent` are below."""
+    share = float(f"{percent / 100:.2f}")
+    history = tuple([0.1] * percent + [0.9] * (100 - percent))
+    for above, fires in ((0.5, True), (0.1, False)):
+        watched = monitor(Trigger("quantile", (share,)), position=100, history=history)
+        assert (watched.observe(100, [0.0, 0.0, 0.0, above, 0.0, 0.0, 0.0]) is not None) == fires
 
 
 def test_a_child_that_forgets_its_history_is_another_trigger() -> None:

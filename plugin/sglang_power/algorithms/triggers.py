@@ -44,8 +44,13 @@ def entropy_jump(entropy: float, previous: float) -> float:
 
 
 def _above_quantile(row: Signals, share: float) -> bool:
-    """Not before so many rows that one of them is expected above the quantile."""
-    return row.earlier * (1.0 - share) >= 1.0 and row.rank >= share
+    """Return whether a row is above the quantile, and so many came before that one of them is expected there.
+
+    That is n (1 - share) >= 1, asked as (n - 1) / n >= share: a division of small integers rounds to the
+    number that a decimal share is written as, so n = 5 is enough for 0.8, where 5 * (1 - 0.8) is below 1.
+    """
+    enough = row.earlier > 0 and (row.earlier - 1) / row.earlier >= share
+    return enough and row.rank >= share
 
 
 RULES: dict[str, Callable[..., bool]] = {

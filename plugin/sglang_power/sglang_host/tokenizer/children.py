@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +69,25 @@ class ChildEngine:
         prompt: its cached prompt.
         stop: when sequences end.
         dp_rank: the rank whose cache holds the prompt; None with a single rank.
+        min_new_tokens: before which nothing stops; None: the request's own.
     """
 
-    def __init__(self, parent: Parent, prompt: Prompt, stop: StopRule, dp_rank: int | None) -> None:
+    def __init__(
+        self,
+        parent: Parent,
+        prompt: Prompt,
+        stop: StopRule,
+        dp_rank: int | None,
+        min_new_tokens: int | None = None,
+    ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
+        asked: int = parent.params.get("min_new_tokens") or 0
+        self._min_new_tokens = asked if min_new_tokens is None else min_new_tokens
+
+    def behind(self, ids: Sequence[int]) -> ChildEngine:
+        """Return an engine for what follows more tokens, all of them prompt: nothing in these is a stop."""
+        prompt = dataclasses.replace(self._prompt, ids=[*self._prompt.ids, *ids])
+        return ChildEngine(self._parent, prompt, self._stop, self._dp_rank, min_new_tokens=0)
 
     async def generate(self, call: ContinuationCall) -> Continuation:
         """One call; a child that SGLang stopped although the whole sequence has not is resumed."""
@@ -86,7 +102,7 @@ class ChildEngine:
         child = self._parent.child(
             [*self._prompt.ids, *prefix],
             1,
-            min_new_tokens=1 if (self._parent.params.get("min_new_tokens") or 0) > len(prefix) else 0,
+            min_new_tokens=1 if self._min_new_tokens > len(prefix) else 0,
             routed_dp_rank=self._dp_rank,
             return_logprob=True,
             top_logprobs_num=min(count, vocab),
@@ -125,7 +141,7 @@ class ChildEngine:
         whole = [*self._prompt.ids, *call.prefix]
         input_ids, emitted = whole[: len(whole) - known], tuple(whole[len(whole) - known :])
         new_tokens = call.horizon - len(call.prefix)
-        still_unstoppable = (self._parent.params.get("min_new_tokens") or 0) - len(call.prefix)
+        still_unstoppable = self._min_new_tokens - len(call.prefix)
         forced = (*emitted, *(call.forced or ()))
         child: Any = self._parent.child(
             input_ids,

@@ -6,7 +6,7 @@ Offsets are those of the text that a client gets, so that spans can be shown to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall, Engine
@@ -75,13 +75,16 @@ class AskingReader(_Decoding):
 
     Args:
         stop, rule: when sequences end and how they are decoded.
-        engine: continues the path.
-        seed: of the continuation; it is greedy, so only exact ties depend on it.
+        behind: gives an engine for what follows more tokens than the request's prompt. The phrase is part
+            of what is asked, so stop strings are looked for in the model's own words only.
+        seed: of the continuation.
     """
 
-    def __init__(self, stop: StopRule, rule: TextRule, engine: Engine, seed: int) -> None:
+    def __init__(
+        self, stop: StopRule, rule: TextRule, behind: Callable[[Sequence[int]], Engine], seed: int
+    ) -> None:
         super().__init__(stop, rule)
-        self._engine, self._seed = engine, seed
+        self._behind, self._seed = behind, seed
 
     async def answer(self, tokens: Tokens, finished: bool) -> Reading:
         """The continuation's answer, aligned back to its last occurrence in the path.
@@ -90,9 +93,8 @@ class AskingReader(_Decoding):
         """
         path, rest = self._path(tokens.ids, finished)
         phrase = self._rule.tokenizer.encode(rest.appended(), add_special_tokens=False)
-        prefix = (*tokens.ids[: rest.tokens], *phrase)
-        call = ContinuationCall(prefix, len(prefix) + CONTINUATION_TOKENS, GREEDY, self._seed)
-        said = await self._engine.generate(call)
+        call = ContinuationCall((), CONTINUATION_TOKENS, GREEDY, self._seed)
+        said = await self._behind([*tokens.ids[: rest.tokens], *phrase]).generate(call)
         saying, sentence = self._path(said.tokens.ids, said.finished)
         found = align(rest.text, sentence.text)
         if found is None:

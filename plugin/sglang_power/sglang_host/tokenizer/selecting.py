@@ -181,7 +181,7 @@ class Selector:
         if self.plan.extractor is not None:
             return HostReader(self.stop, self.text, self.plan.extractor)
         seed = self.key.child_seed(0, Purpose.READING)
-        asking = AskingReader(self.stop, self.text, self._engine, seed)
+        asking = AskingReader(self.stop, self.text, self._engine.behind, seed)
         return PatientReader(asking, self._patience)
 
     def _scores(self, name: Score, alpha: float = 1.0) -> Scores:
