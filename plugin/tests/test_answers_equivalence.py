@@ -44,6 +44,12 @@ SAME = [
     ("number", "-0", "0"),
     ("number", "$5$", "5"),
     ("number", "0.1", "1/10"),
+    ("number", "1,00,000", "100 000"),
+    ("number", "1.234,5", "1,234.5"),
+    ("number", "\u20135", "\u22125"),
+    ("number", "\uff13\uff14", "\u0663\u0664"),
+    ("number", "50 percent", "\u00bd"),
+    ("number", "2 1/2", "2.5"),
     ("choice", "B", "(b)."),
     ("choice", "**B**", "B)"),
 ]
@@ -64,12 +70,16 @@ OTHER = [
     ("number", "9007199254740993", "9007199254740992"),
     ("number", "50%", "50"),
     ("number", "5", "-5"),
+    ("number", "5", "\u20135"),
+    ("number", "50%", "50 000"),
     ("choice", "A", "B"),
 ]
 
 UNDECIDED = [
     ("number", "five", "5", "'five' is not a number"),
     ("number", "5", "5 km", "'5 km' is not a number"),
+    ("number", "0,5", "1/2", "'0,5' is not a number"),
+    ("number", "5 7/2", "7/2", "'5 7/2' is not a number"),
     ("number", "1/0", "1", "'1/0' is not a number"),
     ("number", "12/25/2024", "2024", "'12/25/2024' is not a number"),
     ("choice", "B", "BC", "'BC' is not an option letter"),

@@ -5,6 +5,8 @@ Deterministic. Error rate 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -47,6 +49,8 @@ NUMBERS = [
     ("v1.2.3", "3", "3"),
     ("1.5e3", "1500", "1.5e3"),
     ("2E-2", "0.02", "2E-2"),
+    ("1.234,5e1", "12345", "1.234,5e1"),
+    ("10 000e2", "1000000", "10 000e2"),
     ("1{,}234", "1234", "1{,}234"),
     ("10\\,000", "10000", "10\\,000"),
     ("10\u202f000", "10000", "10\u202f000"),
@@ -58,14 +62,77 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "value", "characters"), NUMBERS)
+WRITTEN = [
+    # signs
+    ("= \u20137 degrees", "-7", "\u20137"),
+    ("= \uff0d7", "-7", "\uff0d7"),
+    ("from 3 \u2013 5", "5", "5"),
+    ("(3)\u20135", "5", "5"),
+    ("so\u20147", "7", "7"),
+    ("1.5e\u22123", "0.0015", "1.5e\u22123"),
+    # groups
+    ("1,00,000 rupees", "100000", "1,00,000"),
+    ("12,34,567.50", "1234567.5", "12,34,567.50"),
+    ("1{,}00{,}000", "100000", "1{,}00{,}000"),
+    ("10 000", "10000", "10 000"),
+    ("10\u00a0000", "10000", "10\u00a0000"),
+    ("1\u202f234\u202f567,8 km", "1234567.8", "1\u202f234\u202f567,8"),
+    ("-$12 345.60", "-12345.6", "-$12 345.60"),
+    ("1'234'567", "1234567", "1'234'567"),
+    ("1\u2019234", "1234", "1\u2019234"),
+    ("1.234,5", "1234.5", "1.234,5"),
+    ("1.234.567,89 \u20ac", "1234567.89", "1.234.567,89"),
+    ("1.234.567", "1234567", "1.234.567"),
+    # what groups nothing
+    ("1.234", "1.234", "1.234"),
+    ("0,5", "5", "5"),
+    ("3,14", "14", "14"),
+    ("1,00,00", "0", "00"),
+    ("1.234,5.678", "5.678", "5.678"),
+    ("in 2020 100 left", "100", "100"),
+    ("10 0000", "0", "0000"),
+    ("x1 000", "0", "000"),
+    ("0.5 100", "100", "100"),
+    ("10 000 000, 5", "5", "5"),
+    ("12,\n345", "345", "345"),
+    ("1 234\n567", "567", "567"),
+    # digits
+    ("\uff13\uff14\uff0e\uff15", "34.5", "\uff13\uff14\uff0e\uff15"),
+    ("\uff0d\uff15\uff05", "-5%", "\uff0d\uff15\uff05"),
+    ("\u0663\u0664\u066b\u0665", "34.5", "\u0663\u0664\u066b\u0665"),
+    ("\u0661\u066c\u0662\u0663\u0664", "1234", "\u0661\u066c\u0662\u0663\u0664"),
+    ("\u06f3\u06f4 \u066a", "34%", "\u06f3\u06f4 \u066a"),
+    ("\u0969/\u096a", "3/4", "\u0969/\u096a"),
+    ("x is 10\u00b2", "10", "10"),
+    # fractions
+    ("3\u20444 cup", "3/4", "3\u20444"),
+    ("\u00bd", "1/2", "\u00bd"),
+    ("-2\u00bd", "-5/2", "-2\u00bd"),
+    ("takes 2 1/2 cups", "5/2", "2 1/2"),
+    ("-2 1/2", "-5/2", "-2 1/2"),
+    ("2\\frac{1}{2}", "5/2", "2\\frac{1}{2}"),
+    ("2 \\dfrac{3}{4}$", "11/4", "2 \\dfrac{3}{4}"),
+    ("of 5 7/2", "7/2", "7/2"),
+    ("on 5 12/25/2024", "2024", "2024"),
+    ("in 1999 1/2", "1/2", "1/2"),
+    # percentages
+    ("50 percent", "50%", "50 percent"),
+    ("2.5 per cent.", "2.5%", "2.5 per cent"),
+    ("1/2 %", "1/2%", "1/2 %"),
+    ("5 percentage points", "5", "5"),
+]
+
+
+@pytest.mark.parametrize(("text", "value", "characters"), NUMBERS + WRITTEN)
 def test_numbers(text: str, value: str, characters: str) -> None:
     found = Number().extract(text)
     assert found is not None
     assert (found.value, text[slice(*found.span)]) == (value, characters)
 
 
-@pytest.mark.parametrize("text", ["", "no number", "3/0", "1e99999", "٣", "9" * (MAX_DIGITS + 1)])
+@pytest.mark.parametrize(
+    "text", ["", "no number", "3/0", "1e99999", "\u00b2", "five", "\u2167", "9" * (MAX_DIGITS + 1)]
+)
 def test_no_number(text: str) -> None:
     assert Number().extract(text) is None
 
@@ -78,6 +145,43 @@ def test_the_largest_numbers_are_exact() -> None:
     digits = "1" + "0" * (MAX_DIGITS - 2) + "1"
     assert value_of(Number().extract(digits)) == digits
     assert read_number(f"1e{MAX_DIGITS}") == 10**MAX_DIGITS
+
+
+@given(st.text("0123456789 ,.'/-%e\u2013\u202f\u00bd\u0663$x", max_size=30))
+@quick
+def test_spans_hold_their_number_and_nothing_else(text: str) -> None:
+    """What the span of a found number holds is read as that number, wherever it stands."""
+    found = Number().extract(text)
+    if found is None:
+        return
+    characters = text[slice(*found.span)]
+    assert characters == characters.strip()
+    assert value_of(Number().extract(f"so: {characters}")) == found.value
+
+
+@pytest.mark.parametrize(
+    ("write", "places"),
+    [
+        (lambda value: f"{value:,f}".replace(",", " "), 2),
+        (lambda value: f"{value:,f}".replace(",", "\u202f"), 4),
+        (lambda value: f"{value:,f}".replace(",", "_").replace(".", ",").replace("_", "."), 2),
+        (lambda value: f"{value:,f}".replace("-", "\u2013"), 3),
+        (lambda value: f"{value:,f}".translate({48 + d: 0x660 + d for d in range(10)}), 3),
+        (lambda value: f"{value:,f}".translate({48 + d: 0xFF10 + d for d in range(10)}), 3),
+    ],
+    ids=["blanks", "narrow blanks", "points and comma", "en dash", "Arabic-Indic", "full-width"],
+)
+@given(number=st.integers(10**6, 10**12), negative=st.booleans())
+@quick
+def test_what_other_countries_write_is_read_back(
+    write: Callable[[Decimal], str], places: int, number: int, negative: bool
+) -> None:
+    value = Decimal(-number if negative else number).scaleb(-places)
+    written = write(value)
+    found = Number().extract(f"= {written} in all")
+    assert found is not None
+    assert Fraction(found.value) == Fraction(value) == read_number(written)
+    assert found.span == (2, 2 + len(written))
 
 
 @given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**4))

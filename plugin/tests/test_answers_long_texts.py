@@ -17,7 +17,15 @@ LIMIT = 120.0
 
 BLANKS = " " * SIZE
 
+RUNS = ["9", "1,00", "1,", ",00", ",000", "1.000", ".000", "1.000,", "1/", "1'", "-", "$", "½"] + [
+    "1 000",
+    " 000",
+    "2 1/2",
+]
+"""What groups of digits may begin with and never end as, again and again."""
+
 TEXTS = {
+    "number": {run: run * (SIZE // len(run)) + "x" for run in RUNS},
     "choice": {"answer is": f"answer{BLANKS}x", "box": f"\\boxed{{{BLANKS}x"},
     "read_number": {"blanks": f"5{BLANKS}x", "currency": f"${BLANKS}5{BLANKS}$x"},
     "normal_form": {"ending": "." * SIZE + "x", "emphasis": "*" * SIZE + "a" * SIZE, "quotes": "'\"" * SIZE},
@@ -29,8 +37,9 @@ from sglang_power.answers import EXTRACTORS
 from sglang_power.answers.equivalence import normal_form
 from sglang_power.answers.numerals import read_number
 
-choice = EXTRACTORS["choice"].extract
-{"choice": choice, "read_number": read_number, "normal_form": normal_form}[sys.argv[1]](sys.stdin.read())
+choice, number = EXTRACTORS["choice"].extract, EXTRACTORS["number"].extract
+readers = {"choice": choice, "number": number, "read_number": read_number, "normal_form": normal_form}
+readers[sys.argv[1]](sys.stdin.read())
 """
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_power.answers import Spelled, spelled
+from sglang_power.answers.extraction import Number
 from sglang_power.answers.spans import CONTEXT, WINDOW, _walk
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -296,3 +297,22 @@ def test_the_tokens_of_a_span_spell_it(text: str, data: st.DataObject) -> None:
     covered = [set(range(*found.offsets[i])) for i in found.tokens_of((start, end))]
     assert set().union(*covered) >= set(range(start, end))
     assert all(one & set(range(start, end)) for one in covered)
+
+
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [
+        ("= \u2013\u0663\u0664\u066b\u0665 \u0643\u0645", "\u2013\u0663\u0664\u066b\u0665"),
+        ("= \uff11\uff12\uff0e\uff15\u5143", "\uff11\uff12\uff0e\uff15"),
+        ("= 12\u202f345,6 \u20ac", "12\u202f345,6"),
+        ("= 2\u00bd \u6b21", "2\u00bd"),
+    ],
+)
+def test_numbers_of_other_scripts_lie_under_their_own_tokens(text: str, characters: str) -> None:
+    """What is read as ASCII is found where it stands: its tokens spell it, and none beside it."""
+    found = Number().extract(text)
+    assert found is not None
+    assert text[slice(*found.span)] == characters
+    ids = ids_of(text)
+    tokens = spelled(decoding(byte_level()), ids).tokens_of(found.span)
+    assert decoding(byte_level())([ids[i] for i in tokens]).strip() == characters

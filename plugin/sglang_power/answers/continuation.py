@@ -61,7 +61,7 @@ class Statement:
 
     def extract(self, text: str) -> Extracted | None:
         """See the class."""
-        match = re.search(r"(?:[^\s:*_.,!?]|\.(?=[0-9]))[^\n]*?(?=[\s*_]*(?:[.!?]+[*_]*(?:\s|$)|\n|$))", text)
+        match = re.search(r"(?:[^\s:*_.,!?]|\.(?=\d))[^\n]*?(?=[\s*_]*(?:[.!?]+[*_]*(?:\s|$)|\n|$))", text)
         return Extracted(match[0], match.span()) if match else None
 
 
@@ -106,4 +106,4 @@ def _joins(left: str, right: str) -> bool:
     """Whether two pieces of text run on into one number or one word."""
     if left[-1:].isalpha() and right[:1].isalpha():
         return True
-    return re.search(r"[0-9][.,]?\|[.,]?[0-9]", f"{left}|{right}") is not None
+    return re.search(r"\d[.,]?\|[.,]?\d", f"{left}|{right}") is not None
