@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import torch
+from sglang_power.reports import report_of
 
 from integration_tests import plots
 from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
@@ -143,6 +144,7 @@ def _one_answer(url: str, custom: dict[str, Any]) -> dict[str, Any]:
         "sampling_params": {"max_new_tokens": MAX_NEW_TOKENS, "custom_params": custom},
     }
     answer: dict[str, Any] = httpx.post(url + "/generate", json=body, timeout=600).raise_for_status().json()
+    report_of(answer["meta_info"].get("power"), custom["sampler"])
     return answer
 
 

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+from sglang_power.reports import report_of
 from tqdm import tqdm
 
 from integration_tests.demo import hardware
@@ -99,7 +100,8 @@ async def throughput_beside_power(client: httpx.AsyncClient, url: str, count: in
         custom = {"sampler": "power", "block_size": 16}
         body = {"text": text, "sampling_params": {"max_new_tokens": TOKENS, "custom_params": custom}}
         while True:
-            (await client.post(url + "/generate", json=body)).raise_for_status()
+            answer = (await client.post(url + "/generate", json=body)).raise_for_status().json()
+            report_of(answer["meta_info"].get("power"), "power")
 
     tasks = [asyncio.create_task(keep_running(p.text)) for p in problems("R", 8, seed=2)]
     try:

@@ -201,3 +201,14 @@ def test_control_the_checker_refuses(wrong: str, why: str) -> None:
 )
 def test_the_checker_knows_the_labels_of_results(right: str, labels: set[str]) -> None:
     assert labels_of(right, METRICS) == labels
+
+
+def test_the_documents_name_every_reason() -> None:
+    """Whoever reads a label looks it up there."""
+    plugin = FOLDER.parents[1] / "plugin"
+    for path, reasons in (
+        (plugin / "EXPERIMENTS.md", get_args(counters.NotEnrolledReason)),
+        (plugin / "docs" / "requests.md", get_args(FallbackReason)),
+    ):
+        text = path.read_text()
+        assert [reason for reason in reasons if f"`{reason}`" not in text] == []
