@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ab_experiments import PLAIN, POWER, THUMBS, experiment, weighted
-from sglang_power.experiments.analysis.effects import Effort, effects_at, effects_of, judged
+from sglang_power.experiments.analysis.effects import Effort, effects_at, effects_of, estimand, judged
 from sglang_power.experiments.analysis.observations import Column, Observations
 from sglang_power.experiments.analysis.results import Effect
 from sglang_power.experiments.model import Experiment
@@ -105,19 +105,37 @@ def test_effects_are_arm_minus_control_by_their_own_chance() -> None:
 
 
 def test_a_wrong_chance_would_show() -> None:
-    """The same rows under weights that nobody was assigned by: the interval contradicts the estimate."""
+    """The same rows under weights that nobody was assigned by.
+
+    A betting interval contradicts the estimate. An asymptotic one compares the arms' own means: it is right.
+    """
     tested = experiment(arms=weighted({"plain": 8_000, "power": 2_000}), metrics=METRICS, pool="separate")
     rows = observed({"plain": 8_000, "power": 2_000}, 12_000)
     lied = Observations(rows.arms, rows.columns, {"plain": 5_000, "power": 5_000})
+    true, false = (effects_of(observations, tested) for observations in (rows, lied))
+    for metric, effects, truth in (("thumbs", true, 0.3), ("tokens", true, 50.0), ("tokens", false, 50.0)):
+        found = by_pair(effects, metric)["power", "plain"].interval
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= truth <= found.high
+    found = by_pair(false, "thumbs")["power", "plain"].interval
+    assert (found.low, found.high, found.changed) == (None, None, True)
 
-    true, false = (
-        by_pair(effects_of(observations, tested), "tokens")["power", "plain"].interval
-        for observations in (rows, lied)
+
+def test_every_interval_says_what_it_is_about() -> None:
+    tested = several()
+    effects = effects_of(observed(tested.weights(0), 200), tested)
+    about = {one.metric: one.estimand for one in effects}
+    assert about == {
+        "thumbs": "difference in the mean over units, each counting once, while it stays the same",
+        "errors": "difference in the mean over units, each counting once, while it stays the same",
+        "tokens": "difference in the mean per request of all units, so far",
+    }
+    score = experiment(metrics={**METRICS, "score": {"source": "feedback", "absent": 0.0}}).metrics["score"]
+    assert estimand(score, "asymptotic") == "difference in the mean over units, each counting once, so far"
+    assert estimand(score, "randomisation") == (
+        "difference in the mean over windows, each counting once, while it stays the same"
     )
-    assert true.low is not None
-    assert true.high is not None
-    assert true.low <= 50.0 <= true.high
-    assert (false.low, false.high, false.changed) == (None, None, True)
 
 
 def test_an_arm_without_weight_has_no_interval() -> None:

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sglang_power.experiments.analysis.enough import RARE_UNITS, Enough, enough
+from sglang_power.experiments.analysis.asymptotic import arm_moments
+from sglang_power.experiments.analysis.enough import DECISIVE, RARE_UNITS, Enough
 from sglang_power.experiments.analysis.observations import Column, Mask
 from sglang_power.experiments.analysis.sequences import ConfidenceSequence, sequence
 from sglang_power.types import FloatArray
+from ville import GaussianMixtureCS
 
 RUNS = 200
 BOUNDS = [(0.0, 1.0), None]
@@ -100,13 +102,14 @@ def test_bounds_scale_the_interval() -> None:
 
 
 def test_a_shift_does_not_move_an_asymptotic_interval() -> None:
-    """A metric far from 0, as tokens are, costs nothing but its first unit."""
+    """A metric far from 0, as tokens are, costs nothing."""
     random = np.random.default_rng(4)
     values, treated = random.normal(size=500), random.random(500) < 0.5
     near = of(Column(values), treated, bounds=None)
     far = of(Column(values + 1e6), treated, bounds=None)
     assert far.low[-1] == pytest.approx(near.low[-1], abs=1e-6)
-    assert far.high[-1] - far.low[-1] < 0.6
+    assert far.high[-1] - far.low[-1] == pytest.approx(near.high[-1] - near.low[-1])
+    assert far.high[-1] - far.low[-1] < 0.7
 
 
 def ratios(
@@ -155,8 +158,9 @@ def test_the_estimate_of_a_ratio_is_a_difference_of_ratios() -> None:
 
 
 def told(column: Column, treated: Mask) -> Enough:
-    levels: FloatArray = column.values
-    return enough(levels, column.values, treated)
+    known = of(column, treated, bounds=None).enough
+    assert known is not None
+    return known
 
 
 def test_twenty_units_with_and_without_the_event_are_needed_in_each_arm() -> None:
@@ -196,14 +200,76 @@ def test_skewed_metrics_need_more_units() -> None:
     assert "as skewed as this one" in str(broken.problem(999))
 
 
-def test_skewness_is_the_sample_skewness_so_far() -> None:
+def skewness(influence: FloatArray) -> float:
+    centred = influence - influence.mean()
+    return float((centred**3).mean() / (centred**2).mean() ** 1.5)
+
+
+def test_what_is_needed_follows_the_arm_that_is_more_skewed() -> None:
+    """Also where only one is, or where an arm of another scale would hide it in a skewness over both."""
     random = np.random.default_rng(6)
-    values, treated = random.exponential(size=300), random.random(300) < 0.5
-    known = told(Column(values), treated)
-    for n in (10, 100, 300):
-        centred = values[:n] - values[:n].mean()
-        skewness = (centred**3).mean() / (centred**2).mean() ** 1.5
-        assert known.needed[n - 1] == pytest.approx(5.0 * skewness**2)
+    treated = random.random(300) < 0.3
+    values = np.where(treated, random.exponential(size=300), random.normal(size=300))
+    for scale in (1.0, 0.01, 100.0):
+        scaled = values * np.where(treated, scale, 1.0)
+        for known in (told(Column(scaled), treated), told(Column(-scaled), ~treated)):
+            for n in (30, 100, 300):
+                arms = [skewness(scaled[:n][rows[:n]]) for rows in (treated, ~treated)]
+                needed = 5.0 * max(arms, key=abs) ** 2
+                assert known.needed[n - 1] == pytest.approx(needed)
+                assert known.needed_to_decide[n - 1] == pytest.approx(DECISIVE * needed)
+
+
+def test_moments_of_a_ratio_are_those_of_its_influence() -> None:
+    column, treated = ratios(400, 0.3, 0.5, 1.0, np.random.default_rng(13))
+    assert column.counts is not None
+    known = arm_moments(column.values, column.counts, treated)
+    for n in (50, 400):
+        rows = treated[:n]
+        numerators, denominators = column.values[:n][rows], column.counts[:n][rows]
+        ratio = numerators.sum() / denominators.sum()
+        influence = (numerators - ratio * denominators) / denominators.mean()
+        assert known.units[n - 1] == rows.sum()
+        assert known.ratio[n - 1] == pytest.approx(ratio)
+        assert known.variance[n - 1] == pytest.approx((influence**2).mean())
+        assert known.third[n - 1] == pytest.approx((influence**3).mean())
+        assert known.skewness[n - 1] == pytest.approx(skewness(influence))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_side_of_the_long_tail_is_further_away(sign: float) -> None:
+    """By |g| (2 z^2 + 1) / 6 standard errors; the other side is that of a symmetric law."""
+    random = np.random.default_rng(14)
+    treated = random.random(3_000) < 0.2
+    tail = random.exponential(size=3_000) - 1.0
+    found = of(Column(sign * np.where(treated, 3.0, 0.3) * tail), treated, propensity=0.2, bounds=None)
+    above, below = found.high[-1] - found.estimate[-1], found.estimate[-1] - found.low[-1]
+    far, near = (above, below) if sign > 0.0 else (below, above)
+    arm, control = 3.0 * tail[treated], 0.3 * tail[~treated]
+    error = np.sqrt(arm.var(ddof=1) / len(arm) + control.var(ddof=1) / len(control))
+    z = near / error
+    mixture = GaussianMixtureCS(alpha=0.05, t_opt=2_000 / 0.2, intersect=False).fit(np.zeros(3_000))
+    assert z == pytest.approx(mixture.upper_[-1] * np.sqrt(3_000))
+    cubes = [((part - part.mean()) ** 3).mean() / len(part) ** 2 for part in (arm, control)]
+    tail_of_both = (cubes[0] - cubes[1]) / error**3
+    assert far == pytest.approx((z + tail_of_both * (2.0 * z**2 + 1.0) / 6.0) * error)
+
+
+def test_deciding_waits_longer_than_showing() -> None:
+    random = np.random.default_rng(15)
+    treated = random.random(6_000) < 0.2
+    found = of(Column(random.lognormal(size=6_000)), treated, propensity=0.2, bounds=None)
+    assert found.enough is not None
+    shown = int(np.argmax(found.enough.mask)) + 1
+    early = found.interval(shown)
+    assert early.low is not None
+    assert "units in the smallest arm" in str(early.too_early)
+    assert "as skewed as this one" in str(early.too_early)
+    decides = [units for units in range(shown, 6_001) if found.interval(units).too_early is None]
+    assert found.interval(6_000).too_early is None
+    assert decides[0] > 3 * shown
+    bounded = of(Column(random.random(300)), treated[:300])
+    assert bounded.interval(300).too_early is None
 
 
 @pytest.mark.parametrize("huge", [1e110, 1e160, 1e200])

@@ -259,7 +259,10 @@ def test_effects_of_a_switchback() -> None:
     assert [point.units for point in effect.path] == [40, 80]
     assert effect.units == 90
     assert effect.carry_over_p == carry_over_p(Column(values[1:80]), treated[1:80], treated[:79])
-    assert wording.basis(effect) == "95% randomisation interval, as of the planned look at 80 of 90 windows"
+    assert wording.basis(effect) == (
+        "95% randomisation interval of the difference in the mean over windows, each counting once, while it "
+        "stays the same; as of the planned look at 80 of 90 windows"
+    )
 
 
 def test_carry_over_is_judged_when_the_interval_is() -> None:

@@ -45,6 +45,7 @@ def effect(
     direction: Literal["higher", "lower"] | None = None,
     threshold: float | None = None,
     carry_over_p: float | None = None,
+    too_early: str | None = None,
 ) -> Effect:
     """One effect; thumbs are better higher, errors lower."""
     low, high = bounds or (None, None)
@@ -64,6 +65,7 @@ def effect(
             confidence=0.9875,
             method="betting",
             why_none=None if bounds else "not enough data: 3 units, 20 are needed",
+            too_early=too_early,
         ),
         carry_over_p=carry_over_p,
     )
@@ -149,6 +151,45 @@ def test_the_limits_themselves_ship(change: dict[str, Any]) -> None:
 def test_bounds_that_are_no_numbers_prove_nothing(metric: str) -> None:
     bounds: dict[str, Any] = {metric: (math.nan, math.nan)}
     assert replace(SHIPS, **bounds).told().decision == "keep running"
+
+
+EARLY = (
+    "too early to decide by: 120 units in the smallest arm, 640 are needed for a metric as skewed as this one"
+)
+
+
+def test_nothing_ships_by_an_interval_that_is_too_early() -> None:
+    for early in (
+        [effect("primary", (0.02, 0.03), too_early=EARLY), effect("guardrail", (-0.01, 0.01))],
+        [effect("primary", (0.02, 0.03)), effect("guardrail", (-0.01, 0.01), too_early=EARLY)],
+    ):
+        told = verdict(EXPERIMENT, early, GREEN, 1_000, 7.0)
+        assert (told.decision, told.arm) == ("keep running", None)
+        assert EARLY in told.reason
+        guarded = early[1].interval.too_early is not None
+        assert told.reason.startswith("errors of power" if guarded else "thumbs of power")
+        assert ("is within its margin" if guarded else "is better by enough") in told.reason
+        settled = [
+            e.model_copy(update={"interval": e.interval.model_copy(update={"too_early": None})})
+            for e in early
+        ]
+        assert verdict(EXPERIMENT, settled, GREEN, 1_000, 7.0).decision == "ship"
+
+
+def test_harm_stops_however_early() -> None:
+    for harmful in (
+        [effect("primary", (-0.03, -0.02), too_early=EARLY)],
+        [effect("primary", (0.02, 0.03)), effect("guardrail", (0.03, 0.04), too_early=EARLY)],
+    ):
+        assert verdict(EXPERIMENT, harmful, GREEN, 10, 0.1).decision == "stop"
+    assert not within(effect("guardrail", (-0.1, 0.01), too_early=EARLY))
+    assert beyond(effect("guardrail", (0.03, 0.04), too_early=EARLY))
+
+
+def test_what_is_too_early_may_lack_more() -> None:
+    """An interval that would not do anyway says what it lacks, not that it is early."""
+    short = verdict(EXPERIMENT, [effect("primary", (0.005, 0.03), too_early=EARLY)], GREEN, 1_000, 7.0)
+    assert "0.01 is needed" in short.reason
 
 
 @pytest.mark.parametrize("bounds", [(-0.06, 0.0), (-0.06, 0.001)])

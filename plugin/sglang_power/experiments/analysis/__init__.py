@@ -3,7 +3,7 @@
     reading    files -> lines
     requests   lines -> enrolled requests, joined with how they ended and what was said; what does not count
     units      requests -> one row per unit (`observations`)
-    sequences, enough, srm, effects, switchback    rows -> numbers
+    sequences, asymptotic, enough, srm, effects, switchback    rows -> numbers
     verdict    numbers -> a decision
     report     all of it, as one document (`results`), with what `summary` saw of each arm
     show, page, plots, wording    the document for people

@@ -65,6 +65,19 @@ def judged(experiment: Experiment) -> list[Judged]:
     return [Judged(name, experiment.metrics[name], role, threshold) for name, role, threshold in roles]
 
 
+def estimand(metric: Metric, method: Method) -> str:
+    """Return what an interval is about.
+
+    Two things differ. Whose mean: each unit counts once, but for ratios, where each request does, so that
+    units with many weigh more. And of which time: betting and permutations test one constant effect,
+    asymptotic intervals follow the mean of an effect that changes.
+    """
+    rows = "windows" if method == "randomisation" else "units"
+    mean = f"mean per request of all {rows}" if metric.is_ratio else f"mean over {rows}, each counting once"
+    while_ = "so far" if method == "asymptotic" else "while it stays the same"
+    return f"difference in the {mean}, {while_}"
+
+
 def alpha_per_pair(experiment: Experiment) -> float:
     """The experiment's alpha, split over its arm x control pairs (Bonferroni).
 
@@ -157,6 +170,7 @@ class _Pair:
             role=metric.role,
             direction=metric.metric.direction,
             measured_in=metric.metric.measured_in,
+            estimand=estimand(metric.metric, interval.method),
             threshold=metric.threshold,
             units=units,
             interval=interval,

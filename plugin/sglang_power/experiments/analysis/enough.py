@@ -1,7 +1,9 @@
-"""When an asymptotic interval may be shown: after how many units the normal law is close enough.
+"""When an asymptotic interval may be shown, and when something may be decided by it: after how many units.
 
-Asked by `sequences` for metrics without bounds. Everything here looks at past units only, so that each rule
-names a stopping time.
+Asked by `asymptotic` for metrics without bounds. Everything here looks at past units only, so that each rule
+names a stopping time. Two rules, since they serve two purposes: an interval that is shown warns of harm, so
+it must come early in small arms, too; one that a guardrail is called kept by, or an arm shipped, must not
+rest on a tail of which little was seen.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ RARE_UNITS = 20
 """Units with the event, and as many without it, that the smallest arm needs."""
 
 PER_SQUARED_SKEWNESS = 5.0
-"""Units that the smallest arm needs per squared skewness of the metric."""
+"""Units that the smallest arm needs per squared skewness of the metric, for an interval."""
+
+DECISIVE = 5.0
+"""How many times as many it needs before a guardrail is called kept, or an arm shipped, by the interval.
+
+Of lognormal values (sigma 1.5, skewness 33; the arm ten times the control at 50/50) the shown intervals ever
+missed in 8.0% of 1,000 runs, those that may be decided by in 2.6%; with ten times as many it would be 0.6%,
+and nine of ten runs of 8,000 units could not decide anything."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,27 @@ class Enough:
         rare: [units] units that differ from their arm's most common value, in the arm that has fewer: where a
             metric has two values, as many units are with the event and as many without it.
         smallest: [units] units of the smaller arm.
-        needed: [units] PER_SQUARED_SKEWNESS times the squared skewness over both arms so far. A fixed-sample
-            interval needs 355 (Kohavi et al. 2014, "Seven rules of thumb", rule 7); a confidence sequence is
-            wider. In A/A runs at 90/10 and 98/2 the rule kept false positives below alpha for exponential,
-            lognormal and Pareto (index 2.5) metrics, where 20 rare units alone gave up to 4 alpha. Infinite,
+        skewness: [units] of the arm that is more skewed, so far: a small arm's own is known late. Infinite,
             never NaN, where values are too large to compute it.
     """
 
     rare: IntArray
     smallest: IntArray
-    needed: FloatArray
+    skewness: FloatArray
+
+    @property
+    def needed(self) -> FloatArray:
+        """[units] units that the smallest arm needs for an interval.
+
+        A fixed-sample interval needs 355 per squared skewness (Kohavi et al. 2014, "Seven rules of thumb",
+        rule 7); this one allows for skewness itself.
+        """
+        return PER_SQUARED_SKEWNESS * self.skewness**2
+
+    @property
+    def needed_to_decide(self) -> FloatArray:
+        """[units] units that it needs before a guardrail is called kept or an arm shipped."""
+        return DECISIVE * self.needed
 
     @property
     def mask(self) -> Mask:
@@ -51,30 +71,39 @@ class Enough:
         return (self.rare >= RARE_UNITS) & (self.smallest >= self.needed)
 
     def problem(self, row: int) -> str | None:
-        """What was missing after unit `row` (from 0), if anything."""
+        """Return what was missing for an interval after unit `row` (from 0), if anything."""
         if self.rare[row] < RARE_UNITS:
             seen = f"{self.rare[row]} units with the event, or without it, in the smallest arm"
             return f"not enough data: {seen}, {RARE_UNITS} are needed"
-        if np.isinf(self.needed[row]):
+        if np.isinf(self.skewness[row]):
             return TOO_LARGE
         if self.smallest[row] < self.needed[row]:
-            needed = f"{np.ceil(self.needed[row]):,.0f} are needed for a metric as skewed as this one"
-            return f"not enough data: {self.smallest[row]} units in the smallest arm, {needed}"
+            return f"not enough data: {self._short(row, self.needed)}"
         return None
 
+    def too_early(self, row: int) -> str | None:
+        """Return what was missing after unit `row` for a decision by the interval, if anything."""
+        if self.smallest[row] < self.needed_to_decide[row]:
+            return f"too early to decide by: {self._short(row, self.needed_to_decide)}"
+        return None
 
-def enough(levels: FloatArray, outcomes: FloatArray, treated: Mask) -> Enough:
-    """What a pair of arms has and needs.
+    def _short(self, row: int, needed: FloatArray) -> str:
+        asked = f"{np.ceil(needed[row]):,.0f} are needed for a metric as skewed as this one"
+        return f"{self.smallest[row]:,} units in the smallest arm, {asked}"
+
+
+def enough(levels: FloatArray, treated: Mask, skewness: FloatArray) -> Enough:
+    """Return what a pair of arms has and needs.
 
     Args:
         levels: [units] values whose most common one means "no event"; of a ratio metric each unit's ratio.
-        outcomes: [units] what the confidence sequence is fed with.
         treated: [units] who had the arm; the others had the control.
+        skewness: [units] see Enough.
     """
     return Enough(
         rare=np.minimum(_rare(levels, treated), _rare(levels, ~treated)),
         smallest=np.minimum(np.cumsum(treated), np.cumsum(~treated)),
-        needed=PER_SQUARED_SKEWNESS * _skewness(outcomes) ** 2,
+        skewness=skewness,
     )
 
 
@@ -95,15 +124,3 @@ def _occurrences(levels: FloatArray) -> IntArray:
     occurrence = np.empty(len(levels), dtype=np.int64)
     occurrence[order] = place - np.maximum.accumulate(np.where(new, place, 0)) + 1
     return occurrence
-
-
-def _skewness(outcomes: FloatArray) -> FloatArray:
-    """[units] sample skewness so far, of outcomes near 0: 0 while all are equal, infinite if it overflows."""
-    n = np.arange(1, len(outcomes) + 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        first, second, third = (np.cumsum(outcomes**power) / n for power in (1, 2, 3))
-        variance = np.maximum(second - first**2, 0.0)
-        centred = third - 3.0 * first * second + 2.0 * first**3
-        spread = variance > 1e-12 * np.maximum(second, 1e-300)
-        skewness = np.divide(centred, variance**1.5, out=np.zeros_like(centred), where=spread)
-    return np.where(np.isfinite(centred), skewness, np.inf)

@@ -25,6 +25,8 @@ class Interval(_Part):
         confidence: 1 - alpha of this pair.
         method: "betting", "asymptotic" or "randomisation".
         why_none: e.g. "not enough data: 12 units with the event in the smallest arm, 20 are needed".
+        too_early: what is missing before a guardrail is called kept, or an arm shipped, by this interval;
+            None where nothing is. Harm that it shows counts at once.
         changed: there is none because early and late units contradict each other: no one effect fits both.
     """
 
@@ -34,6 +36,7 @@ class Interval(_Part):
     confidence: float
     method: Literal["betting", "asymptotic", "randomisation"]
     why_none: str | None = None
+    too_early: str | None = None
     changed: bool = False
 
 
@@ -54,6 +57,8 @@ class Effect(_Part):
         role: what it decides; "shown" metrics decide nothing.
         direction: which way is better.
         measured_in: of estimate and bounds, e.g. "GPU seconds per request (estimated)"; empty for numbers.
+        estimand: what the interval is about, e.g. "difference in the mean over units, each counting once,
+            while it stays the same".
         threshold: min_effect of the primary metric, margin of a guardrail.
         units: in both arms together. A switchback's are windows, and its interval is that of the path's end.
         interval: see Interval.
@@ -68,6 +73,7 @@ class Effect(_Part):
     role: Literal["primary", "guardrail", "shown"]
     direction: Literal["higher", "lower"]
     measured_in: str = ""
+    estimand: str = ""
     threshold: float | None
     units: int
     interval: Interval

@@ -1,9 +1,9 @@
-"""Confidence sequences of a difference, arm minus control: the only module that calls ville's.
+"""Confidence sequences of a difference, arm minus control; with `asymptotic` all that calls ville's.
 
 Takes one column and who was treated, gives an interval after every unit. Knows no experiment and no verdict.
 An effect may change meanwhile (a novelty wears off, an arm breaks): see ConfidenceSequence.changed.
-Both methods work on phi_i = (y_i - m_{i-1}) (A_i / pi - (1 - A_i) / (1 - pi)), whose mean given the past is
-the effect for any centre m_{i-1} made of earlier units; pi is the chance of the arm within the pair.
+Betting works on phi_i = (y_i - m_{i-1}) (A_i / pi - (1 - A_i) / (1 - pi)), whose mean given the past is the
+effect for any centre m_{i-1} made of earlier units; pi is the chance of the arm within the pair.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from ville import AsymptoticABTest, BettingABTest
+from ville import BettingABTest
 
-from sglang_power.experiments.analysis.enough import TOO_LARGE, Enough, enough
+from sglang_power.experiments.analysis.asymptotic import asymptotic
+from sglang_power.experiments.analysis.enough import TOO_LARGE, Enough
 from sglang_power.experiments.analysis.observations import Column, Mask
 from sglang_power.experiments.analysis.results import Interval, Point
 from sglang_power.types import FloatArray
@@ -54,7 +55,7 @@ class ConfidenceSequence:
         Betting tests "the effect is this constant" and never takes an excluded candidate back. So of an
         effect that changes it tells what the early units said, until even the estimate lies outside; then
         it is no interval of anything. With a constant effect that is about as rare as a miss. A propensity
-        that nobody was assigned by has the same symptom.
+        that nobody was assigned by has the same symptom. Asymptotic bounds lie about the estimate: never.
         """
         crossed: Mask = self.low > self.high
         return crossed | (self.estimate < self.low) | (self.estimate > self.high)
@@ -77,6 +78,7 @@ class ConfidenceSequence:
             high=float(self.high[row]),
             confidence=self.confidence,
             method=self.method,
+            too_early=self.enough.too_early(row) if self.enough is not None else None,
         )
 
     def path(self, units: int, points: int) -> tuple[Point, ...]:
@@ -114,9 +116,9 @@ def sequence(
 
     Bounded values: betting (Waudby-Smith and Ramdas 2024, theorem 3), intersected over time; valid for any
     law of the values and any number of units, provided that the mean effect is the same for units that come
-    early and late. Others: asymptotic (Waudby-Smith et al. 2024), from when `enough` agrees, and not
-    intersected, because early intervals are the least reliable; of an effect that changes they are about its
-    mean so far. 100,000 units take half a second by betting and 20 ms otherwise.
+    early and late. Others: asymptotic (see `asymptotic`), from when `enough` agrees, and not intersected,
+    because early intervals are the least reliable; of an effect that changes they are about its mean so far.
+    100,000 units take half a second by betting and 20 ms otherwise.
 
     Args:
         column: one value per unit; with `counts` a ratio metric, whose effect is a difference of ratios.
@@ -129,7 +131,7 @@ def sequence(
     known: Enough | None = None
     estimate = _running_mean(column, treated) - _running_mean(column, ~treated)
     if bounds is None:
-        low, high, known = _asymptotic(column, treated, propensity, alpha)
+        low, high, known = asymptotic(column, treated, propensity=propensity, alpha=alpha)
     else:
         low, high = _betting(column.values, treated, propensity, bounds, alpha, resolution)
         estimate = _within(estimate, bounds)  # Rounding may take a mean just outside.
@@ -164,47 +166,6 @@ def _within(differences: FloatArray, bounds: tuple[float, float]) -> FloatArray:
     width = bounds[1] - bounds[0]
     cut: FloatArray = np.clip(differences, -width, width)
     return cut
-
-
-def _asymptotic(
-    column: Column, treated: Mask, propensity: float, alpha: float
-) -> tuple[FloatArray, FloatArray, Enough]:
-    start, outcomes, levels = _outcomes(column, treated, propensity)
-    test = AsymptoticABTest(alpha=alpha, propensity=propensity, min_samples=2)
-    test.fit(outcomes[start:], treated[start:])
-    known = enough(levels, np.concatenate([np.zeros(start), outcomes[start:]]), treated)
-    low, high = (np.append(np.full(start, np.nan), side) for side in (test.lower_, test.upper_))
-    return np.where(known.mask, low, np.nan), np.where(known.mask, high, np.nan), known
-
-
-def _outcomes(column: Column, treated: Mask, propensity: float) -> tuple[int, FloatArray, FloatArray]:
-    """From which unit on and with what the asymptotic sequence is fed, and each unit's plain value.
-
-    A plain metric is taken relative to the first unit's value, which is spent on it: the test's centre starts
-    at 0, far from metrics like tokens. A ratio metric (numerators N, denominators D) is linearised per unit
-    with past units only,
-        z_i = (N_i - r D_i) (pi / d_0 + (1 - pi) / d_1),
-    r the ratio of both arms' sums, d_a the mean of D in arm a: Budylin et al. 2018, "Consistent
-    transformation of ratio metrics", the delta method of Deng, Knoblich and Lu 2018. Equal arms have equal
-    means of z whatever r and d are; otherwise E[z|1] - E[z|0] tends to N_1/D_1 - N_0/D_0 exactly, even where
-    the arm changes D, since r splits the difference as pi d_1 : (1 - pi) d_0.
-    """
-    values, counts = column.values, column.counts
-    if counts is None:
-        return min(1, len(values)), values - values[:1], values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = _before(values) / _before(counts)
-        d_1, d_0 = (_before(np.where(rows, counts, 0.0)) / _before(rows) for rows in (treated, ~treated))
-        outcomes = (values - ratio * counts) * (propensity / d_0 + (1.0 - propensity) / d_1)
-        levels = np.where(counts > 0.0, values / counts, -np.inf)
-    ready = (d_0 > 0.0) & (d_1 > 0.0)
-    return int(np.argmax(ready)) if ready.any() else len(values), outcomes, levels
-
-
-def _before(x: FloatArray | Mask) -> FloatArray:
-    """[units] sums over the units before each."""
-    sums: FloatArray = np.cumsum(x, dtype=np.float64) - x
-    return sums
 
 
 def _running_mean(column: Column, rows: Mask) -> FloatArray:

@@ -3,6 +3,8 @@
 The only module that knows which way of a metric is better. Ship asks for the bad end of every interval, stop
 for the good end: neither rests on an estimate, but for guardrails whose effect changed while it was measured.
 Of these there is no interval, and an arm that breaks late must not be safe for having been well before.
+An asymptotic interval of a skewed metric is shown early and may be stopped by at once; shipping by it, and
+calling a guardrail kept, waits for more units (`enough.DECISIVE`).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ def gain(effect: Effect) -> tuple[float, float]:
 
 
 def within(guardrail: Effect) -> bool:
-    """Whether the loss is surely inside of the margin."""
-    return gain(guardrail)[0] >= -_threshold(guardrail)
+    """Whether the loss is surely inside of the margin, by an interval that may be decided by."""
+    return guardrail.interval.too_early is None and gain(guardrail)[0] >= -_threshold(guardrail)
 
 
 def beyond(guardrail: Effect) -> bool:
@@ -53,8 +55,8 @@ def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: 
     """What to do with an experiment.
 
     ship: minimum run reached, no sample ratio mismatch, and an arm's primary metric is better than every
-        control by at least min_effect (worst end), with every guardrail within its margin. Of several such
-        arms the one whose worst end is best.
+        control by at least min_effect (worst end), with every guardrail within its margin, and no interval
+        too early to decide by. Of several such arms the one whose worst end is best.
     stop: an arm's primary metric is worse than a control (best end below 0), or a guardrail is beyond its
         margin (best end; the estimate, where its effect changed while it was measured). It is about harm, so
         neither the minimum run nor the sample ratio holds it back.
@@ -83,6 +85,11 @@ def _threshold(effect: Effect) -> float:
     return effect.threshold
 
 
+def _least(effect: Effect) -> float:
+    """The improvement that is asked for before an arm ships: negative where a loss is tolerated."""
+    return _threshold(effect) if effect.role == "primary" else -_threshold(effect)
+
+
 def _arms(effects: Sequence[Effect]) -> list[str]:
     """In order of declaration."""
     return list(dict.fromkeys(effect.arm for effect in effects))
@@ -96,7 +103,8 @@ def _worst(effects: Sequence[Effect], arm: str) -> float:
 def _unproven(effect: Effect) -> bool:
     """Whether this effect keeps its arm from being shipped."""
     if effect.role == "primary":
-        return not gain(effect)[0] >= _threshold(effect)  # NaN proves nothing.
+        proven = effect.interval.too_early is None and gain(effect)[0] >= _threshold(effect)
+        return not proven  # NaN proves nothing.
     return not within(effect)
 
 
@@ -170,6 +178,9 @@ def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
     if effect.interval.low is None:
         mean = f" ({_said(effect)} so far)" if effect.interval.changed else ""
         reason = f"{pair}: {effect.interval.why_none}{mean}"
+    elif effect.interval.too_early is not None and worst >= _least(effect):
+        kept = "is within its margin" if effect.role == "guardrail" else "is better by enough"
+        reason = f"{pair} {kept} ({_said(effect)}), but it is {effect.interval.too_early}"
     elif effect.role == "guardrail":
         reason = (
             f"Guardrail {pair} may be {-worst:.4g} worse, margin {_threshold(effect):g} ({_said(effect)})"

@@ -70,7 +70,9 @@ def difference(effect: Effect) -> str:
         return f"{signed(found.estimate)}{measured_in} so far, but {found.why_none}"
     if found.low is None or found.high is None:
         return found.why_none or "no interval"
-    return f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}{measured_in}"
+    between = f"{signed(found.estimate)}, between {signed(found.low)} and {signed(found.high)}{measured_in}"
+    early = found.too_early if effect.role != "shown" else None
+    return between if early is None else f"{between}; {early}"
 
 
 def answered(arm: ArmSummary) -> str:
@@ -143,10 +145,12 @@ def basis(effect: Effect) -> str:
     """What the interval rests on."""
     found = effect.interval
     kind = f"{percent(found.confidence)} {found.method} interval"
+    if effect.estimand:
+        kind += f" of the {effect.estimand}"
     if found.method != "randomisation":
-        return f"{kind}, {effect.units:,} units"
+        return f"{kind}; {effect.units:,} units"
     looked = f"as of the planned look at {effect.path[-1].units:,} of " if effect.path else ""
-    return f"{kind}, {looked}{effect.units:,} windows"
+    return f"{kind}; {looked}{effect.units:,} windows"
 
 
 def aim(effect: Effect) -> str:
