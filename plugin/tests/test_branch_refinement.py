@@ -41,7 +41,7 @@ class Calls(Ledger):
         self.forced: list[Prefix] = []
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        if call.forced is not None and not call.prefix and call.watch is None:
+        if call.forced is not None and not call.prefix and not call.rules:
             self.forced.append(call.forced)
         return await super().generate(call)
 

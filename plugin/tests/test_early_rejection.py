@@ -187,7 +187,7 @@ def test_a_state_outside_of_the_support_is_never_rejected_early() -> None:
     rules = {}
     for seed in range(60):
         proposal = mh.propose(config, Key(seed), state)
-        rules[proposal.cut] = proposal.call.early_rejection
+        (rules[proposal.cut],) = proposal.call.rules
     assert set(rules) == {0, 1, 2, 3}
     assert all((rule is None) == (m <= last_outside) for m, rule in rules.items())
 
@@ -203,9 +203,9 @@ class HastyEngine:
         self._model = model
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        if call.early_rejection is None or call.horizon == len(call.prefix) + 1:
+        if not call.rules or call.horizon == len(call.prefix) + 1:
             return await self._engine.generate(call)
-        first = dataclasses.replace(call, horizon=len(call.prefix) + 1, early_rejection=None)
+        first = dataclasses.replace(call, horizon=len(call.prefix) + 1, rules=())
         answer = await self._engine.generate(first)
         return dataclasses.replace(answer, cut_short=not answer.finished)
 
@@ -269,9 +269,9 @@ def test_the_bound_never_rises_and_every_early_rejection_is_right(
     if state is None:
         return
     proposal = mh.propose(config, Key(seed), state)
-    rule = proposal.call.early_rejection
+    (rule,) = proposal.call.rules
     assert rule is not None
-    whole = dataclasses.replace(proposal.call, early_rejection=None)
+    whole = dataclasses.replace(proposal.call, rules=())
     suffix = asyncio.run(TabularEngine(model).generate(whole)).tokens
     bounds = [
         exact.running_ratio(config, state, proposal.cut, suffix.first(j)) for j in range(1, len(suffix) + 1)

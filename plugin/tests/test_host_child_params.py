@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.algorithms.triggers import THRESHOLDS, Trigger, TriggerState, Watch
-from sglang_power.sglang_host.child_params import CHILD, ChildParams
+from sglang_power.sglang_host.child_params import CHILD, ChildParams, Coupling
 from sglang_power.types import ProposalLaw
 
 numbers = st.floats(-50, 50)
@@ -53,10 +53,10 @@ children = st.builds(
     seed=st.integers(0, 2**62 - 1),
     origin=st.integers(0, 10_000),
     forced=st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple),
-    early_rejection=st.none() | rejections,
-    watch=st.none() | watches,
-    deadline=st.none() | st.floats(1e9, 2e9),
+    known=st.integers(0, 3),
+    rules=st.tuples() | st.tuples(rejections) | st.tuples(watches) | st.tuples(rejections, watches),
     probe=st.booleans(),
+    coupling=st.none() | st.builds(Coupling, name=st.text(min_size=1), role=st.sampled_from(["main", "twin"])),
 )
 
 

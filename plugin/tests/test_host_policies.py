@@ -100,7 +100,7 @@ def test_every_policy_survives_the_way_to_the_scheduler(kind: type[Policy]) -> N
         assert row is not None
         assert row.params.law == ProposalLaw(2.0, 3, 0.9, 0.1, policy)
         assert (row.params.seed, row.params.origin, row.params.native) == (7, ORIGIN, True)
-        child = params(policy, pair="a.1", role="twin")
+        child = params(policy, coupling=Coupling("a.1", "twin"))
         assert ChildParams.from_custom_params(child.to_custom_params()) == child
 
 
@@ -237,7 +237,10 @@ def test_no_policy_waits_for_the_device() -> None:
 
 
 def pair(policy: KLGuided, seed: int = 0, name: str = "p") -> list[ChildParams]:
-    return [params(policy, seed, pair=name, role="main"), params(None, seed, pair=name, role="twin")]
+    return [
+        params(policy, seed, coupling=Coupling(name, "main")),
+        params(None, seed, coupling=Coupling(name, "twin")),
+    ]
 
 
 def test_the_main_row_sees_its_twin_and_the_twin_repeats_it() -> None:

@@ -129,7 +129,7 @@ def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> 
     rule = EarlyRejection(
         threshold=-5.0, alpha=2.0, cut=UniformCut(), count=0, total_gain=0.0, previous_entropy=0.0
     )
-    params, req = child(early_rejection=rule), request(None)
+    params, req = child(rules=(rule,)), request(None)
     commit(req, params, 0, -2.0)
     assert req.to_finish is None
     overshoot = HostStatistics(RowBlock.of(params), torch.tensor([record(-50.0)]))

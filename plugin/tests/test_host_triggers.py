@@ -42,7 +42,7 @@ def request(**fields: Any) -> SimpleNamespace:
 
 def child(watch: Watch | None) -> ChildParams:
     """A child as the scheduler gets it: behind the flat form."""
-    sent = ChildParams(law=ProposalLaw(1.0), seed=0, origin=4, watch=watch)
+    sent = ChildParams(law=ProposalLaw(1.0), seed=0, origin=4, rules=() if watch is None else (watch,))
     return ChildParams.from_custom_params(sent.to_custom_params())
 
 

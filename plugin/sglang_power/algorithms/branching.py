@@ -184,7 +184,7 @@ def growth_call(
         law=config.law,
         seed=seed,
         forced=None if path.first is None else (path.first.token,),
-        watch=Watch(config.triggers, path.state, start=length) if watches else None,
+        rules=(Watch(config.triggers, path.state, start=length),) if watches else (),
         deadline=deadline,
     )
 

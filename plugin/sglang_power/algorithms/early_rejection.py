@@ -12,10 +12,12 @@ without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
-from sglang_power.algorithms.cuts import CutLaw, mixture
-from sglang_power.types import ProposalLaw
+from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut, mixture
+from sglang_power.types import FloatArray, ProposalLaw
 
 MARGIN = 1e-3
 """Nats. Sums of 3,000 terms in float64 are good to 1e-9; the statistics themselves are float32."""
@@ -41,6 +43,34 @@ class EarlyRejection:
     total_gain: float
     previous_entropy: float
 
+    def monitor(self) -> RejectionMonitor:
+        """Return what watches one proposal."""
+        return RejectionMonitor(self)
+
+    def behind(self, rows: FloatArray) -> None:  # noqa: ARG002  (of the protocol)
+        """A proposal that was not lost so far is generated to its end."""
+        return
+
+    def flat(self) -> dict[str, Any]:
+        """Return the rule as scalars."""
+        return {
+            "threshold": self.threshold,
+            "alpha": self.alpha,
+            "cut_beta": self.cut.beta if isinstance(self.cut, EntropyCut) else None,
+            "cut_epsilon": self.cut.epsilon,
+            "count": self.count,
+            "total_gain": self.total_gain,
+            "previous_entropy": self.previous_entropy,
+        }
+
+    @classmethod
+    def of_flat(cls, flat: dict[str, Any]) -> Self:
+        """Return the rule that `flat` wrote."""
+        beta = flat.get("cut_beta")
+        cut: CutLaw = UniformCut() if beta is None else EntropyCut(beta, flat["cut_epsilon"])
+        rest = {name: flat[name] for name in ("threshold", "alpha", "count", "total_gain", "previous_entropy")}
+        return cls(cut=cut, **rest)
+
 
 def is_exact(alpha: float, law: ProposalLaw) -> bool:
     """Whether the running bound is an upper bound: if and only if 1 <= kappa <= alpha, for the whole law.
@@ -62,6 +92,15 @@ class RejectionMonitor:
         self._total_gain = rule.total_gain
         self._previous = rule.previous_entropy
         self._count = rule.count
+        self._seen = 0
+
+    def ends(self, index: int, record: Sequence[float]) -> bool:
+        """Add the next token's row; True once the proposal is certain to be rejected."""
+        if index < self._seen:
+            return False
+        self._seen = index + 1
+        log_p, log_q, _, entropy, *_ = record
+        return self.rejects(log_p, log_q, entropy)
 
     def rejects(self, log_p: float, log_q: float, entropy: float) -> bool:
         """Add the next token's row; True once the proposal is certain to be rejected."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_power.algorithms.early_rejection import EarlyRejection
-from sglang_power.algorithms.triggers import Watch
+from sglang_power.algorithms.monitors import RowRule
 from sglang_power.types import Continuation, ProposalLaw, Usage
 
 
@@ -24,8 +23,7 @@ class ContinuationCall:
         law: the law to draw from.
         seed: the draws of this call are a function of it and of the position.
         forced: begin with these ids instead of drawing, and report the statistics of their rows.
-        early_rejection: stop as soon as the proposal can no longer be accepted.
-        watch: stop behind the first row at which a trigger fires.
+        rules: stop behind the first row at which one of them says so; one of a kind.
         deadline: unix time in seconds after which a proposal may be cut short.
     """
 
@@ -34,8 +32,7 @@ class ContinuationCall:
     law: ProposalLaw
     seed: int
     forced: tuple[int, ...] | None = None
-    early_rejection: EarlyRejection | None = None
-    watch: Watch | None = None
+    rules: tuple[RowRule, ...] = ()
     deadline: float | None = None
 
     def __post_init__(self) -> None:

@@ -143,20 +143,20 @@ def propose(config: MHConfig, key: Key, state: ChainState) -> Propose:
         horizon=config.stage_horizon(state.stage),
         law=config.law,
         seed=key.child_seed(state.step, Purpose.PROPOSAL),
-        early_rejection=_early_rejection(config, state, m, log_u) if config.rejects_early else None,
+        rules=_early_rejection(config, state, m, log_u) if config.rejects_early else (),
     )
     return Propose(m, log_u, call)
 
 
-def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) -> EarlyRejection | None:
+def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) -> tuple[EarlyRejection, ...]:
     entropy = state.tokens.entropy
     log_w = acceptance.log_weight(config.alpha, state.tokens.after(m))
     if log_w == math.inf:
-        return None
+        return ()
     tilt, headroom = config.tilt_of(state), 0.0
     if tilt is not None and state.reward is not None:
         headroom = tilt.log_bound - tilt.log_factor(state.reward)
-    return EarlyRejection(
+    rule = EarlyRejection(
         threshold=log_u + log_w + cuts.log_prob(config.cut, m, entropy, state.frozen) - headroom,
         alpha=config.alpha,
         cut=config.cut,
@@ -164,6 +164,7 @@ def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) 
         total_gain=float(cuts.gains(config.cut, entropy[:m])[state.frozen :].sum()) if m else 0.0,
         previous_entropy=float(entropy[m - 1]) if m else 0.0,
     )
+    return (rule,)
 
 
 def extended(config: MHConfig, state: ChainState, continuation: Continuation) -> ChainState:

@@ -15,10 +15,11 @@ runs in the scheduler, where it only ends a child early, and in the driver, whic
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from sglang_power.types import FloatArray
 
@@ -123,12 +124,41 @@ class Watch:
     state: TriggerState = TriggerState()
     start: int = 0
 
-    def after(self, rows: FloatArray) -> Watch:
-        """The watch behind more rows, [n, len(ROW_FIELDS)]."""
+    def monitor(self) -> TriggerMonitor:
+        """Return what watches one path."""
+        return TriggerMonitor(self)
+
+    def behind(self, rows: FloatArray) -> Watch:
+        """Return the watch behind more rows, [n, len(ROW_FIELDS)]."""
         monitor = TriggerMonitor(self)
         for position, record in enumerate(rows.tolist(), start=self.start):
             monitor.observe(position, record)
         return Watch(self.triggers, monitor.state, self.start + len(rows))
+
+    def flat(self) -> dict[str, Any]:
+        """Return the watch as scalars and lists of scalars."""
+        state = self.state
+        return {
+            "names": [trigger.name for trigger in self.triggers],
+            "counts": [len(trigger.thresholds) for trigger in self.triggers],
+            "thresholds": [value for trigger in self.triggers for value in trigger.thresholds],
+            "position": state.position,
+            "previous": state.previous,
+            "open_from": state.open_from,
+            "history": list(state.history),
+            "start": self.start,
+        }
+
+    @classmethod
+    def of_flat(cls, flat: dict[str, Any]) -> Self:
+        """Return the watch that `flat` wrote."""
+        thresholds = iter(flat["thresholds"])
+        named = zip(flat["names"], flat["counts"], strict=True)
+        return cls(
+            tuple(Trigger(name, tuple(itertools.islice(thresholds, count))) for name, count in named),
+            TriggerState(flat["position"], flat["previous"], flat["open_from"], tuple(flat["history"])),
+            flat["start"],
+        )
 
 
 class TriggerMonitor:
@@ -136,6 +166,7 @@ class TriggerMonitor:
 
     def __init__(self, watch: Watch) -> None:
         state = watch.state
+        self._start = watch.start
         self._triggers = watch.triggers
         self._position, self._previous, self._open_from = state.position, state.previous, state.open_from
         self._history = list(state.history)
@@ -145,6 +176,10 @@ class TriggerMonitor:
     def state(self) -> TriggerState:
         """Where it is."""
         return TriggerState(self._position, self._previous, self._open_from, tuple(self._history))
+
+    def ends(self, index: int, record: Sequence[float]) -> bool:
+        """Take the next row of the continuation; True where a trigger fires at it."""
+        return self.observe(self._start + index, record) is not None
 
     def observe(self, position: int, record: Sequence[float]) -> Trigger | None:
         """The trigger that fires at this row, the first of several.

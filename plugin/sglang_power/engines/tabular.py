@@ -12,9 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sglang_power.algorithms.early_rejection import RejectionMonitor
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
-from sglang_power.algorithms.triggers import TriggerMonitor
 from sglang_power.types import Continuation, FloatArray, ProposalLaw, Tokens, Usage
 
 Prefix = tuple[int, ...]
@@ -123,8 +121,7 @@ class TabularEngine:
 
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call; see ContinuationCall."""
-        monitor = RejectionMonitor(call.early_rejection) if call.early_rejection else None
-        triggers = TriggerMonitor(call.watch) if call.watch else None
+        monitors = [rule.monitor() for rule in call.rules]
         ids, cut_short = call.prefix, False
         rows: list[tuple[float, ...]] = []
         while not self.model.ends(ids) and len(ids) < call.horizon and not cut_short:
@@ -132,8 +129,7 @@ class TabularEngine:
             row = self.model.row(ids, token, call.law)
             ids = (*ids, token)
             rows.append(row)
-            cut_short = monitor is not None and monitor.rejects(row[0], row[1], row[3])
-            cut_short |= triggers is not None and triggers.observe(len(ids) - 1, row) is not None
+            cut_short = any([monitor.ends(len(rows) - 1, row) for monitor in monitors])
             cut_short |= call.deadline is not None and time.time() > call.deadline
         finished = self.model.ends(ids)
         count = len(rows)

@@ -7,13 +7,10 @@ because SGLang's msgpack transport decodes nothing deeper. Knows neither torch n
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
-from sglang_power.algorithms.early_rejection import EarlyRejection
-from sglang_power.algorithms.triggers import Trigger, TriggerState, Watch
+from sglang_power.algorithms.monitors import RowRule, flat_rules, rules_of
 from sglang_power.policies import Policy, policies
 from sglang_power.types import ProposalLaw
 
@@ -29,9 +26,20 @@ GREEDY_FIELD = "greedy"
 META_KEY = "sglang_power_rows"
 """`meta_info` key under which a child's ROW_FIELDS records come back, one per output token."""
 
-Role = Literal["main", "twin"]
-
 _POLICY_FIELD = "policy."
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """What ties a request to another one of the same step: two prompts that decode one answer in lock step.
+
+    Args:
+        name: both requests of the pair have it.
+        role: "main" draws the pair's tokens, "twin" repeats them.
+    """
+
+    name: str
+    role: Literal["main", "twin"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,10 @@ class ChildParams:
         seed: of the draws, < 2^62.
         origin: absolute position of the row that the first new token is drawn from.
         forced: ids to emit instead of drawing.
-        early_rejection: when to end the request as lost.
-        watch: when to end the request because it should branch.
-        deadline: unix time in seconds at which to end the request as late.
+        known: how many of them, at the start, are not new: no rule sees their rows.
+        rules: when to end the request early.
         probe: report this process's state instead of statistics.
-        pair: name of the pair that the request belongs to, where two prompts decode one answer in lock step.
-        role: "main" draws the pair's tokens, "twin" repeats them.
+        coupling: the request that has to be in the same step; None where there is none.
         native: SGLang answers the request itself; no statistics are sent back.
     """
 
@@ -56,12 +62,10 @@ class ChildParams:
     seed: int
     origin: int
     forced: tuple[int, ...] | None = None
-    early_rejection: EarlyRejection | None = None
-    watch: Watch | None = None
-    deadline: float | None = None
+    known: int = 0
+    rules: tuple[RowRule, ...] = ()
     probe: bool = False
-    pair: str | None = None
-    role: Role = "main"
+    coupling: Coupling | None = None
     native: bool = False
 
     @property
@@ -80,15 +84,12 @@ class ChildParams:
             "seed": self.seed,
             "origin": self.origin,
             "forced": None if self.forced is None else list(self.forced),
-            "deadline": self.deadline,
+            "known": self.known or None,
             "probe": self.probe,
-            "pair": self.pair,
-            "role": self.role,
+            "pair": None if self.coupling is None else self.coupling.name,
+            "role": None if self.coupling is None else self.coupling.role,
+            **flat_rules(self.rules),
         }
-        if self.early_rejection is not None:
-            flat |= _flat_rejection(self.early_rejection)
-        if self.watch is not None:
-            flat |= _flat_watch(self.watch)
         if self.policy is not None:
             flat |= flat_policy(self.policy)
         return {key: value for key, value in flat.items() if value is not None}
@@ -108,12 +109,10 @@ class ChildParams:
             seed=flat["seed"],
             origin=flat["origin"],
             forced=None if forced is None else tuple(forced),
-            early_rejection=_rejection(flat) if "er_threshold" in flat else None,
-            watch=_watch(flat) if "watch_names" in flat else None,
-            deadline=flat.get("deadline"),
+            known=flat.get("known", 0),
+            rules=rules_of(flat),
             probe=flat.get("probe", False),
-            pair=flat.get("pair"),
-            role=flat.get("role", "main"),
+            coupling=Coupling(flat["pair"], flat["role"]) if "pair" in flat else None,
         )
 
 
@@ -131,59 +130,3 @@ def policy_of(flat: dict[str, Any]) -> Policy | None:
         key.removeprefix(_POLICY_FIELD): value for key, value in flat.items() if key.startswith(_POLICY_FIELD)
     }
     return policies()[flat["policy"]].model_validate(values)
-
-
-def _flat_rejection(rule: EarlyRejection) -> dict[str, Any]:
-    return {
-        "er_threshold": rule.threshold,
-        "er_alpha": rule.alpha,
-        "er_cut_beta": rule.cut.beta if isinstance(rule.cut, EntropyCut) else None,
-        "er_cut_epsilon": rule.cut.epsilon,
-        "er_count": rule.count,
-        "er_total_gain": rule.total_gain,
-        "er_previous_entropy": rule.previous_entropy,
-    }
-
-
-def _rejection(flat: dict[str, Any]) -> EarlyRejection:
-    beta = flat.get("er_cut_beta")
-    cut: CutLaw = UniformCut() if beta is None else EntropyCut(beta, flat["er_cut_epsilon"])
-    return EarlyRejection(
-        threshold=flat["er_threshold"],
-        alpha=flat["er_alpha"],
-        cut=cut,
-        count=flat["er_count"],
-        total_gain=flat["er_total_gain"],
-        previous_entropy=flat["er_previous_entropy"],
-    )
-
-
-def _flat_watch(watch: Watch) -> dict[str, Any]:
-    state = watch.state
-    return {
-        "watch_names": [trigger.name for trigger in watch.triggers],
-        "watch_counts": [len(trigger.thresholds) for trigger in watch.triggers],
-        "watch_thresholds": [value for trigger in watch.triggers for value in trigger.thresholds],
-        "watch_position": state.position,
-        "watch_previous": state.previous,
-        "watch_open_from": state.open_from,
-        "watch_history": list(state.history),
-        "watch_start": watch.start,
-    }
-
-
-def _watch(flat: dict[str, Any]) -> Watch:
-    thresholds = iter(flat["watch_thresholds"])
-    return Watch(
-        triggers=tuple(
-            Trigger(name, tuple(itertools.islice(thresholds, count)))
-            for name, count in zip(flat["watch_names"], flat["watch_counts"], strict=True)
-        ),
-        state=TriggerState(
-            position=flat["watch_position"],
-            previous=flat["watch_previous"],
-            open_from=flat["watch_open_from"],
-            history=tuple(flat["watch_history"]),
-        ),
-        start=flat["watch_start"],
-    )

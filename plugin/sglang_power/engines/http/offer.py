@@ -12,6 +12,7 @@ from typing import Any
 
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.cuts import CutLaw
+from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.triggers import Watch
@@ -67,10 +68,11 @@ def check_call(call: ContinuationCall) -> None:
         UnsupportedError: names the field.
     """
     check_law(call.law)
-    if call.early_rejection is not None:
-        _check_cut(call.early_rejection.cut)
-    if call.watch is not None:
-        _check_watch(call.watch)
+    for rule in call.rules:
+        if isinstance(rule, EarlyRejection):
+            _check_cut(rule.cut)
+        if isinstance(rule, Watch):
+            _check_watch(rule)
 
 
 def check_law(law: ProposalLaw) -> None:

@@ -213,14 +213,16 @@ def _bans(banned: Sequence[Sequence[int]]) -> Bans | None:
 
 
 def _pairs(rows: Sequence[ChildParams]) -> Pairs | None:
-    if all(row.pair is None for row in rows):
+    couplings = [row.coupling for row in rows]
+    if not any(couplings):
         return None
-    place: dict[tuple[str | None, str], int] = {(row.pair, row.role): i for i, row in enumerate(rows)}
+    place = {(each.name, each.role): i for i, each in enumerate(couplings) if each is not None}
     partner = [
-        place.get((row.pair, "twin" if row.role == "main" else "main"), i) for i, row in enumerate(rows)
+        i if each is None else place.get((each.name, "twin" if each.role == "main" else "main"), i)
+        for i, each in enumerate(couplings)
     ]
     return Pairs(
         partner=torch.tensor(partner, dtype=torch.int64),
-        twin=torch.tensor([row.pair is not None and row.role == "twin" for row in rows]),
-        member=torch.tensor([row.pair is not None for row in rows]),
+        twin=torch.tensor([each is not None and each.role == "twin" for each in couplings]),
+        member=torch.tensor([each is not None for each in couplings]),
     )

@@ -1,4 +1,4 @@
-"""Carries row statistics from the device to the request, and ends lost proposals. Scheduler process.
+"""Carries row statistics from the device to the request, and ends calls that are over. Scheduler process.
 
 SGLang copies a DeviceAuxiliaryOutput with the token ids (no extra synchronisation) and calls `consume`
 when tokens are committed, before they are streamed. State that must survive retraction, chunked prefill
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_power_kernels import counters
 
-from sglang_power.algorithms.early_rejection import RejectionMonitor
-from sglang_power.algorithms.triggers import TriggerMonitor
+from sglang_power.algorithms.monitors import RowMonitor
 from sglang_power.server.metrics import KernelMetrics
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
@@ -28,9 +26,6 @@ from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
 
 _MONITORS = "_sglang_power_monitors"
-
-Rule = TypeVar("Rule")
-Monitor = TypeVar("Monitor")
 
 PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Set by SGLang's main process where the server exports metrics."""
@@ -83,8 +78,7 @@ def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -
     rows.append(record)
     if req.finished() or req.to_finish is not None:
         return
-    over = _is_lost(req, params, record) or _branches(req, params, position, record)
-    if over or _is_late(params) or _is_apart(params, record):
+    if _is_over(req, params, position, record) or _is_apart(params, record):
         req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
 
 
@@ -99,35 +93,16 @@ def _check_numbers(req: Any, record: list[float]) -> None:
 
 
 def _is_apart(params: ChildParams, record: list[float]) -> bool:
-    """A paired row whose partner was not in the same step: its token does not count."""
-    return params.pair is not None and math.isnan(record[1])
+    """A coupled row whose partner was not in the same step: its token does not count."""
+    return params.coupling is not None and math.isnan(record[1])
 
 
-def _is_lost(req: Any, params: ChildParams, record: list[float]) -> bool:
-    """Advance the request's rejection monitor by one committed token."""
-    if params.early_rejection is None:
+def _is_over(req: Any, params: ChildParams, index: int, record: list[float]) -> bool:
+    """Show the request's monitors one committed row; whoever made the call decides again."""
+    if not params.rules or index < params.known:
         return False
-    monitor = _kept(req, RejectionMonitor, params.early_rejection)
-    log_p, log_q, _, entropy, *_ = record
-    return monitor.rejects(log_p, log_q, entropy)
-
-
-def _branches(req: Any, params: ChildParams, position: int, record: list[float]) -> bool:
-    """Show the request's triggers one committed row; the driver decides again and forks."""
-    if params.watch is None:
-        return False
-    monitor = _kept(req, TriggerMonitor, params.watch)
-    return monitor.observe(params.watch.start + position, record) is not None
-
-
-def _kept(req: Any, kind: Callable[[Rule], Monitor], rule: Rule) -> Monitor:
-    """The request's monitor of a kind, made with its first committed token: it must survive retraction."""
-    monitors: dict[object, Any] = req.__dict__.setdefault(_MONITORS, {})
-    if kind not in monitors:
-        monitors[kind] = kind(rule)
-    monitor: Monitor = monitors[kind]
-    return monitor
-
-
-def _is_late(params: ChildParams) -> bool:
-    return params.deadline is not None and time.time() > params.deadline
+    monitors: list[RowMonitor] | None = getattr(req, _MONITORS, None)
+    if monitors is None:  # made with the first committed token, on the request: they must survive retraction
+        monitors = [rule.monitor() for rule in params.rules]
+        setattr(req, _MONITORS, monitors)
+    return any([monitor.ends(index - params.known, record) for monitor in monitors])
