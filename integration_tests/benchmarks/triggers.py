@@ -93,7 +93,8 @@ def vars_of(spread: Spread) -> dict[str, float]:
 
 def step(watch: Watch | None, batch: int, device: torch.device) -> Step:
     """One step of a batch of children that carry a watch; every call commits one token more."""
-    params = [ChildParams(law=ProposalLaw(1.0), seed=i, origin=0, watch=watch) for i in range(batch)]
+    rules = () if watch is None else (watch,)
+    params = [ChildParams(law=ProposalLaw(1.0), seed=i, origin=0, rules=rules) for i in range(batch)]
     block = RowBlock.of(*params)
     requests = [_request() for _ in range(batch)]
     committed = iter(range(1 << 30))

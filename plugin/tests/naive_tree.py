@@ -166,7 +166,7 @@ class Deaf(TabularEngine):
     """Never hears a trigger: every call runs to its end."""
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        return await super().generate(dataclasses.replace(call, watch=None))
+        return await super().generate(dataclasses.replace(call, rules=()))
 
 
 class Overshooting(TabularEngine):

@@ -47,6 +47,7 @@ watches = st.builds(
     ),
     start=st.integers(0, 999),
 )
+couplings = st.builds(Coupling, name=st.text(min_size=1), role=st.sampled_from(["main", "twin"]))
 children = st.builds(
     ChildParams,
     law=laws,
@@ -56,7 +57,7 @@ children = st.builds(
     known=st.integers(0, 3),
     rules=st.tuples() | st.tuples(rejections) | st.tuples(watches) | st.tuples(rejections, watches),
     probe=st.booleans(),
-    coupling=st.none() | st.builds(Coupling, name=st.text(min_size=1), role=st.sampled_from(["main", "twin"])),
+    coupling=st.none() | couplings,
 )
 
 

@@ -20,7 +20,7 @@ from sglang_power.policies.min_k import MinK
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
 from sglang_power.server.config import Kernels, ServerConfig
-from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, ChildParams, flat_policy
+from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, ChildParams, Coupling, flat_policy
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.scheduler import sampler
 from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows

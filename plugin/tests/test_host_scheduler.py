@@ -139,9 +139,3 @@ def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> 
     commit(req, params, 1, -4.0)
     assert isinstance(req.to_finish, FINISH_LENGTH)
     assert req.to_finish.length == 2
-
-
-def test_a_late_proposal_is_ended() -> None:
-    req = request(None)
-    commit(req, child(deadline=1.0), 0, -1.0)
-    assert isinstance(req.to_finish, FINISH_LENGTH)

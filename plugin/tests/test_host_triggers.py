@@ -179,7 +179,7 @@ def test_the_scheduler_stops_where_the_driver_forks(
 ) -> None:
     cut = data.draw(st.integers(0, len(path) - 1))
     rows = np.array([record(p) for p in path], dtype=np.float32).astype(np.float64)
-    before = Watch(triggers).after(rows[:cut])
+    before = Watch(triggers).behind(rows[:cut])
     req, params = request(), child(before)
     for row in rows[cut:].tolist():
         for _ in range(data.draw(st.integers(0, 2))):

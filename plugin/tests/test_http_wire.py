@@ -204,7 +204,7 @@ def test_what_one_pass_states_is_accepted() -> None:
         check_chain(chain(law, UniformCut()))
         rejection = EarlyRejection(-1.0, 4.0, UniformCut(), 0, 0.0, 0.0)
         watch = Watch((Trigger("ratio", (0.5,)),))
-        offer.check_call(ContinuationCall((), 1, law, 1, early_rejection=rejection, watch=watch))
+        offer.check_call(ContinuationCall((), 1, law, 1, rules=(rejection, watch)))
     offer.check_server({"speculative_algorithm": None, "watermark_enforce_all": False, "version": "0.5.23"})
 
 
@@ -215,7 +215,7 @@ def test_entropy_cuts_are_refused_in_chains_and_in_early_rejection() -> None:
     assert refused.value.field == "cut"
     rejection = EarlyRejection(-1.0, 4.0, cut, 0, 0.0, 0.0)
     with pytest.raises(UnsupportedError, match="uniform"):
-        offer.check_call(ContinuationCall((), 1, BASE, 1, early_rejection=rejection))
+        offer.check_call(ContinuationCall((), 1, BASE, 1, rules=(rejection,)))
 
 
 def test_a_cut_that_reads_entropies_does_not_take_rows_without_them() -> None:
@@ -230,7 +230,7 @@ def test_a_cut_that_reads_entropies_does_not_take_rows_without_them() -> None:
 def test_triggers_that_read_entropies_are_refused(name: str) -> None:
     watch = Watch((Trigger("ratio", (0.5,)), Trigger(name, (0.5,) * THRESHOLDS[name])))
     with pytest.raises(UnsupportedError, match="ratio") as refused:
-        offer.check_call(ContinuationCall((), 1, BASE, 1, watch=watch))
+        offer.check_call(ContinuationCall((), 1, BASE, 1, rules=(watch,)))
     assert (refused.value.field, refused.value.value) == ("trigger", name)
 
 

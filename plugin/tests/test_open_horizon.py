@@ -28,6 +28,7 @@ MANAGER = SimpleNamespace(
     served_model_name="m",
     context_len=CONTEXT,
     num_reserved_tokens=0,
+    max_req_input_len=CONTEXT - 6,
 )
 
 
@@ -46,11 +47,11 @@ def horizon(prompt: int, sampler: dict[str, Any], limit: int | None = None, n: i
     [
         (20, 1, EIGHT, 65_536 // 8),
         (20, 4, EIGHT, 65_536 // 32),
-        (CONTEXT - 50, 1, EIGHT, 50),
+        (CONTEXT - 50, 1, EIGHT, 48),  # SGLang's own cap
         (20, 1, {**EIGHT, "max_total_tokens": 800}, 100),
         (20, 1, {**EIGHT, "base": {"sampler": "power"}}, 2_048),
         (20, 1, {"sampler": "cot", "k": 4, "answer": "text"}, 65_536 // 4),
-        (20, 1, {"sampler": "branch"}, CONTEXT - 20),
+        (20, 1, {"sampler": "branch"}, CONTEXT - 22),
     ],
     ids=str,
 )

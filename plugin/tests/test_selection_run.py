@@ -56,6 +56,7 @@ class StubParent(Parent):
             server_args=SimpleNamespace(dp_size=1),
             context_len=500,
             num_reserved_tokens=0,
+            max_req_input_len=494,
             enable_metrics=False,
         )
         obj = SimpleNamespace(rid="r", text="p", sampling_params={"max_new_tokens": L}, background=False)
@@ -72,7 +73,7 @@ class StubParent(Parent):
     def child(self, input_ids: list[int] | None, max_new_tokens: int, **_: Any) -> Any:
         return SimpleNamespace(input_ids=input_ids, sampling_params={"max_new_tokens": max_new_tokens})
 
-    async def run(self, child: Any) -> dict[str, Any]:
+    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
         self.check_abort()
         raise AssertionError(child)
 

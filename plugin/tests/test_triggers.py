@@ -134,7 +134,7 @@ def test_a_child_inherits_the_state_of_its_fork(path: list[FloatArray], at: int)
     rows = np.array([record(p) for p in path]).reshape(-1, len(ROW_FIELDS))
     whole = monitor(*triggers)
     fired = [whole.observe(t, row) for t, row in enumerate(rows.tolist())]
-    child = TriggerMonitor(Watch(triggers).after(rows[:cut]))
+    child = TriggerMonitor(Watch(triggers).behind(rows[:cut]))
     assert [child.observe(t, rows[t].tolist()) for t in range(cut, len(path))] == fired[cut:]
 
 

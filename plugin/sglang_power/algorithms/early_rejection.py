@@ -68,7 +68,9 @@ class EarlyRejection:
         """Return the rule that `flat` wrote."""
         beta = flat.get("cut_beta")
         cut: CutLaw = UniformCut() if beta is None else EntropyCut(beta, flat["cut_epsilon"])
-        rest = {name: flat[name] for name in ("threshold", "alpha", "count", "total_gain", "previous_entropy")}
+        rest = {
+            name: flat[name] for name in ("threshold", "alpha", "count", "total_gain", "previous_entropy")
+        }
         return cls(cut=cut, **rest)
 
 

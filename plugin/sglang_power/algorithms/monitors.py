@@ -25,7 +25,7 @@ class RowMonitor(Protocol):
         """Take the next row; True once the call should end behind it.
 
         Args:
-            index: of the row's token among the new tokens of the call; a row that comes again changes nothing.
+            index: of its token among the new ones of the call; a row that comes again changes nothing.
             record: its ROW_FIELDS.
         """
         ...

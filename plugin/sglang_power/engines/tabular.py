@@ -129,7 +129,7 @@ class TabularEngine:
             row = self.model.row(ids, token, call.law)
             ids = (*ids, token)
             rows.append(row)
-            cut_short = any([monitor.ends(len(rows) - 1, row) for monitor in monitors])
+            cut_short = any(monitor.ends(len(rows) - 1, row) for monitor in monitors)
             cut_short |= call.deadline is not None and time.time() > call.deadline
         finished = self.model.ends(ids)
         count = len(rows)

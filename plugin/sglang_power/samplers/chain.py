@@ -196,9 +196,7 @@ class Chain:
 
     async def _resume(self, proposal: Propose, so_far: Continuation) -> Continuation:
         """Generate a cut-short proposal on to its end."""
-        call = dataclasses.replace(
-            proposal.call, prefix=proposal.call.prefix + so_far.tokens.ids, rules=()
-        )
+        call = dataclasses.replace(proposal.call, prefix=proposal.call.prefix + so_far.tokens.ids, rules=())
         rest = await self._generate(call)
         return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens)
 

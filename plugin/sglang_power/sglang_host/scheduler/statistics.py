@@ -105,4 +105,4 @@ def _is_over(req: Any, params: ChildParams, index: int, record: list[float]) -> 
     if monitors is None:  # made with the first committed token, on the request: they must survive retraction
         monitors = [rule.monitor() for rule in params.rules]
         setattr(req, _MONITORS, monitors)
-    return any([monitor.ends(index - params.known, record) for monitor in monitors])
+    return any(monitor.ends(index - params.known, record) for monitor in monitors)

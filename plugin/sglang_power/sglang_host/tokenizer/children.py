@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
-from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Role
+from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Coupling
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.types import Continuation, Tokens, Usage
@@ -90,10 +91,20 @@ class ChildEngine:
         return ChildEngine(self._parent, prompt, self._stop, self._dp_rank, min_new_tokens=0)
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        """One call; a child that SGLang stopped although the whole sequence has not is resumed."""
+        """One call; a child that SGLang stopped although the whole sequence has not is resumed.
+
+        Behind its deadline a call still gives one token: no driver has to do without any.
+
+        Raises:
+            HostError: SGLang ends the call's children without a token, although the context has room.
+        """
         whole = await self._generate_once(call)
         while not (whole.finished or whole.cut_short or reaches_horizon(call, whole)):
-            whole = joined(whole, await self._generate_once(resumed(call, whole)))
+            part = await self._generate_once(resumed(call, whole))
+            if not len(part.tokens) and not part.cut_short:
+                length = len(call.prefix) + len(whole.tokens)
+                raise HostError(f"the server ends answers of {call.horizon} tokens after {length}")
+            whole = joined(whole, part)
         return whole
 
     async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
@@ -112,7 +123,25 @@ class ChildEngine:
         return ranked, Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
-        return self.read(call, await self._parent.run(self.child(call)))
+        late = Continuation(Tokens.EMPTY, finished=False, cut_short=True, usage=Usage())
+        if call.deadline is None or call.deadline > time.time():
+            part = await self._one_child(call, call.deadline)
+            if len(part.tokens) or not part.cut_short:
+                return part
+            late = part  # the deadline passed before the first token
+        part = await self._one_child(dataclasses.replace(call, horizon=len(call.prefix) + 1))
+        return dataclasses.replace(
+            joined(late, part), cut_short=not (part.finished or reaches_horizon(call, part))
+        )
+
+    async def _one_child(self, call: ContinuationCall, deadline: float | None = None) -> Continuation:
+        known = self.overhang(call)
+        return self.read(call, await self._parent.run(self.child(call, known=known), deadline), known)
+
+    def overhang(self, call: ContinuationCall) -> int:
+        """Return how many kept tokens a child has to emit again, since SGLang takes no prompt that long."""
+        longest: int = self._parent.manager.max_req_input_len - 1
+        return min(max(0, self.length(call) - longest), len(call.prefix))
 
     def last_token(self, call: ContinuationCall) -> int:
         """The last token before the first new one."""
@@ -125,8 +154,7 @@ class ChildEngine:
     def child(
         self,
         call: ContinuationCall,
-        pair: str | None = None,
-        role: Role = "main",
+        coupling: Coupling | None = None,
         known: int = 0,
         **params: Any,
     ) -> Any:
@@ -134,7 +162,7 @@ class ChildEngine:
 
         Args:
             call: what to generate.
-            pair, role: see ChildParams.
+            coupling: see ChildParams.
             known: how many tokens before the first new one the child emits as its own first ones.
             params: replace the parent's sampling parameters.
         """
@@ -153,11 +181,9 @@ class ChildEngine:
                 seed=call.seed,
                 origin=len(input_ids) - 1,
                 forced=forced or None,
-                early_rejection=call.early_rejection,
-                watch=call.watch,
-                deadline=call.deadline,
-                pair=pair,
-                role=role,
+                known=known,
+                rules=call.rules,
+                coupling=coupling,
             ).to_custom_params(),
         )
         child.sampling_params |= params
@@ -166,6 +192,9 @@ class ChildEngine:
     def read(self, call: ContinuationCall, out: dict[str, Any], known: int = 0) -> Continuation:
         """A child's answer, without what lies behind a stop, an early end or the loss of a partner.
 
+        It is cut short where a rule, or its deadline, ended it. A child that the server ended for a reason of
+        its own is not: it is resumed.
+
         Args:
             call, known: as the child was made with.
             out: what SGLang answered.
@@ -173,12 +202,14 @@ class ChildEngine:
         meta = out["meta_info"]
         ids = [int(token) for token in out["output_ids"]]
         reason = meta["finish_reason"]
-        if reason["type"] == "abort":  # the last token's statistics may not have arrived
+        aborted = reason["type"] == "abort"
+        if aborted:  # the last token's statistics may not have arrived
             ids = ids[: len(meta.get(META_KEY) or [])]
         decoded, rows = len(ids), _rows(meta, ids)[known:]
         ids, asked = ids[known:], call.horizon - len(call.prefix)
-        cut_short = reason["type"] == "length" and reason["length"] < asked + known
-        kept = min(max(reason["length"] - known, 0), len(ids)) if cut_short else len(ids)
+        ended = reason["type"] == "length" and reason["length"] < asked + known
+        kept = min(max(reason["length"] - known, 0), len(ids)) if ended else len(ids)
+        cut_short = (ended and bool(call.rules)) or (aborted and len(ids) < asked)
         kept = next((i for i, row in enumerate(rows[:kept]) if math.isnan(row[1])), kept)
         stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
         if stop is not None:
@@ -211,14 +242,15 @@ def resumed(call: ContinuationCall, so_far: Continuation) -> ContinuationCall:
         call,
         prefix=call.prefix + so_far.tokens.ids,
         forced=None if call.forced is None else call.forced[done:],
-        early_rejection=None,
-        watch=None if call.watch is None else call.watch.after(so_far.tokens.rows),
+        rules=tuple(
+            rule for rule in (rule.behind(so_far.tokens.rows) for rule in call.rules) if rule is not None
+        ),
     )
 
 
 def prefilled_of(meta: dict[str, Any]) -> int:
     """Prompt tokens computed, not taken from the cache."""
-    return int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
+    return int(meta.get("prompt_tokens") or 0) - int(meta.get("cached_tokens") or 0)
 
 
 def _rows(meta: dict[str, Any], ids: list[int]) -> list[list[float]]:

@@ -121,8 +121,7 @@ class PromptRun:
             self._config.limits,
             self._plan.chains,
         )
-        room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids)
-        horizon = support.horizon_of(parent.params, room, limits.max_horizon)
+        horizon = support.horizon_behind(self._manager, parent.params, len(prompt.ids), limits.max_horizon)
         cap = support.total_tokens_of(asked.max_total_tokens, limits, horizon, count)
         deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
         stop = StopRule.of(self._manager, parent.params)

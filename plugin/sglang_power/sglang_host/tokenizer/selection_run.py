@@ -129,7 +129,8 @@ class SelectionRun:
 
     def _horizon(self, prompt: Prompt) -> int:
         reserved = CONTINUATION_TOKENS * 2 if self._asked.answer == "continuation" else 0
-        room = self._manager.context_len - self._manager.num_reserved_tokens - len(prompt.ids) - reserved
         count = self._plan.chains * self._asked.answers
         share = support.share_of(self._asked.max_total_tokens, self._config.limits, count)
-        return support.horizon_of(self._parent.params, room, self._plan.max_horizon, share)
+        return support.horizon_behind(
+            self._manager, self._parent.params, len(prompt.ids), self._plan.max_horizon, share, reserved
+        )

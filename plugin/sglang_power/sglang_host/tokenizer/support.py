@@ -178,6 +178,50 @@ def horizon_of(
     return asked
 
 
+REQUEST_OVER_INPUT = 5
+"""By how many tokens SGLang lets a whole request be longer than the longest prompt (0.5.20 to 0.5.23)."""
+
+
+def room_behind(manager: Any, prompt: int) -> int:
+    """Return how many tokens SGLang lets an answer have behind a prompt of so many tokens.
+
+    It caps answers so, without a word, by the context or by its pool of KV slots, whichever is smaller.
+    """
+    longest: int = manager.max_req_input_len + REQUEST_OVER_INPUT
+    return longest - prompt - 1
+
+
+def horizon_behind(
+    manager: Any,
+    params: Mapping[str, Any],
+    prompt: int,
+    max_horizon: int | None = None,
+    share: int | None = None,
+    reserved: int = 0,
+) -> int:
+    """Return L of an answer behind a prompt: what was asked for, as far as SGLang lets an answer go.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        params, max_horizon, share: as `horizon_of` takes them.
+        prompt: its tokens.
+        reserved: tokens behind the answer that somebody else needs.
+
+    Raises:
+        UnsupportedError: more than the context can hold, which SGLang refuses as well.
+    """
+    window = manager.context_len - manager.num_reserved_tokens
+    asked, room = params.get("max_new_tokens", 128), room_behind(manager, prompt)
+    if isinstance(asked, int) and prompt + asked > window:
+        raise UnsupportedError(
+            "max_new_tokens",
+            asked,
+            f"a prompt of {prompt} tokens leaves room for {max(room, 0)} in the context of {window}",
+            "Shorten the prompt or ask for fewer tokens",
+        )
+    return max(1, min(horizon_of(params, window, max_horizon, share), room - reserved))
+
+
 def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
     """Tokens of the request's cap, or else the server's, for each of its answers."""
     return max(1, (max_total_tokens or limits.max_total_tokens) // answers)

@@ -21,6 +21,7 @@ from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
 from sglang_power.server.config import ServerConfig
 from sglang_power.server.metrics import Ending
+from sglang_power.sglang_host.child_params import Coupling
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit
@@ -86,9 +87,9 @@ class TwinEngine:
         plain = ContinuationCall(call.prefix, call.horizon, ProposalLaw(1.0), call.seed)
         known = self._known(call)
         children = [
-            self._main.child(call, pair, "main", known),
+            self._main.child(call, Coupling(pair, "main"), known),
             # The twin repeats the main row's tokens whatever they spell behind its own prompt.
-            self._twin.child(plain, pair, "twin", known, stop=None),
+            self._twin.child(plain, Coupling(pair, "twin"), known, stop=None),
         ]
         try:
             outs: Sequence[dict[str, Any]] = await self._parent.run_together(children)
@@ -106,6 +107,8 @@ class TwinEngine:
         would end a child.
         """
         engines = self._main, self._twin
+        if overhang := max(engine.overhang(call) for engine in engines):
+            return overhang
         known = [engine.last_token(call) for engine in engines]
         ends = any(token in self._stop.tokens for token in known) or self._stop.string_at(known[:1], 1)
         return 0 if ends or any(engine.length(call) < 2 for engine in engines) else 1
@@ -212,8 +215,7 @@ class TwinRun:
 
     def _horizon(self, prompt: Prompt, twin: Prompt) -> int:
         longest = max(len(prompt.ids), len(twin.ids))
-        room = self._manager.context_len - self._manager.num_reserved_tokens - longest
-        return support.horizon_of(self._parent.params, room)
+        return support.horizon_behind(self._manager, self._parent.params, longest)
 
     def _law(self) -> ProposalLaw:
         """The request's own temperature and truncation around the policy, as SGLang reads them."""
