@@ -16,9 +16,9 @@ from sglang_power.server.config import Limits
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.parent import Parent
-from sglang_power.sglang_host.tokenizer.reading import AskingReader
+from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
-from sglang_power.types import ROW_FIELDS, Tokens, Usage
+from sglang_power.types import ROW_FIELDS, ProposalLaw, Tokens, Usage
 
 END = 127
 
@@ -35,7 +35,13 @@ class Characters:
         return "".join(chr(token) for token in ids if token != END)
 
 
-MANAGER = SimpleNamespace(tokenizer=Characters(), model_config=SimpleNamespace(hf_eos_token_id=[END]))
+MANAGER = SimpleNamespace(
+    tokenizer=Characters(),
+    model_config=SimpleNamespace(hf_eos_token_id=[END]),
+    context_len=256,
+    num_reserved_tokens=0,
+    max_req_input_len=250,
+)
 PROMPT = Prompt(Characters().encode("2+2="), {"cached_tokens": 0}, Usage())
 
 
@@ -48,7 +54,7 @@ class ScriptedParent(Parent):
         self._says = [*Characters().encode(says), END]
         self.children: list[Any] = []
 
-    async def run(self, child: Any) -> dict[str, Any]:
+    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
         self.children.append(child)
         asked, stop = child.sampling_params, StopRule.of(MANAGER, child.sampling_params)
         said = self._says[: asked["max_new_tokens"]]
@@ -108,3 +114,34 @@ async def test_a_stop_string_in_the_models_own_words_still_ends_them() -> None:
     assert reading.answer is not None
     assert reading.answer.value == "four"
     assert reading.usage.decoded == len(" four,")
+
+
+# --- near the end of the context ----------------------------------------------------------------------
+
+
+async def test_a_child_whose_prompt_would_be_too_long_begins_earlier_and_says_the_same() -> None:
+    """SGLang takes prompts of at most 249 tokens here, and lets answers run to 254."""
+    parent = ScriptedParent("x" * 60)
+    long = Prompt([1] * 200, {"cached_tokens": 0}, Usage())
+    engine = ChildEngine(parent, long, StopRule.of(MANAGER, {}), None)
+    prefix = tuple([120] * 52)
+    call = ContinuationCall(prefix, 54, ProposalLaw(1.0), seed=1)
+    assert (engine.overhang(call), engine.room) == (3, 54)
+    whole = await engine.generate(call)
+    child = parent.children[0]
+    assert len(child.input_ids) == 249
+    assert child.sampling_params["max_new_tokens"] == 5
+    assert child.sampling_params["custom_params"]["forced"] == [120] * 3
+    assert len(whole.tokens) == 2
+
+
+async def test_a_prompt_that_fills_the_context_leaves_nothing_to_ask() -> None:
+    parent = ScriptedParent("4.")
+    full = ChildEngine(parent, Prompt([1] * 245, {}, Usage()), StopRule.of(MANAGER, {}), None)
+    text = TextRule.of(MANAGER, {})
+    reading = await AskingReader(StopRule.of(MANAGER, {}), text, full.behind, seed=3).answer(
+        Tokens.EMPTY, False
+    )
+    assert reading.answer is None
+    assert reading.note == NO_ROOM
+    assert not parent.children

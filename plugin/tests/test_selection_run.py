@@ -165,6 +165,8 @@ async def test_every_choice_of_a_stream_ends_once(run: selection_run.SelectionRu
 class Aborting(TabularEngine):
     """Aborts the request once some calls have been answered; further ones fail."""
 
+    room = 100
+
     def __init__(self, parent: Parent, calls: int) -> None:
         super().__init__(MODEL)
         self._parent, self._left = parent, calls

@@ -18,7 +18,8 @@ from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Coupling
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
-from sglang_power.types import Continuation, Tokens, Usage
+from sglang_power.sglang_host.tokenizer.support import room_behind
+from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class ChildEngine:
         prompt = dataclasses.replace(self._prompt, ids=[*self._prompt.ids, *ids])
         return ChildEngine(self._parent, prompt, self._stop, self._dp_rank, min_new_tokens=0)
 
+    @property
+    def room(self) -> int:
+        """How many tokens the context has left behind the prompt; none where it is too long for a child."""
+        length, manager = len(self._prompt.ids), self._parent.manager
+        return room_behind(manager, length) if length < manager.max_req_input_len else 0
+
     async def generate(self, call: ContinuationCall) -> Continuation:
         """One call; a child that SGLang stopped although the whole sequence has not is resumed.
 
@@ -110,17 +117,18 @@ class ChildEngine:
     async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
         """The most likely tokens after `prefix`, by a child of one token that is thrown away."""
         vocab = self._parent.manager.model_config.vocab_size
-        child = self._parent.child(
-            [*self._prompt.ids, *prefix],
-            1,
-            min_new_tokens=1 if self._min_new_tokens > len(prefix) else 0,
-            routed_dp_rank=self._dp_rank,
-            return_logprob=True,
-            top_logprobs_num=min(count, vocab),
-        )
+        call = ContinuationCall(prefix, len(prefix) + 1, ProposalLaw(1.0), seed=0)
+        known = self.overhang(call)
+        child = self.child(call, known=known)
+        child.return_logprob, child.top_logprobs_num = True, min(count, vocab)
         meta = (await self._parent.run(child))["meta_info"]
-        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in meta["output_top_logprobs"][0]]
-        return ranked, Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
+        row = meta["output_top_logprobs"][known]
+        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in row]
+        decoded = known + 1
+        usage = Usage(
+            decoded=decoded, wasted=decoded, prefilled=prefilled_of(meta), depth=decoded, children=1
+        )
+        return ranked, usage
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         late = Continuation(Tokens.EMPTY, finished=False, cut_short=True, usage=Usage())

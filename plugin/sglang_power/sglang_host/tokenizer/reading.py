@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall, Engine
@@ -26,6 +27,17 @@ from sglang_power.types import Tokens
 
 CONTINUATION_TOKENS = 32
 """Of the answer that a path is asked for."""
+
+NO_ROOM = "the context has no room to ask for the answer"
+
+
+class ContextEngine(Engine, Protocol):
+    """An Engine that knows how many tokens the context has left behind its prompt."""
+
+    @property
+    def room(self) -> int:
+        """Tokens, at least 0."""
+        ...
 
 
 class _Decoding:
@@ -81,7 +93,7 @@ class AskingReader(_Decoding):
     """
 
     def __init__(
-        self, stop: StopRule, rule: TextRule, behind: Callable[[Sequence[int]], Engine], seed: int
+        self, stop: StopRule, rule: TextRule, behind: Callable[[Sequence[int]], ContextEngine], seed: int
     ) -> None:
         super().__init__(stop, rule)
         self._behind, self._seed = behind, seed
@@ -93,8 +105,11 @@ class AskingReader(_Decoding):
         """
         path, rest = self._path(tokens.ids, finished)
         phrase = self._rule.tokenizer.encode(rest.appended(), add_special_tokens=False)
-        call = ContinuationCall((), CONTINUATION_TOKENS, GREEDY, self._seed)
-        said = await self._behind([*tokens.ids[: rest.tokens], *phrase]).generate(call)
+        engine = self._behind([*tokens.ids[: rest.tokens], *phrase])
+        if engine.room < 1:
+            return Reading(None, note=NO_ROOM)
+        call = ContinuationCall((), min(CONTINUATION_TOKENS, engine.room), GREEDY, self._seed)
+        said = await engine.generate(call)
         saying, sentence = self._path(said.tokens.ids, said.finished)
         found = align(rest.text, sentence.text)
         if found is None:

@@ -205,7 +205,8 @@ def horizon_behind(
         manager: SGLang's TokenizerManager.
         params, max_horizon, share: as `horizon_of` takes them.
         prompt: its tokens.
-        reserved: tokens behind the answer that somebody else needs.
+        reserved: tokens behind the answer that somebody else needs; they shorten an open horizon, by half of
+            the room at most.
 
     Raises:
         UnsupportedError: more than the context can hold, which SGLang refuses as well.
@@ -219,7 +220,9 @@ def horizon_behind(
             f"a prompt of {prompt} tokens leaves room for {max(room, 0)} in the context of {window}",
             "Shorten the prompt or ask for fewer tokens",
         )
-    return max(1, min(horizon_of(params, window, max_horizon, share), room - reserved))
+    if asked is None:
+        room -= min(reserved, room // 2)
+    return max(1, min(horizon_of(params, window, max_horizon, share), room))
 
 
 def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
