@@ -78,6 +78,7 @@ class StubParent(Parent):
         raise AssertionError(child)
 
 
+TREE = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 1, "max_branches": 2}
 REWARD = NamedReward("r", Called("r", lambda *_: 1.0))
 
 
@@ -134,7 +135,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> selection_run.SelectionRun:
     ):
         monkeypatch.setattr(selection_run, name, stub)
     config: Any = SimpleNamespace(limits=Limits())
-    manager, plan = StubParent().manager, plan_of({"sampler": "branch"}, chains=2)
+    manager, plan = StubParent().manager, plan_of({"sampler": "vote"}, chains=2)
     return selection_run.SelectionRun(manager, lambda: None, None, None, plan, config)
 
 
@@ -150,13 +151,127 @@ async def test_an_abort_of_one_choice_leaves_the_others_their_answers(
     assert [shown(one) for one in answers] == [("a", "stop"), ("a", "abort")]
     done, aborted = (one["meta_info"]["power"] for one in answers)
     assert (done["stopped_by"], done["decoded_tokens"], done["prefilled_tokens"]) == ("completed", 2, 2)
-    assert aborted == {"sampler": "branch", "stopped_by": "abort"}
+    assert aborted == {"sampler": "vote", "stopped_by": "abort"}
 
 
 async def test_every_choice_of_a_stream_ends_once(run: selection_run.SelectionRun) -> None:
     got: list[tuple[int, tuple[str, str | None]]] = []
     await run.answers(lambda index, answer: got.append((index, shown(answer))), 5)
     assert got == [(5, ("a", "stop")), (6, ("a", None)), (6, ("a", "abort"))]
+
+
+# --- one run for all choices --------------------------------------------------------------------------
+
+
+class Counting(TabularEngine):
+    """The exact model, with the most likely tokens; counts what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(MODEL)
+        self.calls = 0
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        self.calls += 1
+        return await super().generate(call)
+
+
+Choices = tuple[list[dict[str, Any]], Counting, list[tuple[int, dict[str, Any]]]]
+
+
+async def choices(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], count: int) -> Choices:
+    """The answers of a whole request on the exact model, its engine and what was streamed."""
+
+    async def prepared(_: Parent) -> Prompt:
+        return PROMPT
+
+    @asynccontextmanager
+    async def slot(*_: Any) -> AsyncIterator[None]:
+        yield
+
+    engine, sent = Counting(), list[tuple[int, dict[str, Any]]]()
+    monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
+    monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
+    for name, stub in (("Parent", StubParent), ("prepare_prompt", prepared), ("slot", slot)):
+        monkeypatch.setattr(selection_run, name, stub)
+    config: Any = SimpleNamespace(limits=Limits())
+    plan = plan_of({"seed": 5, **asked}, chains=count)
+    run = selection_run.SelectionRun(StubParent().manager, lambda: None, None, None, plan, config)
+    return await run.answers(lambda index, answer: sent.append((index, answer)), 0), engine, sent
+
+
+COST = ("decoded_tokens", "prefilled_tokens", "wasted_tokens", "depth", "children")
+COT = {"sampler": "cot", "k": 4, "answer": "text"}
+FIXED = [
+    COT,
+    {**COT, "select": "max"},
+    {**COT, "answer": "continuation"},
+    {**TREE, "answer": "text"},
+    {**TREE, "policy": "beam"},
+    {"sampler": "branch", "threshold": 0.0, "lookahead_tokens": 2},
+]
+DRAWING = [
+    {**COT, "continuation_policy": {"sampler": "temperature", "value": 2.0}},
+    {**TREE, "branch_tokens": "drawn"},
+    {**TREE, "refine": {"sampler": "power", "steps": 2}},
+    {**TREE, "continuation_policy": {"sampler": "temperature", "value": 2.0}},
+    {"sampler": "vote", "samples": 3, "answer": "text"},
+    {"sampler": "best_of", "samples": 3, "answer": "text"},
+]
+
+
+@pytest.mark.parametrize("asked", FIXED, ids=str)
+async def test_choices_that_no_seed_touches_are_found_once(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    (alone,), once, _ = await choices(monkeypatch, asked, 1)
+    three, engine, sent = await choices(monkeypatch, asked, 3)
+    assert engine.calls == once.calls
+    assert [answer["output_ids"] for answer in three] == [alone["output_ids"]] * 3
+    assert [answer["text"] for answer in three] == [alone["text"]] * 3
+    reports = [answer["meta_info"]["power"] for answer in three]
+    assert [power.get("copy_of") for power in reports] == [None, 0, 0]
+    for name in COST:
+        assert [power[name] for power in reports] == [alone["meta_info"]["power"][name], 0, 0]
+    assert all(power["paths"] == reports[0]["paths"] for power in reports)
+    ended = [index for index, answer in sent if answer["meta_info"]["finish_reason"] is not None]
+    assert sorted(ended) == [0, 1, 2], "every choice of a stream ends once"
+
+
+@pytest.mark.parametrize("asked", FIXED, ids=str)
+async def test_separate_runs_would_find_the_same(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """So nothing is lost: the runs of other choices, with seeds of their own, give the same answer."""
+    found = [await selected(monkeypatch, asked, engine=Counting(), key=Key(5, number)) for number in range(6)]
+    assert {one.best.tokens.ids for one in found} == {found[0].best.tokens.ids}
+    assert {one.tied for one in found} == {False}
+
+
+@pytest.mark.parametrize("asked", DRAWING, ids=str)
+async def test_choices_that_are_drawn_are_runs_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    three, engine, _ = await choices(monkeypatch, asked, 3)
+    assert engine.calls >= 3
+    reports = [answer["meta_info"]["power"] for answer in three]
+    assert not any("copy_of" in power for power in reports)
+    assert all(power["decoded_tokens"] > 0 for power in reports)
+    seen = {tuple(path["text"] for path in power["paths"]) for power in reports}
+    assert len(seen) > 1, "control: they differ"
+
+
+async def test_a_tie_that_a_seed_decides_is_drawn_by_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves with different answers, one vote each."""
+    asked = {**TREE, "max_depth": 2, "max_branches": 4, "answer": "text", "score": "vote"}
+    count = 12
+    answers, _, _ = await choices(monkeypatch, asked, count)
+    alone = [
+        (await selected(monkeypatch, asked, engine=Counting(), key=Key(5, number))).best.tokens.ids
+        for number in range(count)
+    ]
+    assert [tuple(answer["output_ids"]) for answer in answers] == alone
+    assert len(set(alone)) > 1
+    assert not any("copy_of" in answer["meta_info"]["power"] for answer in answers)
 
 
 # --- what had ended before the abort ------------------------------------------------------------------
@@ -187,6 +302,7 @@ async def selected(
     engine: TabularEngine | None = None,
     deadline: float | None = None,
     reward: NamedReward = REWARD,
+    key: Key = Key(3),  # noqa: B008  (frozen)
 ) -> Selection:
     """One selection on the exact language model."""
     parent = StubParent() if parent is None else parent
@@ -200,7 +316,7 @@ async def selected(
         prompt=PROMPT,
         stop=stop,
         text=text,
-        key=Key(3),
+        key=key,
         dp_rank=None,
         horizon=L,
         limits=Limits(),
@@ -214,7 +330,6 @@ async def aborted(monkeypatch: pytest.MonkeyPatch, calls: int, asked: dict[str, 
     return await selected(monkeypatch, asked, parent=parent, engine=Aborting(parent, calls))
 
 
-TREE = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 1, "max_branches": 2}
 DRAWN = {"sampler": "best_of", "samples": 4, "answer": "text"}
 
 

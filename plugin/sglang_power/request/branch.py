@@ -123,6 +123,11 @@ class BranchRequest(SelectionRequest):
         return self
 
     @property
+    def draws(self) -> bool:
+        """Where a policy continues, branches begin with draws, or leaves are refined."""
+        return not (self.continuation_policy is None and self.branch_tokens == "top" and self.refine is None)
+
+    @property
     def triggers(self) -> tuple[Trigger, ...]:
         """What forks, with the thresholds in force."""
         names = [self.trigger] if isinstance(self.trigger, str) else self.trigger

@@ -89,6 +89,15 @@ class SelectionRequest(BaseModel):
         return "n"
 
     @property
+    def draws(self) -> bool:
+        """Whether a seed has a part in its candidates; otherwise every run of it finds the same ones.
+
+        Greedy continuations are the argmax of their rows, the first of equal logits. Ties between classes of
+        answers are drawn all the same: a Selection says where one was.
+        """
+        return True
+
+    @property
     def sampling_fields(self) -> tuple[str, ...]:
         """SGLang's own sampling parameters that the response echoes beside this sampler's."""
         return ()
@@ -132,6 +141,11 @@ class CotRequest(SelectionRequest):
                 "fork_prefix", "belongs to fork_at='after_prefix'", "Name both, or neither of the two"
             )
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Where a policy continues; first tokens are the most likely ones."""
+        return self.continuation_policy is not None
 
     @property
     def answers(self) -> int:

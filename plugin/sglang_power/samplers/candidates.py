@@ -5,6 +5,7 @@ Knows neither SGLang nor HTTP: the host gives an Engine and a Reader.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,9 @@ from sglang_power.answers import Classes
 from sglang_power.samplers.budgets import StoppedBy
 from sglang_power.samplers.evaluation import judge_notes
 from sglang_power.types import Tokens, Usage
+
+COSTS = ("judge", "reward")
+"""Notes that count calls."""
 
 MAX_REPORTED_TEXT = 4096
 """Characters of a path's text in the report; a longer one is cut there, and the answer says so."""
@@ -142,6 +146,7 @@ class Selection:
         usage: what all of it cost.
         stopped_by: "completed", or the limit that ended it.
         notes: further entries of the report.
+        tied: a seed drew the class among several of equal weight.
     """
 
     candidates: tuple[Candidate, ...]
@@ -153,6 +158,13 @@ class Selection:
     comparisons: int = 0
     stopped_by: StoppedBy = "completed"
     notes: dict[str, Any] = field(default_factory=dict)
+    tied: bool = False
+
+    @property
+    def copied(self) -> Selection:
+        """The same selection as the answer of another choice: what it cost is told once."""
+        notes = {name: note for name, note in self.notes.items() if name not in COSTS}
+        return dataclasses.replace(self, usage=Usage(), notes=notes)
 
     @property
     def best(self) -> Candidate:

@@ -111,6 +111,7 @@ def _among_classes(
         classes=tuple(reported_classes(classes, weights)),
         comparisons=classes.comparisons,
         notes=class_notes(classes),
+        tied=reason == "tie",
     )
 
 

@@ -192,6 +192,7 @@ def selection_report(
     neutralised: list[str],
     prompt_usage: Usage,
     weight_version: str | None,
+    copy_of: int | None = None,
 ) -> dict[str, Any]:
     """`meta_info.power` of an answer that was chosen among several; every candidate is in `paths`.
 
@@ -201,6 +202,7 @@ def selection_report(
         horizon: L.
         sampling: SGLang's own sampling parameters, of which those are echoed that may act.
         seed, neutralised, prompt_usage, weight_version: as `power_report`.
+        copy_of: index of the choice whose run this is, where that is another one's.
     """
     params = {**request.echo(), **{field: sampling[field] for field in request.sampling_fields}}
     return {
@@ -221,6 +223,7 @@ def selection_report(
         "stopped_by": selection.stopped_by,
         "weight_version": weight_version,
         "version": sglang_power.__version__,
+        **({} if copy_of is None else {"copy_of": copy_of}),
         **selection.notes,
     }
 

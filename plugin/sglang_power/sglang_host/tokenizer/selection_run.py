@@ -6,6 +6,7 @@ Keeps the life of the request and writes its selections as answers; `selecting` 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sglang_power.errors import ChainAbortedError
@@ -59,36 +60,60 @@ class SelectionRun:
         with self._parent as parent, endings_counted(parent, *asked):
             try:
                 async with slot(parent, self._config):
-                    prompt = await prepare_prompt(parent)
-                    return await gather_or_cancel(
-                        [self._answer(prompt, i, emit, first_index) for i in range(self._plan.chains)]
-                    )
+                    return await self._answers(await prepare_prompt(parent), emit, first_index)
             except ChainAbortedError as error:
                 return aborted_before_any_answer(parent, *asked, str(error), emit, first_index)
 
-    async def _answer(self, prompt: Prompt, number: int, emit: Emit | None, first_index: int) -> Answer:
-        """One choice; an abort leaves it what it had, and the others what they have."""
+    async def _answers(self, prompt: Prompt, emit: Emit | None, first_index: int) -> list[Answer]:
+        """Every choice by a run of its own; by one run for all where no seed has a part in it."""
+        outlets = [
+            Outlet(emit, first_index + i, bool(self._manager.incremental_streaming_output))
+            for i in range(self._plan.chains)
+        ]
+        if self._asked.draws:
+            alone = [self._run(prompt, i, [outlet]) for i, outlet in enumerate(outlets)]
+            return [answer for answers in await gather_or_cancel(alone) for answer in answers]
+        answers = await self._run(prompt, 0, outlets)
+        rest = list(enumerate(outlets))[len(answers) :]
+        drawn = await gather_or_cancel([self._run(prompt, i, [outlet]) for i, outlet in rest])
+        return [*answers, *(answer for one in drawn for answer in one)]
+
+    async def _run(self, prompt: Prompt, number: int, outlets: Sequence[Outlet]) -> list[Answer]:
+        """One run and the choices that it answers; an abort leaves them what they had.
+
+        Args:
+            prompt: the cached prompt.
+            number: the first choice.
+            outlets: of the choices that take this run's answer, `number` first. Where a seed drew the answer
+                among classes of equal weight, the first one alone has it, and the others need runs of theirs,
+                unless a limit ended this one.
+        """
         rank = rank_of(self._manager, self._parent.obj, prompt, number)
         writer = AnswerWriter(self._parent, prompt, self._stop, self._text, rank)
-        outlet = Outlet(emit, first_index + number, writer.incremental)
         certain = Tokens.EMPTY
 
         def observe(tokens: Tokens) -> None:
             nonlocal certain
             certain = tokens
-            if outlet.open:
-                power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
-                outlet.send(writer.partial(tokens, power))
+            for outlet in outlets:
+                if outlet.open:
+                    power = {"sampler": self._plan.name, "progress": {"tokens": len(tokens)}}
+                    outlet.send(writer.partial(tokens, power))
 
+        answers: list[Answer] = []
         try:
             selection = await self._selector(prompt, number, rank).run(observe)
         except ChainAbortedError as error:
-            answer = writer.aborted(certain, str(error), unanswered(self._plan.name))
+            answers += [writer.aborted(certain, str(error), unanswered(self._plan.name)) for _ in outlets]
         else:
-            answer = await self._written(writer, selection, prompt, first=number == 0)
-        writer.count(answer)
-        outlet.send(answer)
-        return answer
+            answers.append(await self._written(writer, selection, prompt, first=number == 0))
+            if not selection.tied or selection.stopped_by != "completed":
+                copied = selection.copied
+                answers += [await self._written(writer, copied, prompt, copy_of=number) for _ in outlets[1:]]
+        for answer, outlet in zip(answers, outlets, strict=False):
+            writer.count(answer)
+            outlet.send(answer)
+        return answers
 
     def _selector(self, prompt: Prompt, number: int, dp_rank: int | None) -> Selector:
         return Selector(
@@ -105,7 +130,13 @@ class SelectionRun:
         )
 
     async def _written(
-        self, writer: AnswerWriter, selection: Selection, prompt: Prompt, *, first: bool
+        self,
+        writer: AnswerWriter,
+        selection: Selection,
+        prompt: Prompt,
+        *,
+        first: bool = False,
+        copy_of: int | None = None,
     ) -> Answer:
         """The chosen answer with its report; the first one's bears the cost of the prompt."""
         power = report.selection_report(
@@ -118,6 +149,7 @@ class SelectionRun:
             neutralised=self._plan.neutralised,
             prompt_usage=prompt.usage if first else Usage(),
             weight_version=prompt.meta_info.get("weight_version"),
+            copy_of=copy_of,
         )
         best = selection.best
         if selection.stopped_by != "abort":
