@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sglang_power.cli import describe
+from sglang_power.check_cli import describe
+from sglang_power.cli import main
 
+from integration_tests.server import Server
 from integration_tests.tests.clients import HTTP, PROMPT, events, eventually, metric
 from integration_tests.tests.trials import (
     SHORT,
@@ -172,7 +174,15 @@ def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: 
     assert samplers == {"none", "power"}
 
 
-def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
+def checked(server: Server, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit status and report of `sglang-power check`."""
+    status = main(["check", "--url", server.url])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_a_bad_edit_keeps_the_last_good_one_and_says_so(
+    trials: Trials, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = trials.server
     write_and_wait(trials, "edited")
     path = trials.ground.experiments / "edited.yaml"
@@ -182,7 +192,15 @@ def test_a_bad_edit_keeps_the_last_good_one_and_says_so(trials: Trials) -> None:
     assert f"{path}, line" in server.log_text()
     assert "weights sum to 8000" in server.log_text()
     assert exposure_of(ask(server, {"x-edited": UNITS[0]}).json()) is not None
+    status, lines = checked(server, capsys)
+    assert status == 0
+    workers = [line for line in lines if line.startswith("tokenizer (pid ")]
+    assert len(workers) == WORKERS
+    (told,) = [line for line in lines if line.startswith("rejected edit at")]
+    assert all(re.search(r"pid (\d+)", line)[1] in told for line in workers)  # type: ignore[index]
+    assert f"what was in force stays: {path}, line" in told
     path.unlink()
+    wait_until(lambda: "corrected since" in "".join(checked(server, capsys)[1]), server)
 
 
 def test_the_kill_switch_ends_enrolment_and_nothing_else(trials: Trials) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 import sglang_power
@@ -73,3 +75,45 @@ def test_the_status_leaves_no_trace_in_the_metrics(pivot_server: Server) -> None
     before = metric(pivot_server, "sglang:num_requests_total")
     assert httpx.get(pivot_server.url + "/sglang_power/status", timeout=60).status_code == httpx.codes.OK
     assert metric(pivot_server, "sglang:num_requests_total") == before
+
+
+def server_info(server: Server, route: str = "/server_info") -> dict[str, Any]:
+    """SGLang's own description of a server."""
+    told: dict[str, Any] = httpx.get(server.url + route, timeout=60).json()
+    return told
+
+
+@pytest.mark.parametrize("route", ["/server_info", "/get_server_info"])
+def test_sglangs_own_server_info_names_the_plugin(pivot_server: Server, route: str) -> None:
+    info = server_info(pivot_server, route)
+    assert info["version"].startswith("0.5."), "SGLang's own fields are as ever"
+    told = info["sglang_power"]
+    assert told["version"] == sglang_power.__version__
+    assert {"power", "cot", "branch", "vote", "best_of", "top_n_sigma", "kl_guided"} <= set(told["samplers"])
+    assert told["presets"] == ["entropy", "short"]
+    assert told["default"] is None
+    assert len(told["hooks"]) > 5
+    assert set(told["hooks"].values()) == {"live"}
+    assert (told["refused"], told["status"]) == ([], "/sglang_power/status")
+
+
+def test_server_info_names_the_default_of_the_served_model(default_server: Server) -> None:
+    assert server_info(default_server)["sglang_power"]["default"] == "short"
+
+
+def test_server_info_without_the_plugin_is_silent(plain_server: Server) -> None:
+    assert "sglang_power" not in server_info(plain_server)
+
+
+def test_several_tokenizer_workers_are_all_shown(
+    matrix_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers and two ranks; /server_info says the same, whichever worker is asked."""
+    status, out, _ = check(capsys, matrix_server.url)
+    assert status == 0
+    pids = {line.split()[2] for line in out.splitlines() if line.startswith("tokenizer (pid")}
+    assert len(pids) == 2
+    assert sum(line.startswith("scheduler (rank") for line in out.splitlines()) == 2
+    told = [server_info(matrix_server)["sglang_power"] for _ in range(8)]
+    assert all(info == told[0] for info in told)
+    assert set(told[0]["hooks"].values()) == {"live"}

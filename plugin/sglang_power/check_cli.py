@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import httpx
@@ -12,6 +15,7 @@ import httpx
 from sglang_power.gateway_check import REFUSED_KEY, wants_key, without_status
 from sglang_power.gateways import json_object, server_of
 from sglang_power.routes import STATUS_ROUTE
+from sglang_power.worker_check import tokenizers_of, with_every_worker
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -25,7 +29,9 @@ def add_check(commands: Commands) -> None:
     check.add_argument(
         "--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)"
     )
-    check.add_argument("--timeout", type=float, default=30.0, help="seconds")
+    check.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds, also until each worker has answered"
+    )
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -34,7 +40,7 @@ def run_check(options: argparse.Namespace) -> int:
     headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
     try:
         with httpx.Client(headers=headers, timeout=options.timeout) as client:
-            code, told = _checked(client, server, options.api_key is not None)
+            code, told = _checked(client, server, options)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"{server} does not answer: {error}", file=sys.stderr)
         return 2
@@ -45,17 +51,20 @@ def run_check(options: argparse.Namespace) -> int:
     return code
 
 
-def _checked(client: httpx.Client, server: str, key_given: bool) -> tuple[int, dict[str, Any] | list[str]]:
+def _checked(
+    client: httpx.Client, server: str, options: argparse.Namespace
+) -> tuple[int, dict[str, Any] | list[str]]:
     """Return the exit status with the server's report, or with what is wrong where there is none."""
     response = client.get(server + STATUS_ROUTE)
     if response.status_code == httpx.codes.NOT_FOUND:
         return without_status(client, server)
     if response.status_code in REFUSED_KEY:
-        return 2, [wants_key(server, key_given)]
+        return 2, [wants_key(server, options.api_key is not None)]
     if response.is_error:
         return 2, [f"{server} answered {response.status_code}: {response.text}"]
     if not (status := json_object(response.text)):
         return 2, [f"{server} answers {STATUS_ROUTE} with something else: is it another service?"]
+    status = with_every_worker(client, server, status, options.timeout)
     return (0 if is_healthy(status) else 1), status
 
 
@@ -80,7 +89,31 @@ def describe(status: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"limits: {status['limits']}")
     lines.append(f"presets: {', '.join(status['presets']) or 'none'}; default: {status['default'] or 'none'}")
-    for name, enrolling in status["experiments"].items():
-        lines.append(f"experiment {name}: {'enrolling' if enrolling else 'not enrolling'}")
+    lines += [*_experiments(status), *_rejected_edits(status)]
     lines.append("power sampling is live" if is_healthy(status) else "power sampling is NOT live")
     return lines
+
+
+def _experiments(status: dict[str, Any]) -> Iterator[str]:
+    """Yield a line per experiment; where the workers differ, how many of them enrol."""
+    workers = [worker.get("experiments", status["experiments"]) for worker in tokenizers_of(status)]
+    for name in sorted({name for worker in workers for name in worker}):
+        enrolling = sum(worker.get(name, False) for worker in workers)
+        state = "enrolling" if enrolling == len(workers) else "not enrolling"
+        if 0 < enrolling < len(workers):
+            state = f"enrolling in {enrolling} of {len(workers)} tokenizer workers"
+        yield f"experiment {name}: {state}"
+
+
+def _rejected_edits(status: dict[str, Any]) -> Iterator[str]:
+    """Yield a line per problem of the last edit of experiments that a worker did not take."""
+    told: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for worker in tokenizers_of(status):
+        edit = worker.get("rejected_edit") or {}
+        for problem in edit.get("problems", []):
+            told[problem].append({"pid": worker["pid"], **edit})
+    for problem, edits in told.items():
+        when = datetime.fromtimestamp(min(edit["at"] for edit in edits), UTC)
+        now = "corrected since" if all(edit["corrected"] for edit in edits) else "what was in force stays"
+        pids = ", ".join(str(edit["pid"]) for edit in edits)
+        yield f"rejected edit at {when:%Y-%m-%d %H:%M:%S} UTC (pid {pids}), {now}: {problem}"

@@ -99,3 +99,19 @@ async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(
     assert len(begun) == 2
     assert "nobody thought of it" in caplog.text
     told.assert_called_with(1)
+
+
+async def test_the_desk_tells_the_last_edit_that_it_did_not_take(desk: Desk) -> None:
+    path = desk.settings.directory / "e.yaml"
+    assert desk.report() == {"experiments": {"e": True}, "rejected_edit": None}
+    path.write_text(yaml.safe_dump({**EXPERIMENT, "arms": []}))
+    desk._take_over(desk._catalogue.reload())
+    told = desk.report()
+    assert told["experiments"] == {"e": True}, "the last good file stays in force"
+    assert told["rejected_edit"]["problems"][0].startswith(f"{path}, line ")
+    assert "field 'arms'" in told["rejected_edit"]["problems"][0]
+    assert told["rejected_edit"]["corrected"] is False
+    path.write_text(yaml.safe_dump({**EXPERIMENT, "kill": True}))
+    desk._take_over(desk._catalogue.reload())
+    assert desk.report()["experiments"] == {"e": False}
+    assert desk.report()["rejected_edit"] == {**told["rejected_edit"], "corrected": True}

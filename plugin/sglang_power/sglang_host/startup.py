@@ -14,7 +14,10 @@ from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.server.metrics import declare_fallbacks
 from sglang_power.sglang_host.experiments.desk import check_experiments, desk_of, open_desk
 from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
-from sglang_power.sglang_host.status import add_status_route
+from sglang_power.sglang_host.status import add_status_route, server_info
+
+INFO_KEY = "sglang_power"
+"""Of the plugin in SGLang's /server_info and /get_server_info."""
 
 
 def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's hook signature)
@@ -30,6 +33,7 @@ def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's
             return
         if config.defaults:
             declare_fallbacks(get_args(FallbackReason), manager.enable_metrics)
+        global_state.scheduler_info[INFO_KEY] = server_info(manager)  # /server_info shows all of it
         open_desk(manager, config)
     except ConfigError as error:
         raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error

@@ -11,6 +11,8 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
+import sglang_power
+from sglang_power.request import samplers
 from sglang_power.routes import STATUS_ROUTE
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host import probe
@@ -35,19 +37,35 @@ async def server_status(manager: Any) -> dict[str, Any]:
     import sglang
 
     config = server_config()
-    args = manager.server_args
+    args, desk = manager.server_args, desk_of(manager)
+    in_force: dict[str, Any] = {} if desk is None else desk.report()
     return {
         "sglang": sglang.__version__,
         "served_model": manager.served_model_name,
         "processes": [
-            probe.report("tokenizer"),
+            {**probe.report("tokenizer"), **in_force},
             *[await _probe_scheduler(manager, rank) for rank in range(args.dp_size)],
         ],
         "refused": [str(refusal) for refusal in server_refusals(args)],
         "limits": config.limits.model_dump(),
         "presets": config.presets,
         "default": config.default_for(manager.served_model_name),
-        "experiments": {} if (desk := desk_of(manager)) is None else desk.names(),
+        "experiments": in_force.get("experiments", {}),
+        "tokenizer_workers": args.tokenizer_worker_num,
+    }
+
+
+def server_info(manager: Any) -> dict[str, Any]:
+    """Return what SGLang's own /server_info says of the plugin; the status route says the rest."""
+    config = server_config()
+    return {
+        "version": sglang_power.__version__,
+        "samplers": sorted(samplers()),
+        "presets": sorted(config.presets),
+        "default": config.default_for(manager.served_model_name),
+        "hooks": probe.report("tokenizer")["hooks"],
+        "refused": [str(refusal) for refusal in server_refusals(manager.server_args)],
+        "status": STATUS_ROUTE,
     }
 
 

@@ -24,6 +24,7 @@ from sglang_power.experiments.enrolling import Enrolled, Enroller, Facts
 from sglang_power.experiments.log import LineLog
 from sglang_power.experiments.model import Arm, Experiment
 from sglang_power.experiments.records import Change, Completion, Enrolment, ShadowRun
+from sglang_power.experiments.rejected import RejectedEdits
 from sglang_power.experiments.settings import EMBEDDED, ExperimentSettings
 from sglang_power.experiments.telemetry import EvaluationEvents
 from sglang_power.experiments.watching import watch
@@ -119,11 +120,14 @@ class Desk:
         self.shadows = Shadows()
         self._stop = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._rejected = RejectedEdits()
         self._take_over([])
 
-    def names(self) -> dict[str, bool]:
-        """Experiment -> whether it enrols."""
-        return {each.experiment.name: each.enrolling for each in self._catalogue.experiments}
+    def report(self) -> dict[str, Any]:
+        """Return whether each experiment in force here enrols, and the last edit that was not taken."""
+        self._watch()  # as the first request would: edits since the start count
+        enrolling = {each.experiment.name: each.enrolling for each in self._catalogue.experiments}
+        return {"experiments": enrolling, "rejected_edit": self._rejected.last}
 
     def facts_of(self, obj: Any, request: Any, body: Body) -> Facts | None:
         """What a user's request is to an experiment; None where nothing could ever enrol it."""
@@ -232,6 +236,7 @@ class Desk:
         for problem in problems:
             logger.error("experiments: %s; what was in force stays", problem)
         self.counters.reload_problems(len(problems))
+        self._rejected.read(problems, time.time())
         self._assigner.load(self._catalogue.experiments)
         known = {each.experiment.name: each.experiment for each in self._catalogue.experiments}
         for name in self._catalogue.begun_anew:
