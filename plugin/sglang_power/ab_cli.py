@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pydantic import ValidationError
 
 from sglang_power.errors import ConfigError, PowerError
+from sglang_power.extensions import install_extra
 
 if TYPE_CHECKING:
     from sglang_power.experiments.analysis.reading import Unreadable
@@ -50,7 +51,7 @@ def run_ab(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRA:
             raise
-        return _failed(f"{error.name} is missing: pip install 'sglang-power[ab]'")
+        return _failed(f"{error.name} is missing: {install_extra('ab')}")
     except KeyboardInterrupt:
         return 130  # As shells have it.
     return status

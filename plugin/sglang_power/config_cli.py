@@ -18,6 +18,9 @@ from sglang_power.errors import ConfigError, RequestError
 if TYPE_CHECKING:
     from sglang_power.server.config import ServerConfig
 
+RUNS_PLAIN = "runs plain, with its reason in power.fallback_reason and in sglang_power_fallbacks_total"
+STRICT_ERROR = "is an error (strict)"
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -68,9 +71,10 @@ def _defaults(config: ServerConfig) -> Iterator[str]:
         for each in config.default_models(model):
             whom = others if each == "*" else f"model {each}"
             yield f"default of {whom}: preset {preset}, {_sampler(config, preset, [each])}"
+            strict = config.is_strict({"preset": preset}, each)
+            yield f"  what it does not fit {STRICT_ERROR if strict else RUNS_PLAIN}"
     if config.defaults:
-        yield "  a request that the default cannot serve runs plain and says why (power.fallback_reason);"
-        yield '  "sampler": "none" opts out'
+        yield '  "sampler": "none" opts out of a default'
     if "*" not in config.defaults:
         yield f"default of {others}: none; requests that name no sampler are SGLang's own"
 

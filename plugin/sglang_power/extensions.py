@@ -1,4 +1,4 @@
-"""What other distributions add by entry points. Each kind of extension has a registry that checks it."""
+"""What other distributions add: by entry points, which the registry of each kind checks, and by extras."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from sglang_power.errors import ConfigError
+
+
+def install_extra(extra: str) -> str:
+    """Return how an extra of this package is installed; no index has the package, so a clone is named.
+
+    >>> install_extra("math")
+    "pip install '.[math]' in a clone of sglang-power"
+    """
+    return f"pip install '.[{extra}]' in a clone of sglang-power"
 
 
 def extensions(group: str) -> Iterator[tuple[str, str, Any]]:

@@ -351,7 +351,7 @@ def test_a_missing_extra_is_named(file: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("ville is missing: pip install 'sglang-power[ab]'\n")
+    assert done.stderr.endswith("ville is missing: pip install '.[ab]' in a clone of sglang-power\n")
 
 
 def test_other_commands_import_nothing_of_the_analysis() -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Outcome, Verdict, normal_form, undecided
 from sglang_power.errors import UnsupportedError
+from sglang_power.extensions import install_extra
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -136,7 +137,7 @@ def require_extra() -> None:
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         problem = f"{' and '.join(missing)} not installed on this server"
-        raise UnsupportedError("equivalence", "math", problem, "pip install 'sglang-power[math]'")
+        raise UnsupportedError("equivalence", "math", problem, install_extra("math"))
 
 
 # --- in the workers -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from purgatory.domain.model import OpenedState
 
 from sglang_power.errors import ConfigError
 from sglang_power.experiments.settings import EMBEDDED, Breaker
-from sglang_power.extensions import extensions
+from sglang_power.extensions import extensions, install_extra
 
 if TYPE_CHECKING:  # of the extra [ab]
     from openfeature.contrib.tools.flagd.api.evaluator import Evaluator
@@ -70,10 +70,8 @@ class Embedded:
         try:
             from openfeature.contrib.tools.flagd.core import FlagdCore
         except ImportError as error:
-            hint = "pip install 'sglang-power[ab]'"
-            raise ConfigError(
-                f"experiments with provider: embedded need flagd's evaluator: {hint}"
-            ) from error
+            problem = "experiments with provider: embedded need flagd's evaluator"
+            raise ConfigError(f"{problem}: {install_extra('ab')}") from error
         self._evaluator = FlagdCore()
         api.set_provider_and_wait(_FlagdProvider(self._evaluator), DOMAIN)
         self._client = api.get_client(DOMAIN)

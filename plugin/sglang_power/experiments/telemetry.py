@@ -14,6 +14,7 @@ from typing import Any
 from sglang_power import __version__
 from sglang_power.errors import ConfigError
 from sglang_power.experiments.records import Enrolment
+from sglang_power.extensions import install_extra
 
 logger = logging.getLogger("sglang_power")
 
@@ -71,7 +72,7 @@ def _api() -> Any:
 
 
 def _unusable(problem: str) -> ConfigError:
-    fix = "Run pip install 'sglang-power[otel]', or switch it off"
+    fix = f"Run {install_extra('otel')}, or switch it off"
     return ConfigError(f"experiments.open_telemetry=True: {problem}. {fix}")
 
 
