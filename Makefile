@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check serve clean
+.PHONY: demo demo-results test check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
 	$(BIN)/python -m integration_tests.demo
+
+demo-results: $(STAMP)  ## the same, renewing the committed results and the README's tables
+	$(BIN)/python -m integration_tests.demo --write
 
 # A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
 LIMIT := 2100

@@ -1,7 +1,8 @@
 """`make demo`: power sampling against its controls on the built-in model, through a real server.
 
 Starts the server, asks fresh problems of both families with every sampler, prints the tables and writes
-results/demo.json and results/demo.png. The model shows the mechanism, not the quality of large models.
+demo.json, demo.png and chain.png outside the checkout; `make demo-results` (--write) renews those that are
+committed, and the README. The model shows the mechanism, not the quality of large models.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from sglang_power.reports import report_of
 
 from integration_tests import plots
 from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
+from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import Family, problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 from integration_tests.trees import tree_text
 
 RESULTS = Path(__file__).parent / "results"
+WRITTEN = ("demo.json", "demo.png", "chain.png")
 README = Path(__file__).parents[1] / "README.md"
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
@@ -61,16 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit status says whether every claim of the README held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="problems per family")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for demo.json and demo.png")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
+    add_outputs(parser, "demo", RESULTS)
     options = parser.parse_args(argv)
-    options.results.mkdir(parents=True, exist_ok=True)
+    results = results_of(options)
     arguments = ["--page-size", "1", "--max-running-requests", "64"]
     with tempfile.TemporaryDirectory() as logs:
         print("starting SGLang with the built-in model ...", flush=True)
         with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
             runs = asyncio.run(evaluate(server.url, options.problems))
-            plots.chain(one_chain(server.url), options.results / "chain.png")
+            plots.chain(one_chain(server.url), results / "chain.png")
             tree = one_tree(server.url)
     print(tree)
     claims = check_claims(runs)
@@ -88,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         "paired_p": {suite: paired_p(suite_runs) for suite, suite_runs in runs.items()},
     }
-    (options.results / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
-    plots.demo(record["rows"], options.results / "demo.png")
+    (results / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
+    plots.demo(record["rows"], results / "demo.png")
     print(table(record["rows"]))
     for suite, values in record["paired_p"].items():
         print(
@@ -98,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
-    if options.readme:
+    if results == RESULTS:
         write_readme(record, tree)
-    print(f"written: {options.results / 'demo.json'}, {options.results / 'demo.png'}")
+    print(f"written: {', '.join(str(results / name) for name in WRITTEN)}")
     return 0 if all(claims.values()) else 1
 
 

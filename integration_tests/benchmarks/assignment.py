@@ -28,6 +28,8 @@ from sglang_power.experiments.state import State
 from sglang_power.experiments.versions import config_hash
 from sglang_power_kernels.benchmark.machine import describe_machine
 
+from integration_tests.outputs import add_outputs, results_of
+
 RESULTS = Path(__file__).parent / "results"
 BOUNDS = {"one flag": 100.0, "namespace and holdout": 250.0}
 """Microseconds at the 99th percentile."""
@@ -41,10 +43,11 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Time the assignments and write results/assignment.json; 1 where a bound is missed."""
+    """Time the assignments and write assignment.json; 1 where a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--assignments", type=int, default=2_000, help="per round")
+    add_outputs(parser, "benchmarks", RESULTS)
     options = parser.parse_args(argv)
     figures = asyncio.run(measure(options.rounds, options.assignments))
     machine = describe_machine(torch.device("cpu"))
@@ -58,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bounds_p99": BOUNDS,
         "within_bounds": all(figures[name]["wall"]["p99"] <= bound for name, bound in BOUNDS.items()),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "assignment.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results_of(options) / "assignment.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0 if record["within_bounds"] else 1
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from sglang_power_kernels.benchmark.machine import describe_machine
 
+from integration_tests.outputs import add_outputs, results_of
 from integration_tests.tests.clients import eventually
 from integration_tests.tests.trials import WORKERS, Ground, Trials, ask
 
@@ -28,9 +29,10 @@ BOUND_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the delays and write results/kill_switch.json; 1 where the longest is beyond the bound."""
+    """Measure the delays and write kill_switch.json; 1 where the longest is beyond the bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
+    add_outputs(parser, "benchmarks", RESULTS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         delays = measure(Ground(Path(folder)), options.kills)
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bound": BOUND_S,
         "within_bound": max(delays) <= BOUND_S,
     }
-    (RESULTS / "kill_switch.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results_of(options) / "kill_switch.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0 if record["within_bound"] else 1
 

@@ -25,6 +25,7 @@ from sglang_power.reports import report_of
 from tqdm import tqdm
 
 from integration_tests.demo import hardware
+from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 
@@ -34,10 +35,11 @@ CONCURRENCY = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rounds and write results/plain_requests.json."""
+    """Run the rounds and write plain_requests.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--requests", type=int, default=256, help="plain requests per round and server")
+    add_outputs(parser, "benchmarks", RESULTS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as logs:
         loaded = ServerSpec(PIVOT_MODEL, "loaded")
@@ -49,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
         "command": f"plain_requests --rounds {options.rounds} --requests {options.requests}",
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "plain_requests.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results_of(options) / "plain_requests.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0
 

@@ -26,6 +26,8 @@ from sglang_power.types import ProposalLaw
 from sglang_power_kernels.benchmark.machine import describe_machine
 from sglang_power_kernels.benchmark.measuring import Spread, time_rounds
 
+from integration_tests.outputs import add_outputs, results_of
+
 RESULTS = Path(__file__).parent / "results"
 HISTORY = tuple(float(h) for h in range(3000))
 """Entropies of a long path: the quantile keeps them all."""
@@ -46,12 +48,13 @@ Step = Callable[[tuple[torch.Tensor, int]], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Time the steps and write results/triggers.json."""
+    """Time the steps and write triggers_<device>.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_outputs(parser, "benchmarks", RESULTS)
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
@@ -73,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name != "none"
         },
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"triggers_{device.type}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results_of(options) / f"triggers_{device.type}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0
 
