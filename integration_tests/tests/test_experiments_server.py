@@ -174,6 +174,63 @@ def test_openai_clients_see_the_exposure(trials: Trials, endpoint: str, stream: 
     assert samplers == {"none", "power"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_the_head_of_a_response_names_its_exposure(trials: Trials, path: str, stream: bool) -> None:
+    """For frameworks that hand on headers and nothing of the body but the text; both arms, and nobody's."""
+    ground = trials.ground
+    if not ground.lines("change", "head"):
+        write_and_wait(trials, "head")
+    said: Json = {"messages": [{"role": "user", "content": PROMPT}]} if "chat" in path else {"prompt": PROMPT}
+    body: Json = {"model": "trials", "max_tokens": 4, "temperature": 1.0, **said}
+    if path == "/generate":
+        body = {"text": PROMPT, "sampling_params": SHORT}
+    arms = set()
+    for unit in [*UNITS[:8], None]:
+        headers = {} if unit is None else {"x-head": unit}
+        asked = {**body, "stream": stream}
+        with HTTP.stream("POST", trials.server.url + path, json=asked, headers=headers) as response:
+            exposure = response.headers.get("x-sglang-power-exposure-id")
+            text = response.read().decode()
+        assert (exposure is None) is (unit is None)
+        if exposure is not None:
+            assert exposure in text
+            (line,) = [line for line in ground.lines("enrolment", "head") if line["exposure_id"] == exposure]
+            arms.add(line["arm"])
+    assert arms == {"plain", "power"}
+
+
+def test_a_drain_serves_everybody_and_admits_nobody_new(trials: Trials) -> None:
+    ground, server = trials.ground, trials.server
+    write_and_wait(trials, "drained")
+    assert None not in drive(server, "x-drained", UNITS[:20]).exposures
+    write_and_wait(trials, "drained", drain=True)
+    assert None not in drive(server, "x-drained", UNITS[:40]).exposures
+    status = HTTP.get(server.url + "/sglang_power/status").json()
+    assert "experiment drained: enrolling, draining" in describe(status)
+    eventually(lambda: len(ground.lines("completion", "drained")) == 60, "every completion line")
+    made = reported(ground, "drained")
+    assert made.draining is not None
+    assert (made.units, made.excluded.after_drain) == (20, 20)
+    assert sum(arm.requests for arm in made.arms) == 40, "the first twenty go on"
+
+
+def test_a_kill_that_is_taken_back_and_an_edit_of_the_owner_lose_nothing_that_is_whole(
+    trials: Trials,
+) -> None:
+    ground, server = trials.ground, trials.server
+    write_and_wait(trials, "back", owner="first")
+    drive(server, "x-back", UNITS[:10])
+    write_and_wait(trials, "back", owner="second", kill=True)
+    assert set(drive(server, "x-back", UNITS[:10]).exposures) == {None}
+    write_and_wait(trials, "back", owner="third")
+    assert None not in drive(server, "x-back", UNITS[10:30]).exposures
+    eventually(lambda: len(ground.lines("completion", "back")) == 30, "every completion line")
+    made = reported(ground, "back")
+    assert (made.killed, made.units, made.excluded.cut_units) == (None, 20, 10)
+    assert made.excluded.other_configuration == 0
+
+
 def checked(server: Server, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     """Exit status and report of `sglang-power check`."""
     status = main(["check", "--url", server.url])

@@ -7,9 +7,10 @@ imported when a command runs.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 
+from sglang_power.ab_check_cli import add_check, earlier
 from sglang_power.errors import ConfigError, PowerError
 from sglang_power.extensions import install_extra
 
 if TYPE_CHECKING:
     from sglang_power.experiments.analysis.reading import Unreadable
-    from sglang_power.experiments.model import Arm, Experiment
-    from sglang_power.experiments.state import State
+    from sglang_power.experiments.model import Experiment
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -35,7 +36,7 @@ def add_ab(commands: Commands) -> None:
     """The options of `ab`."""
     ab = commands.add_parser("ab", help="A/B tests of samplers: check, simulate, report, ramp")
     inner = ab.add_subparsers(dest="ab_command", required=True)
-    _add_check(inner)
+    add_check(inner)
     _add_report(inner)
     _add_simulate(inner)
     _add_ingest(inner)
@@ -60,21 +61,6 @@ def run_ab(options: argparse.Namespace) -> int:
 def _failed(problem: str) -> int:
     print(" ".join(problem.split()), file=sys.stderr)
     return 2
-
-
-def _add_check(commands: Commands) -> None:
-    check = commands.add_parser("check", help="validate experiments, as far as no server is needed")
-    check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or directories of them")
-    check.add_argument("--log", type=Path, metavar="DIR", help="say what this log holds for the files")
-    check.add_argument(
-        "--before",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="the file as it was: say what the edit does to its data; repeat it",
-    )
-    check.set_defaults(run=run_check)
 
 
 def _add_report(commands: Commands) -> None:
@@ -137,9 +123,24 @@ def _metric_value(text: str) -> tuple[str, float]:
 def _add_ingest(commands: Commands) -> None:
     ingest = commands.add_parser("ingest", help="add outcomes that were measured elsewhere to a log")
     ingest.add_argument(
-        "table", type=Path, metavar="TABLE", help=".csv or .jsonl: exposure_id, metric, value, at"
+        "table",
+        type=Path,
+        metavar="TABLE",
+        help=".csv or .jsonl: exposure_id (or unit and time), metric, value, at",
     )
     ingest.add_argument("--log", type=Path, required=True, metavar="DIR", help="directory of the log")
+    ingest.add_argument(
+        "--unit-key-env",
+        default="SGLANG_POWER_UNIT_KEY",
+        metavar="NAME",
+        help="environment variable with the key that units are hashed with (default: %(default)s)",
+    )
+    ingest.add_argument(
+        "--within",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how far the time of a row may be from its request (default: 60)",
+    )
     ingest.set_defaults(run=run_ingest)
 
 
@@ -173,63 +174,6 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def run_check(options: argparse.Namespace) -> int:
-    """Validate files, or all of a directory together; says what edits do, and what only a server can tell."""
-    before = _earlier(options)
-    for path in options.paths:
-        for experiment, state in _files(path):
-            print(f"{path}: {experiment.name} is valid{_left_open(experiment)}")
-            for told in _effects(experiment, state, before, options.log):
-                print(f"{path}: {experiment.name}: {told}")
-    return 0
-
-
-def _files(path: Path) -> list[tuple[Experiment, State]]:
-    """The experiment of a file, or those of a directory, with where they stand."""
-    from sglang_power.experiments.catalogue import Catalogue, read_experiment
-    from sglang_power.experiments.state import read_state, state_path
-
-    if not path.is_dir():
-        return [(read_experiment(path, _check_arm), read_state(state_path(path)))]
-    found = [(each.experiment, each.state) for each in Catalogue(path, _check_arm).experiments]
-    if not found:
-        raise ConfigError(f"{path}: there is no *.yaml in it")
-    return found
-
-
-def _effects(
-    experiment: Experiment, state: State, before: Sequence[Experiment], log: Path | None
-) -> Iterator[str]:
-    """What an edit does to data, and what a log holds for the file."""
-    from sglang_power.experiments.analysis.edits import edited, standing
-
-    mine = [each for each in before if each.name == experiment.name]
-    for each in mine:
-        yield from edited(each, experiment)
-    if log is not None:
-        yield from standing(log, experiment, state, time.time(), mine)
-
-
-def _earlier(options: argparse.Namespace) -> list[Experiment]:
-    """Experiments as they were, of the option --before."""
-    from sglang_power.experiments.catalogue import read_experiment
-
-    return [read_experiment(path) for path in options.before]
-
-
-def _check_arm(_experiment: Experiment, arm: Arm) -> None:
-    from sglang_power.request.parsing import NO_SAMPLER, parse_request
-
-    if "preset" not in arm.sampler and arm.sampler.get("sampler") != NO_SAMPLER:
-        parse_request(arm.sampler)
-
-
-def _left_open(experiment: Experiment) -> str:
-    presets = [f"{arm.sampler['preset']!r}" for arm in experiment.arms if "preset" in arm.sampler]
-    named = f" whether it has the presets {', '.join(presets)}," if presets else ""
-    return f"; only a server knows{named} whether it supports every arm"
-
-
 def run_report(options: argparse.Namespace) -> int:
     """Print the report; write it as JSON and as a page where asked to."""
     from sglang_power.experiments.analysis import page, show
@@ -244,7 +188,7 @@ def run_report(options: argparse.Namespace) -> int:
     phase = read_state(state).phase if options.phase is None else options.phase
     check_phase(experiment, phase, state if options.phase is None else "--phase")
     now = time.time() if options.now is None else options.now
-    found = joined(options.log, scope_of(experiment, phase, now, _earlier(options)))
+    found = joined(options.log, scope_of(experiment, phase, now, earlier(options, {experiment.name})))
     report = report_of(found)
     _tell_unreadable(found.unreadable)
     print(show.text(report), end="")
@@ -292,10 +236,15 @@ def run_simulate(options: argparse.Namespace) -> int:
 
 def run_ingest(options: argparse.Namespace) -> int:
     """Write a table's outcomes into a log."""
-    from sglang_power.experiments.analysis.ingest import ingest
+    from sglang_power.experiments.analysis.ingest import WITHIN_S, ingest
 
-    written = ingest(options.table, options.log, now=time.time())
-    print(f"wrote {written.rows:,} outcomes into {written.path}")
+    key = os.environ.get(options.unit_key_env)
+    within_s = WITHIN_S if options.within is None else options.within
+    written = ingest(
+        options.table, options.log, now=time.time(), key=key.encode() if key else None, within_s=within_s
+    )
+    unmatched = f"; {written.unmatched:,} rows are of no enrolled request" if written.unmatched else ""
+    print(f"wrote {written.rows:,} outcomes into {written.path}{unmatched}")
     return 0
 
 
@@ -329,7 +278,7 @@ def _look(options: argparse.Namespace, experiment: Experiment) -> bool:
     """Whether the experiment has ended."""
     from sglang_power.experiments.analysis.ramp import step
 
-    before = _earlier(options)
+    before = earlier(options, {experiment.name})
     state, told = step(options.experiment, experiment, options.log, now=time.time(), before=before)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {experiment.name} {told}", flush=True)
     return state.killed or experiment.kill

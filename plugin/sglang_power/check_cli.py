@@ -102,6 +102,8 @@ def _experiments(status: dict[str, Any]) -> Iterator[str]:
         state = "enrolling" if enrolling == len(workers) else "not enrolling"
         if 0 < enrolling < len(workers):
             state = f"enrolling in {enrolling} of {len(workers)} tokenizer workers"
+        if any(name in worker.get("draining", ()) for worker in tokenizers_of(status)):
+            state += ", draining"
         yield f"experiment {name}: {state}"
 
 

@@ -119,4 +119,5 @@ def _experiments(config: ServerConfig) -> Iterator[str]:
             for arm in loaded.experiment.arms
         )
         state = "enrolling" if loaded.enrolling else "not enrolling"
+        state += ", draining" if loaded.standing == "draining" else ""
         yield f"experiment {loaded.experiment.name}: {state}, phase {loaded.phase}, arms {arms}"

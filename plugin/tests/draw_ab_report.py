@@ -83,7 +83,7 @@ def main() -> None:
         found = report(log, Scope(experiment(**DECLARED), CONFIG, 0, BEGAN + DAYS * DAY_S + 3_600.0))
         drawn = Path(folder) / "page.html"
         drawn.write_text(page.rendered(found), encoding="utf-8")
-        tab.open(drawn, width=920, height=2_280)
+        tab.open(drawn, width=920, height=2_440)
         tab.screenshot(PICTURE)
         Image.open(PICTURE).quantize(COLOURS).save(PICTURE, optimize=True)
 

@@ -16,6 +16,7 @@ from ab_lines import BEFORE, Lines, experiment
 from sglang_power import cli
 from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.catalogue import Catalogue, unchecked
+from sglang_power.experiments.records import unit_hash
 from sglang_power.experiments.state import State, state_path, write_state
 from sglang_power.experiments.versions import config_hash, legacy_hash
 
@@ -79,6 +80,34 @@ def test_outcomes_are_ingested(file: Path, tmp_path: Path, capsys: pytest.Captur
     document = tmp_path / "r.json"
     assert cli.main(["ab", "report", str(file), "--log", str(log), "--json", str(document)]) == 0
     assert json.loads(document.read_text())["arms"][0]["means"]["thumbs"] == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize(
+    ("away", "more", "written_", "unmatched"),
+    [(50, [], 2, 1), (90, [], 1, 2), (90, ["--within", "120"], 2, 1)],
+)
+def test_outcomes_of_units_are_ingested_by_name_and_time(
+    away: int,
+    more: list[str],
+    written_: int,
+    unmatched: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MY_KEY", "key")
+    began = time.time() - 10 * 86_400.0
+    log = Lines()
+    log.enrol(unit_hash("ann", b"key"), "plain", began, exposure_id=EXPOSURE)
+    log.write(tmp_path / "log")
+    table = tmp_path / "o.csv"
+    rows = [f"ann,{began:.0f},thumbs,1", f"ann,{began + away:.0f},thumbs,0", f"eve,{began:.0f},thumbs,1"]
+    table.write_text("unit,time,metric,value,at\n" + "".join(f"{row},{began + 99:.0f}\n" for row in rows))
+    argv = ["ab", "ingest", str(table), "--log", str(tmp_path / "log"), "--unit-key-env", "MY_KEY", *more]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"wrote {written_} outcomes into ")
+    assert said.endswith(f"; {unmatched} rows are of no enrolled request\n")
 
 
 def test_a_simulation_is_printed_and_written(
@@ -237,6 +266,15 @@ def _empty(file: Path) -> list[str]:
     return ["check", str(file.parent)]
 
 
+def _before_is_another(file: Path) -> list[str]:
+    return ["check", str(file), "--before", str(written(file.parent / "other", "another"))]
+
+
+def _report_before_is_another(file: Path) -> list[str]:
+    before = written(file.parent / "other", "another")
+    return ["report", str(file), "--log", str(file.parent), "--before", str(before)]
+
+
 def _no_log(file: Path) -> list[str]:
     return ["report", str(file), "--log", str(file.parent / "nowhere")]
 
@@ -289,6 +327,8 @@ def _bad_share(file: Path) -> list[str]:
         (_not_plain, "means nothing without a sampler"),
         (_twice, "is also the name of the experiment"),
         (_empty, "there is no *.yaml in it"),
+        (_before_is_another, "field 'name': 'another', not power-vs-plain"),
+        (_report_before_is_another, "field 'name': 'another', not power-vs-plain"),
         (_no_log, "is no directory"),
         (_no_file, "power-vs-plain.yamlx"),
         (_no_phase, "--phase: there is no phase 1"),

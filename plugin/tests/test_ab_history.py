@@ -69,6 +69,22 @@ def test_servers_that_start_while_it_is_killed_or_after_it_begin_and_end_nothing
     assert analysed(log.write(tmp_path))[0] == ["1", "9"]
 
 
+def test_a_kill_cuts_the_window_of_a_switchback_that_it_falls_into_and_no_other(tmp_path: Path) -> None:
+    """Windows of ten minutes; what is said of them counts for an hour."""
+    changes: dict[str, Any] = {
+        "kind": "switchback",
+        "unit": None,
+        "switchback": {"pool": "a", "window_s": 600.0, "washout_s": 60.0},
+    }
+    log = Lines()
+    for number in range(4):
+        log.request(str(number), "plain", 600.0 * number + 100.0)
+    log.kill(600.0 * 2 + 300.0)
+    log.change(600.0 * 3, "loaded")
+    units, excluded = analysed(log.write(tmp_path), **changes)
+    assert (units, excluded) == (["0", "1", "3"], {"cut_units": 1})
+
+
 def test_a_file_that_one_server_lost_for_a_while_kills_nothing(tmp_path: Path) -> None:
     log = arrivals(1.0, 3.2, 9.0)
     log.change(3.0 * HOUR, "removed")

@@ -12,7 +12,7 @@ from sglang_power.experiments.analysis.ingest import TOLD, ingest
 from sglang_power.experiments.analysis.reading import Unreadable, lines
 from sglang_power.experiments.analysis.requests import Scope, joined
 from sglang_power.experiments.analysis.units import population
-from sglang_power.experiments.records import Feedback
+from sglang_power.experiments.records import Feedback, unit_hash
 
 NOW = 100 * HOUR
 FIRST, SECOND = (f"{number:012x}40008{0:015x}" for number in (1, 2))
@@ -72,6 +72,77 @@ def test_a_corrected_table_counts_instead_of_the_one_before(log: Path, tmp_path:
         ingest(table(tmp_path, content), log, now=NOW)
         found = population(joined(log, Scope(experiment(), CONFIG, 0, NOW)))
         assert found.observations.columns["thumbs"].values.tolist() == [value, 0.0]
+
+
+KEY = b"key"
+
+
+def visits(directory: Path) -> Path:
+    """Ann asked at 100, 200 and 1,000 s, Bob at 200 s; servers' files are in no order of time."""
+    made = Lines()
+    for number, (unit, at) in enumerate([("ann", 1_000.0), ("bob", 200.0), ("ann", 100.0), ("ann", 200.0)]):
+        exposure = f"{number:012x}40008{0:015x}"
+        made.enrol(unit_hash(unit, KEY), "plain", at, exposure_id=exposure)
+    return made.write(directory / "visits")
+
+
+ANN_1000, BOB_200, ANN_100, ANN_200 = (f"{number:012x}40008{0:015x}" for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("unit", "at", "answer"),
+    [
+        ("ann", "100", ANN_100),
+        ("ann", "149", ANN_100),
+        ("ann", "151", ANN_200),
+        ("ann", "260", ANN_200),
+        ("ann", "261", None),
+        ("ann", "939", None),
+        ("ann", "1970-01-01T00:16:40Z", ANN_1000),
+        ("bob", "190", BOB_200),
+        ("bob", "1000", None),
+        ("eve", "200", None),
+        ("Ann", "100", None),
+    ],
+)
+def test_a_unit_and_a_time_name_the_nearest_request(
+    unit: str, at: str, answer: str | None, tmp_path: Path
+) -> None:
+    log = visits(tmp_path)
+    rows = f"{unit},{at},thumbs,1,2000\n" + "bob,200,thumbs,0,2000\n"
+    written = ingest(table(tmp_path, f"unit,time,metric,value,at\n{rows}"), log, now=NOW, key=KEY)
+    found = [line for line in lines(log, Unreadable()) if isinstance(line, Feedback)]
+    expected = [*([] if answer is None else [(answer, 1.0)]), (BOB_200, 0.0)]
+    assert [(line.exposure_id, line.value) for line in found] == expected
+    assert (written.rows, written.unmatched) == (len(expected), 2 - len(expected))
+
+
+def test_both_kinds_of_keys_may_stand_in_one_table(tmp_path: Path) -> None:
+    log = visits(tmp_path)
+    rows = f"exposure_id,unit,time,metric,value,at\n{ANN_100},,,thumbs,0.25,2000\n,ann,1000,thumbs,0.5,2000\n"
+    assert ingest(table(tmp_path, rows), log, now=NOW, key=KEY).rows == 2
+    found = [line for line in lines(log, Unreadable()) if isinstance(line, Feedback)]
+    assert [(line.exposure_id, line.value) for line in found] == [(ANN_100, 0.25), (ANN_1000, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "key", "problem"),
+    [
+        ("ann,100,thumbs,1,60", None, "names units, and there is no key to find them with"),
+        ("ann,100,thumbs,1,60", b"another", "no row is of a request that was enrolled"),
+        ("ann,,thumbs,1,60", KEY, "line 2, row: Give exposure_id, or unit and time"),
+        (",100,thumbs,1,60", KEY, "line 2, row: Give exposure_id, or unit and time"),
+        ("ann,yesterday,thumbs,1,60", KEY, "line 2, time: "),
+    ],
+)
+def test_units_that_cannot_be_found_are_refused(
+    rows: str, key: bytes | None, problem: str, tmp_path: Path
+) -> None:
+    log = visits(tmp_path)
+    with pytest.raises(RecordError) as refused:
+        ingest(table(tmp_path, f"unit,time,metric,value,at\n{rows}\n"), log, now=NOW, key=key)
+    assert problem in str(refused.value)
+    assert len(list(log.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,45 @@ def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+@needs_promtool
+def test_requests_that_end_an_hour_after_they_began_make_no_negative_number_of_unfinished_ones(
+    tmp_path: Path,
+) -> None:
+    """20 requests are enrolled within a minute, 18 of them end after an hour and a half."""
+    (panel,) = [panel for panel in panels() if panel["title"] == "Unfinished"]
+    (target,) = panel["targets"]
+    labels = 'experiment="e", arm="power"'
+    scenario = {
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": f"sglang_power_experiment_enrolments_total{{{labels}}}", "values": "0 20x180"},
+                    {
+                        "series": f'sglang_power_experiment_completions_total{{{labels}, outcome="ok"}}',
+                        "values": "0x90 18x90",
+                    },
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": target["expr"].replace("$experiment", ".*"),
+                        "eval_time": f"{minutes}m",
+                        "exp_samples": [{"labels": f"{{{labels}}}", "value": unfinished}],
+                    }
+                    for minutes, unfinished in [(0, 0), (5, 20), (85, 20), (120, 2), (170, 2)]
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "unfinished.yaml"
+    file.write_text(yaml.safe_dump(scenario))
+    told = subprocess.run(
+        [str(PROMTOOL), "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
 METRICS = {"a_total": frozenset({"x", "y"}), "b_bucket": frozenset({"x", "le"})}
 
 

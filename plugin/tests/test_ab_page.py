@@ -70,7 +70,7 @@ PLACES = sorted(places(json.loads(full_report().model_dump_json()), has_free_key
 @pytest.fixture
 def blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take long to draw."""
-    monkeypatch.setattr(plots, "path_svg", lambda _effect: b"")
+    monkeypatch.setattr(plots, "path_svg", lambda *_: b"")
     monkeypatch.setattr(plots, "quantiles_svg", lambda _seconds, _longest: b"")
 
 
@@ -127,7 +127,7 @@ def test_the_page_asks_nobody() -> None:
     assert not tags & {"script", "link", "iframe", "object", "embed", "form", "a", "svg"}
     pairs = [pair for _, attributes in benign() for pair in attributes]
     assert not [name for name, _ in pairs if name.startswith("on") or name in ("style", "href")]
-    sources = [value for name, value in pairs if name == "src"]
+    sources = [value for name, value in pairs if name in ("src", "srcset")]
     assert sources
     assert all(value.startswith("data:image/svg+xml;base64,") for value in sources)
 

@@ -138,13 +138,21 @@ def with_experiments(folder: Path, experiment: str) -> Path:
     return write(folder, "presets:\n  fast: {sampler: power}\n" + section)
 
 
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [("", "enrolling"), ("drain: true\n", "enrolling, draining"), ("kill: true\n", "not enrolling")],
+)
 def test_experiments_are_read_with_the_presets_of_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    switch: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("SGLANG_POWER_UNIT_KEY", raising=False)
-    status, lines, _ = check(capsys, with_experiments(tmp_path, EXPERIMENT))
+    status, lines, _ = check(capsys, with_experiments(tmp_path, EXPERIMENT + switch))
     assert status == 0
-    assert "experiment trial: enrolling, phase 0, arms plain (none), power (fast)" in lines
+    assert f"experiment trial: {said}, phase 0, arms plain (none), power (fast)" in lines
     assert lines[-1] == "not set here, and a server needs it: SGLANG_POWER_UNIT_KEY"
     assert not (tmp_path / "log").exists()
 

@@ -8,8 +8,6 @@ Knows no SGLang.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from sglang_power.experiments.assignment import Assigned, Assigner
 from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.counters import NotEnrolledReason
 from sglang_power.experiments.model import Arm, Experiment, Switchback
+from sglang_power.experiments.records import unit_hash
 
 logger = logging.getLogger("sglang_power")
 
@@ -132,18 +131,14 @@ class Enroller:
         if not all(fits(arm) for arm in experiment.arms):
             return "unsupported"
         if (chosen := _override(experiment, name, facts)) is not None:
-            return Enrolled(loaded, chosen, self._hashed(name), override=True)
+            return Enrolled(loaded, chosen, unit_hash(name, self._key), override=True)
         assigned = await self._assigner.assign(loaded, name)
         if not isinstance(assigned, Assigned):
             return assigned.reason
         arm = experiment.arm(assigned.arm)
         if experiment.switchback is not None:
             return Enrolled(loaded, arm, name, washout=_in_washout(experiment.switchback, now))
-        return Enrolled(loaded, arm, self._hashed(name))
-
-    def _hashed(self, unit: str) -> str:
-        """What the log calls a unit: whoever has no key can neither read nor guess a name."""
-        return hmac.new(self._key, unit.encode(), hashlib.sha256).hexdigest()[:32]
+        return Enrolled(loaded, arm, unit_hash(name, self._key))
 
 
 def _eligible(experiment: Experiment, facts: Facts) -> bool:

@@ -6,6 +6,8 @@ name is in them: units are keyed hashes. Times are seconds since 1970 (UTC).
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
@@ -32,6 +34,11 @@ def _computable(value: float) -> float:
 Value = Annotated[FiniteFloat, AfterValidator(_computable)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+def unit_hash(name: str, key: bytes) -> str:
+    """Return what the log calls a unit: whoever has no key can neither read nor guess its name."""
+    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class _Line(BaseModel):

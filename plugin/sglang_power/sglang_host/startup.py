@@ -13,6 +13,7 @@ from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.server.metrics import declare_fallbacks
 from sglang_power.sglang_host.experiments.desk import check_experiments, desk_of, open_desk
+from sglang_power.sglang_host.experiments.exposure_header import add_exposure_header
 from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
 from sglang_power.sglang_host.status import add_status_route, server_info
 
@@ -39,3 +40,4 @@ def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's
         raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error
     if (desk := desk_of(manager)) is not None:
         add_feedback_route(app, desk)
+        add_exposure_header(app, desk)

@@ -22,9 +22,6 @@ def edited(before: Experiment, after: Experiment) -> Iterator[str]:
 
     Each field is judged by itself: put into the old file, does it change the version, or the rules?
     """
-    if before.name != after.name:
-        yield f"name: {before.name!r} was another experiment; its data stay its own"
-        return
     fields = [name for name in Experiment.model_fields if getattr(before, name) != getattr(after, name)]
     for field in fields:
         yield f"{field}: {_becomes(before, after, field)}"

@@ -48,13 +48,18 @@ def _shown(value: Any) -> Any:
     return wording.visible(value) if type(value) is str else value
 
 
-def _drawn(report: Report, role: str) -> list[tuple[Effect, str | None]]:
-    """Effects of a role, with the pictures of those that decide."""
+def _drawn(report: Report, role: str) -> list[tuple[Effect, dict[str, str | None] | None]]:
+    """Effects of a role, with the pictures of those that decide, each in two sizes."""
     return [
-        (effect, None if role == "shown" else _embedded(plots.path_svg(effect)))
+        (effect, None if role == "shown" else _path(effect))
         for effect in report.effects
         if effect.role == role
     ]
+
+
+def _path(effect: Effect) -> dict[str, str | None] | None:
+    wide = _embedded(plots.path_svg(effect))
+    return None if wide is None else {"wide": wide, "narrow": _embedded(plots.path_svg(effect, plots.NARROW))}
 
 
 def _strips(report: Report) -> list[str | None]:

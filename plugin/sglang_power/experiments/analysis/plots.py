@@ -26,7 +26,11 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def path_svg(effect: Effect) -> bytes | None:
+WIDE, NARROW = (8.2, 2.6), (4.4, 2.6)
+"""Sizes of a picture, in inches: for screens, and for those of telephones."""
+
+
+def path_svg(effect: Effect, size: tuple[float, float] = WIDE) -> bytes | None:
     """How an interval narrowed while units came in; None where there was never one.
 
     The dashed line is no difference, the dotted one the threshold: what the primary metric must gain to be
@@ -40,7 +44,7 @@ def path_svg(effect: Effect) -> bytes | None:
     if not np.isfinite(low).any():
         return None
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(8.2, 2.6), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.fill_between(units, low, high, color=BAND, label="where the difference is")
         axes.plot(units, estimate, color=LINE, linewidth=1.4, label="best guess")
@@ -51,7 +55,8 @@ def path_svg(effect: Effect) -> bytes | None:
         rows = "windows" if effect.interval.method == "randomisation" else "units"
         axes.set_xlabel(f"{rows} analysed, both arms together")
         axes.set_ylabel("arm minus control")
-        axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8)
+        small = 8 if size == WIDE else 7
+        axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=small, columnspacing=1.0)
         axes.spines[["top", "right"]].set_visible(False)
         return _svg(figure)
 

@@ -143,8 +143,11 @@ class Joined:
         return self.closes(unit) <= self.scope.now
 
     def is_cut(self, unit: Unit) -> bool:
-        """Whether a kill kept requests of a unit's window from being enrolled."""
-        return any(kill.meets(unit.first, unit.first + self.scope.window_s) for kill in self.history.kills)
+        """Whether a kill kept requests of a unit from being enrolled."""
+        last, switchback = unit.first + self.scope.window_s, self.scope.experiment.switchback
+        if switchback is not None:
+            last = min(last, (int(unit.name) + 1) * switchback.window_s)
+        return any(kill.meets(unit.first, last) for kill in self.history.kills)
 
     def is_closed(self, unit: Unit) -> bool:
         """Whether a unit is analysed: its window was open to its end, and is over."""

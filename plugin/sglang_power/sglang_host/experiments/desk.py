@@ -124,10 +124,17 @@ class Desk:
         self._take_over([])
 
     def report(self) -> dict[str, Any]:
-        """Return whether each experiment in force here enrols, and the last edit that was not taken."""
+        """Return whether each experiment in force here enrols, or drains, and the last edit not taken."""
         self._watch()  # as the first request would: edits since the start count
         enrolling = {each.experiment.name: each.enrolling for each in self._catalogue.experiments}
-        return {"experiments": enrolling, "rejected_edit": self._rejected.last}
+        draining = [
+            each.experiment.name for each in self._catalogue.experiments if each.standing == "draining"
+        ]
+        return {"experiments": enrolling, "draining": draining, "rejected_edit": self._rejected.last}
+
+    def may_enrol(self, path: str) -> bool:
+        """Whether a request of a route could join an experiment."""
+        return path in _ENDPOINTS and bool(self._catalogue.experiments)
 
     def facts_of(self, obj: Any, request: Any, body: Body) -> Facts | None:
         """What a user's request is to an experiment; None where nothing could ever enrol it."""

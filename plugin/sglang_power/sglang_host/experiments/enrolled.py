@@ -1,7 +1,7 @@
 """One enrolled request, from its enrolment line to its completion line. Tokenizer process.
 
-The arm's answers pass through unchanged but for `exposure_id`. The completion line is written before the last
-response is handed over: SGLang drops the generator there.
+The arm's answers pass through unchanged but for `exposure_id`, which the head of the response has, too. The
+completion line is written before the last response is handed over: SGLang drops the generator there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sglang_power.experiments.feedback import exposure_id
 from sglang_power.experiments.records import Completion, Outcome
 from sglang_power.samplers.report import plain_report
 from sglang_power.sglang_host.experiments.desk import Desk
+from sglang_power.sglang_host.experiments.exposure_header import tell
 from sglang_power.sglang_host.experiments.shadows import Served
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
@@ -39,6 +40,8 @@ async def answers(desk: Desk, host: Host, facts: Facts, body: Body, plans: list[
     """A request's answers: of the arm that it is given, or, where it joins no experiment, by `plans`."""
     joined = await desk.enrol(facts, host.obj, body)
     run = None if joined is None else _begun(desk, host, facts, body, plans, *joined)
+    if run is None:
+        await tell(host.request, None)
     responses = respond(host, plans) if run is None else run.responses()
     async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
         async for response in source:
@@ -96,6 +99,7 @@ class EnrolledRun:
     async def responses(self) -> AsyncIterator[Any]:
         """The arm's responses; what the client gets."""
         try:
+            await tell(self._host.request, self._id)
             async with aclosing(self._served()) as source:  # type: ignore[type-var]
                 async for response in source:
                     self._see(response)
