@@ -140,6 +140,8 @@ def told_of(*workers: dict[str, Any]) -> list[str]:
 def test_workers_that_differ_in_an_experiment_are_counted() -> None:
     assert told_of(worker(1), worker(2)) == ["experiment a: enrolling"]
     assert told_of(worker(1, enrolling=False), worker(2, enrolling=False)) == ["experiment a: not enrolling"]
+    draining = {**worker(1), "draining": ["a"]}
+    assert told_of(draining, worker(2)) == ["experiment a: enrolling, draining"]
     assert told_of(worker(1), worker(2, enrolling=False)) == [
         "experiment a: enrolling in 1 of 2 tokenizer workers"
     ]

@@ -103,7 +103,7 @@ async def test_a_watch_that_a_defect_ended_is_told_and_begins_again(
 
 async def test_the_desk_tells_the_last_edit_that_it_did_not_take(desk: Desk) -> None:
     path = desk.settings.directory / "e.yaml"
-    assert desk.report() == {"experiments": {"e": True}, "rejected_edit": None}
+    assert desk.report() == {"experiments": {"e": True}, "draining": [], "rejected_edit": None}
     path.write_text(yaml.safe_dump({**EXPERIMENT, "arms": []}))
     desk._take_over(desk._catalogue.reload())
     told = desk.report()
@@ -115,3 +115,23 @@ async def test_the_desk_tells_the_last_edit_that_it_did_not_take(desk: Desk) -> 
     desk._take_over(desk._catalogue.reload())
     assert desk.report()["experiments"] == {"e": False}
     assert desk.report()["rejected_edit"] == {**told["rejected_edit"], "corrected": True}
+
+
+async def test_edits_are_told_by_what_they_do_to_the_data(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = desk.settings.directory / "e.yaml"
+
+    def edit(**fields: object) -> list[str]:
+        caplog.clear()
+        path.write_text(yaml.safe_dump({**EXPERIMENT, **fields}))
+        desk._take_over(desk._catalogue.reload())
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    assert edit(owner="another") == []
+    assert edit(drain=True) == []
+    assert (desk.report()["experiments"], desk.report()["draining"]) == ({"e": True}, ["e"])
+    (warning,) = edit(on_error="default_sampler")
+    assert warning.startswith(
+        "experiment e: a new version of its file; what was logged so far does not count"
+    )
