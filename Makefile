@@ -7,12 +7,22 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-results test check serve clean
+# SGLang's router is a server of its own, with an environment of its own.
+ROUTER_VENV := .venv-router
+ROUTER_VERSION := 0.3.2
+ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
+
+.PHONY: demo demo-results test test-router check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo,test,check]" ./integration_tests/torch_cpu
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # pip would use one core; only for speed
+	touch $@
+
+$(ROUTER_STAMP):
+	test -x $(ROUTER_VENV)/bin/python || $(PYTHON) -m venv $(ROUTER_VENV)
+	$(ROUTER_VENV)/bin/python -m pip install --quiet --no-compile sglang-router==$(ROUTER_VERSION)
 	touch $@
 
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
@@ -35,6 +45,9 @@ test: $(STAMP)  ## the whole suite in two processes (the second one's lines begi
 	beside=$$!; $(PYTEST) $(SERVERS) kernels/tests $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
 	echo "exit status of both halves: $$first, $$second"; [ $$first = 0 ] && [ $$second = 0 ]
 
+test-router: $(STAMP) $(ROUTER_STAMP)  ## two servers behind SGLang's router, which `make test` does not need
+	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) integration_tests/router_tests
+
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +57,4 @@ serve: $(STAMP)  ## a server with the built-in model on 127.0.0.1:30000, until i
 	$(BIN)/python -m integration_tests.serve
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ROUTER_VENV)

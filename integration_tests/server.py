@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -100,28 +100,42 @@ def command_line(spec: ServerSpec, port: int) -> list[str]:
 def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
     """A server for the time of a with-block; stopped by its pid, with everything that it started."""
     port = free_port()
-    log = log_dir / f"{spec.name}.log"
     environment = {
-        **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "SGLANG_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
         "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": str(WORKER_HEALTH_S),
         **spec.environment,
     }
-    with log.open("w") as sink:
+    server = Server(f"http://127.0.0.1:{port}", 0, log_dir / f"{spec.name}.log", spec.name)
+    with started(server, command_line(spec, port), "/health_generate", environment) as ready:
+        yield ready
+
+
+@contextmanager
+def started(
+    server: Server, command: Sequence[str], health: str, environment: Mapping[str, str]
+) -> Iterator[Server]:
+    """Any HTTP server for the time of a with-block.
+
+    Args:
+        server: where it listens and logs; its pid is not known yet.
+        command: what starts it.
+        health: the path that answers 200 once it serves.
+        environment: variables on top of this process's own.
+    """
+    with server.log.open("w") as sink:
         process = subprocess.Popen(
-            command_line(spec, port),
+            command,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **environment},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    server = Server(f"http://127.0.0.1:{port}", process.pid, log, spec.name)
     try:
-        _wait_until_ready(server, process)
-        yield server
+        _wait_until_ready(server, process, health)
+        yield replace(server, pid=process.pid)
     finally:
         _stop(process)
 
@@ -131,13 +145,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], health: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended while starting:\n{server.log_text()[-4000:]}")
         with suppress(httpx.HTTPError):
-            answer = httpx.get(server.url + "/health_generate", timeout=10, verify=False)
+            answer = httpx.get(server.url + health, timeout=10, verify=False)
             if answer.status_code == httpx.codes.OK:
                 return
         time.sleep(0.5)

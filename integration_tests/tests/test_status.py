@@ -35,8 +35,11 @@ def test_a_live_server(pivot_server: Server, capsys: pytest.CaptureFixture[str])
     assert any("refused by this configuration: nothing" in line for line in lines)
 
 
-def test_a_trailing_slash_is_fine(pivot_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(capsys, pivot_server.url + "/")[0] == 0
+@pytest.mark.parametrize("ending", ["/", "/v1", "/v1/"])
+def test_the_url_of_openai_clients_is_fine(
+    pivot_server: Server, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(capsys, pivot_server.url + ending)[0] == 0
 
 
 def test_it_counts_the_work_of_the_kernels(pivot_server: Server) -> None:
@@ -61,6 +64,7 @@ def test_a_default_is_shown(default_server: Server, capsys: pytest.CaptureFixtur
 def test_a_server_without_the_plugin(plain_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = check(capsys, plain_server.url)
     assert (status, out) == (1, "")
+    assert "runs SGLang 0.5." in err
     assert "without the plugin" in err
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from sglang_power import check_cli
 from sglang_power.cli import main
 from sglang_power.gateways import server_of
 
@@ -46,7 +45,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, str]]:
             status, text = given.get(request.url.path, (404, ""))
             return httpx.Response(status, text=text)
 
-    monkeypatch.setattr(check_cli.httpx, "Client", Client)
+    monkeypatch.setattr(httpx, "Client", Client)
     monkeypatch.delenv("SGLANG_API_KEY", raising=False)
     return given
 

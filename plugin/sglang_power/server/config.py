@@ -76,7 +76,8 @@ class ServerConfig(BaseModel):
 
     Args:
         presets: name -> sampler parameters, as a client would write them.
-        defaults: served model name (or "*") -> preset that requests get which name no sampler.
+        defaults: served model name (or "*") -> preset that requests get which name no sampler. Behind
+            SGLang's router also those whose sampler it dropped; on /generate that is every one.
         parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
             and requests say. Thresholds that hold for one model only belong here.
         rewards: name -> the HTTP endpoint that scores answers under it.
