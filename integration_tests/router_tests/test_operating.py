@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,6 +33,7 @@ from integration_tests.tests.clients import (
     metric,
     post,
     running,
+    together,
 )
 from integration_tests.tests.trials import feedback, reported
 
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.server
 
 Json = dict[str, Any]
 
+REQUESTS = "sglang_power_requests_total"
 NOT_ENROLLED = "sglang_power_experiment_not_enrolled_total"
 ENDLESS: Json = {"max_tokens": 96, "ignore_eos": True, **carried(LONG)}
 """A chain that runs until it is stopped."""
@@ -126,27 +129,37 @@ def prefix(number: int) -> str:
 def test_a_unit_in_metadata_has_one_arm_on_all_workers_and_its_feedback_counts(routed: Cluster) -> None:
     """Feedback is not the router's to forward; any worker takes it, also one that did not answer."""
     units = [f"user {number}" for number in range(12)]
-    exposures: dict[str, set[str]] = {}
-    before = routed.scheduled()
-    for unit in units:
-        for number in range(4):
-            body = chat_of(prefix(number), metadata={"user_id": unit})
-            exposure = exposure_of(asked(routed.router, CHAT, **body))
-            assert exposure is not None
-            exposures.setdefault(unit, set()).add(exposure)
-    assert all(after > was for after, was in zip(routed.scheduled(), before, strict=True)), "both serve"
+    exposures = {
+        unit: together([functools.partial(exposed, routed, unit, i) for i in range(4)]) for unit in units
+    }
     lines = {line["exposure_id"]: line for line in routed.ground.lines("enrolment", "routed")}
     arms: dict[str, str] = {}
     for each in exposures.values():
         assert len({lines[exposure]["unit"] for exposure in each}) == 1
         (arm,) = {lines[exposure]["arm"] for exposure in each}
         arms |= dict.fromkeys(each, arm)
+    assert len(arms) == 4 * len(units)
     assert set(arms.values()) == {"plain", "power"}
+    assert len(enrolled_by(routed, set(arms))) == len(routed.workers), "every worker served some"
     for i, (exposure, arm) in enumerate(arms.items()):
         sent = {"exposure_id": exposure, "metric": "good", "value": float(arm == "power")}
         assert feedback(routed.router, json=sent).status_code == httpx.codes.NOT_FOUND
         assert feedback(routed.workers[i % 2], json=sent).status_code == httpx.codes.ACCEPTED
     eventually(lambda: means(routed) == {"plain": 0.0, "power": 1.0}, "the report counts all feedback")
+
+
+def exposed(routed: Cluster, unit: str, number: int) -> str:
+    """The exposure id of a unit's request; the numbers' prompts have nothing in common."""
+    exposure = exposure_of(asked(routed.router, CHAT, **chat_of(prefix(number), metadata={"user_id": unit})))
+    assert exposure is not None
+    return exposure
+
+
+def enrolled_by(routed: Cluster, exposures: set[str]) -> list[Path]:
+    """The log files, one per worker, in which enrolments of these stand."""
+    lines = {file: file.read_text() for file in routed.ground.log.glob("*.jsonl")}
+    marks = [f'"type":"enrolment","exposure_id":"{exposure}"' for exposure in exposures]
+    return [file for file, text in lines.items() if any(mark in text for mark in marks)]
 
 
 def means(routed: Cluster) -> dict[str, float | None]:
@@ -194,21 +207,35 @@ def test_a_header_that_the_router_knows_names_a_unit_of_generate(routed: Cluster
 
 
 def test_requests_that_share_a_prefix_share_a_worker(routed: Cluster) -> None:
-    """The router sends them where the prefix is cached, so that a chain finds its prompt there at once."""
-    for number in (5, 6, 7, 8):
-        routed.quiet()
-        first, *others = [served_by(routed, prefix(number) + ending) for ending in ("", "2", "34", "567")]
-        for workers, cached in others:
-            assert workers == first[0]
-            assert len(workers) == 1, "a chain's children stay where their prefix is"
-            assert cached >= len(prefix(number))
+    """The router sends a prompt where its prefix is cached, so that a chain finds it there at once.
 
-
-def served_by(routed: Cluster, prompt: str) -> tuple[list[str], int]:
-    """Which workers had work from a power request, and how much of its prompt was cached."""
-    before = routed.scheduled()
-    usage = asked(routed.router, CHAT, **chat_of(prompt), **carried(SEEDED))["usage"]
+    The second prefix comes while a worker is busy with the first: it goes to the other one, and stays.
+    """
     routed.quiet()
-    grown = zip(routed.workers, before, routed.scheduled(), strict=True)
-    cached = usage["prompt_tokens_details"]["cached_tokens"]
-    return [worker.name for worker, was, now in grown if now > was], cached
+    first, second = prefix(91), prefix(82)
+    before = sum(routed.scheduled())
+    endless = {**chat_of(first), **ENDLESS}
+    with running(functools.partial(asked, routed.router, CHAT, **endless)):
+        eventually(lambda: mid_chain(routed, before), "children run")
+        served_by(routed, second)
+        for worker in routed.workers:
+            abort(worker, abort_all=True)
+    homes = {}
+    for start in (first, second):
+        served = [served_by(routed, start + ending) for ending in ("2", "34", "567")]
+        (homes[start],) = {worker for worker, _ in served}
+        assert all(cached >= len(start) for _, cached in served)
+    assert homes[first] != homes[second]
+
+
+def served_by(routed: Cluster, prompt: str) -> tuple[str, int]:
+    """Which worker answered a power request, and how much of its prompt was cached."""
+    before = [metric(worker, REQUESTS) for worker in routed.workers]
+    usage = asked(routed.router, CHAT, **chat_of(prompt), **carried(SEEDED))["usage"]
+    grown = [
+        worker.name
+        for worker, was in zip(routed.workers, before, strict=True)
+        if metric(worker, REQUESTS) > was
+    ]
+    (name,) = grown
+    return name, usage["prompt_tokens_details"]["cached_tokens"]

@@ -30,6 +30,9 @@ ROUTES: dict[str, Json] = {
 }
 """The same prompt and length on each route whose body may hold metadata."""
 
+STARTED = ("/v1/responses", "/v1/messages")
+"""Whose streams SGLang has begun before it looks at a request: every mistake is an event there."""
+
 
 def text_of(answer: Json) -> str:
     """The text of an answer in the shape of any of the routes."""
@@ -56,13 +59,17 @@ def test_every_route_reads_it(pivot_server: Server, path: str, value: object) ->
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
     ("metadata", "said"),
-    [("{sampler}", "not valid JSON"), ("[1]", "not a JSON object"), ('{"alpha": 2}', "names no sampler")],
+    [
+        ("{sampler}", "metadata.sglang_power='{sampler}': not valid JSON"),
+        ("[1]", "metadata.sglang_power='[1]': not a JSON object"),
+        ('{"sampler": "power", "steps": -1}', "steps=-1"),
+    ],
 )
 def test_what_cannot_be_read_is_refused_by_name(
     pivot_server: Server, path: str, metadata: str, said: str, stream: bool
 ) -> None:
     body = {**ROUTES[path], "metadata": {"sglang_power": metadata}, "stream": stream}
     response = post(pivot_server, path, body)
-    assert "metadata.sglang_power=" in response.text
     assert said in response.text
-    assert response.status_code == httpx.codes.BAD_REQUEST
+    status = httpx.codes.OK if stream and path in STARTED else httpx.codes.BAD_REQUEST
+    assert response.status_code == status
