@@ -209,12 +209,16 @@ def test_a_trigger_branches_where_it_fires(pivot_server: Server, threshold: floa
     def program(s: Any) -> None:
         group = sp.branch(s, trigger="entropy", threshold=threshold, branch_k=3, max_tokens=40)
         s["leads"] = [branch.text()[len(PROMPT) :] for branch in group]
+        s["firings"] = group.firings
         group += sgl.gen("answer", max_tokens=40, temperature=0.0)
         s["answers"] = [branch["answer"] for branch in group]
         s["selected"] = sp.select(group)
 
     state = run(pivot_server, program)
     assert len(state["leads"]) == (3 if fires else 1)
+    assert (state["firings"]["fired"] > 0) == fires
+    assert state["firings"]["rows"] >= state["firings"]["fired"]
+    assert (state["firings"]["hint"] is None) == (3 * state["firings"]["fired"] <= state["firings"]["rows"])
     if fires:
         assert len({lead[:-1] for lead in state["leads"]}) == 1 < len({lead[-1] for lead in state["leads"]})
     else:

@@ -54,18 +54,28 @@ def run_check(options: argparse.Namespace) -> int:
 def _checked(
     client: httpx.Client, server: str, options: argparse.Namespace
 ) -> tuple[int, dict[str, Any] | list[str]]:
-    """Return the exit status with the server's report, or with what is wrong where there is none."""
+    """Return the exit status with the report of every worker, or with what is wrong where there is none."""
+    code, status = status_of(client, server, key_given=options.api_key is not None)
+    if not isinstance(status, dict):
+        return code, status
+    status = with_every_worker(client, server, status, options.timeout)
+    return (0 if is_healthy(status) else 1), status
+
+
+def status_of(
+    client: httpx.Client, server: str, *, key_given: bool
+) -> tuple[int, dict[str, Any] | list[str]]:
+    """Return 0 with a server's report, or an exit status with what is wrong where there is none."""
     response = client.get(server + STATUS_ROUTE)
     if response.status_code == httpx.codes.NOT_FOUND:
         return without_status(client, server)
     if response.status_code in REFUSED_KEY:
-        return 2, [wants_key(server, options.api_key is not None)]
+        return 2, [wants_key(server, key_given)]
     if response.is_error:
         return 2, [f"{server} answered {response.status_code}: {response.text}"]
     if not (status := json_object(response.text)):
         return 2, [f"{server} answers {STATUS_ROUTE} with something else: is it another service?"]
-    status = with_every_worker(client, server, status, options.timeout)
-    return (0 if is_healthy(status) else 1), status
+    return 0, status
 
 
 def is_healthy(status: dict[str, Any]) -> bool:

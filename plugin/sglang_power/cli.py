@@ -14,6 +14,7 @@ from sglang_power.ab_cli import add_ab, run_ab
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
 from sglang_power.errors import RecordError
+from sglang_power.tune_cli import add_tune, run_tune
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_bench(commands)
     add_trace(commands)
     add_ab(commands)
+    add_tune(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options)
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_trace(options)
     if options.command == "ab":
         return run_ab(options)
+    if options.command == "tune":
+        return run_tune(options)
     return run_bench_kernels(options, shlex.join(["sglang-power", *arguments]))
 
 

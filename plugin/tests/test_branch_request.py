@@ -25,6 +25,7 @@ DOCUMENTED = {
     "deadline_ms": None,
     "trigger": "entropy",
     "threshold": None,
+    "thresholds": {},
     "branch_k": 2,
     "branch_tokens": "top",
     "policy": "lookahead",
@@ -39,6 +40,7 @@ DOCUMENTED = {
     "continuation_policy": None,
     "refine": None,
     "return_tree": False,
+    "return_rows": False,
 }
 """Names and defaults as published; a change here breaks clients."""
 
@@ -237,7 +239,7 @@ def test_what_is_echoed_can_be_sent_again(asked: dict[str, dict[str, Any]]) -> N
 
 
 def test_the_echo_shows_what_is_in_force_and_nothing_else() -> None:
-    hidden = {"sampler", "seed"}
+    hidden = {"sampler", "seed", "thresholds"}
     assert parse().echo().keys() == DOCUMENTED.keys() - hidden - {"beam", "alpha"}
     assert parse(policy="beam", score="power").echo().keys() == DOCUMENTED.keys() - hidden - {
         "lookahead_tokens"
@@ -245,6 +247,52 @@ def test_the_echo_shows_what_is_in_force_and_nothing_else() -> None:
     assert parse(trigger=["jump", "ratio"]).echo()["threshold"] == [[0.6], [0.5]]
     assert parse(trigger="jump").echo()["threshold"] == [0.6]
     assert parse(continuation_policy={"sampler": "edt"}).echo()["continuation_policy"]["sampler"] == "edt"
+
+
+# --- thresholds of a model ----------------------------------------------------------------------------
+
+MEASURED: dict[str, Any] = {"entropy": 3.5, "ratio": 0.9, "entropix_low_high": [2.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, [("entropy", (3.5,))]),
+        ({"trigger": "ratio"}, [("ratio", (0.9,))]),
+        ({"trigger": "entropix_low_high"}, [("entropix_low_high", (2.0, 4.0))]),
+        ({"trigger": "varentropy"}, [("varentropy", (1.0,))]),
+        ({"threshold": 0.7}, [("entropy", (0.7,))]),
+        ({"trigger": ["ratio", "jump"]}, [("ratio", (0.9,)), ("jump", (0.6,))]),
+        (
+            {"trigger": ["ratio", "entropy"], "threshold": [None, 0.2]},
+            [("ratio", (0.9,)), ("entropy", (0.2,))],
+        ),
+    ],
+)
+def test_every_trigger_gets_its_own_threshold_of_the_table(
+    asked: dict[str, Any], expected: list[tuple[str, tuple[float, ...]]]
+) -> None:
+    request = parse(thresholds=MEASURED, **asked)
+    assert [(trigger.name, trigger.thresholds) for trigger in request.triggers] == expected
+    echo = request.echo()
+    assert parse(trigger=echo["trigger"], threshold=echo["threshold"]).triggers == request.triggers
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ({"entropie": 1.0}, "thresholds.entropie"),
+        ({"entropy": "high"}, "thresholds.entropy"),
+        ({"entropy": [1.0, 2.0]}, "thresholds.entropy"),
+        ({"ratio": 1.0}, "thresholds.ratio"),
+        ({"entropix_low_low": 1.0}, "thresholds.entropix_low_low"),
+        ([1.0], "thresholds"),
+    ],
+)
+def test_a_table_is_checked_entry_by_entry(table: Any, field: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(thresholds=table)
+    assert caught.value.field == field
 
 
 # --- the configuration file ---------------------------------------------------------------------------

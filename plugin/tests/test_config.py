@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sglang_power.errors import ConfigError, RequestError
-from sglang_power.request import PowerRequest
+from sglang_power.request import BranchRequest, PowerRequest
 from sglang_power.server import config as module
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, Limits, ServerConfig, load_config, server_config
 
@@ -216,3 +216,41 @@ def test_a_preset_may_lean_on_one_model_of_the_file(tmp_path: Path) -> None:
     )
     config = load_config(write(tmp_path, text))
     assert config.resolve({"preset": "a"}, "m").sampler == "entropix"
+
+
+LAYERS = ServerConfig(
+    presets={
+        "ratios": {"sampler": "branch", "trigger": "ratio", "threshold": 0.8},
+        "jumps": {"sampler": "branch", "trigger": "jump"},
+        "entropies": {"sampler": "branch", "trigger": "entropy"},
+    },
+    parameters={
+        "measured": {"branch": {"thresholds": {"entropy": 3.0, "jump": 2.0}}},
+        "one": {"branch": {"threshold": 3.0}},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "expected"),
+    [
+        ("one", {"sampler": "branch"}, ("entropy", 3.0)),
+        ("one", {"preset": "entropies"}, ("entropy", 3.0)),
+        ("one", {"sampler": "branch", "trigger": "ratio"}, ("ratio", 0.5)),
+        ("one", {"preset": "jumps"}, ("jump", 0.6)),
+        ("one", {"preset": "ratios"}, ("ratio", 0.8)),
+        ("one", {"preset": "ratios", "trigger": "entropy"}, ("entropy", 0.6)),
+        ("one", {"preset": "ratios", "threshold": 0.3}, ("ratio", 0.3)),
+        ("measured", {"sampler": "branch"}, ("entropy", 3.0)),
+        ("measured", {"preset": "jumps"}, ("jump", 2.0)),
+        ("measured", {"preset": "ratios"}, ("ratio", 0.8)),
+        ("measured", {"sampler": "branch", "trigger": "ratio"}, ("ratio", 0.5)),
+        ("another", {"sampler": "branch"}, ("entropy", 0.6)),
+    ],
+)
+def test_a_threshold_never_acts_on_a_trigger_that_it_was_not_written_for(
+    model: str, asked: dict[str, Any], expected: tuple[str, float]
+) -> None:
+    request = LAYERS.resolve(asked, model)
+    assert isinstance(request, BranchRequest)
+    assert [(trigger.name, *trigger.thresholds) for trigger in request.triggers] == [expected]

@@ -17,6 +17,7 @@ from sglang_power.samplers.report import power_report, selection_report
 from sglang_power.types import Usage
 from sglang_power.viewer import record_of
 from sglang_power.viewer.record import Chain, Node, Tree
+from sglang_power.viewer.story import _caps
 from test_branch_choice import EXACT, chosen
 from test_selection import SAMPLING, cot
 
@@ -99,3 +100,21 @@ async def test_paths_of_cot_show_their_entropy() -> None:
         assert told(node) == wanted(one)
         assert node.entropy == pytest.approx(one.tokens.entropy.mean())
         assert node.first_log_p == one.first_log_p
+
+
+async def test_a_capped_search_says_which_limit_refused_forks_and_what_helps() -> None:
+    selection = await chosen(model(1), search={"max_branches": 2, "thresholds": (0.2,)}, return_tree=True)
+    tree = tree_of(BranchRequest(return_tree=True), selection)
+    capped = selection.headline["capped_by"]["max_branches"]
+    assert [(cap.name, cap.position, cap.refused) for cap in tree.capped] == [
+        ("max_branches", capped["position"], capped["refused"])
+    ]
+    told = _caps(tree)
+    assert f"position {capped['position']}" in told[0]
+    assert "max_branches" in told[0]
+    assert told[1] == f"{selection.headline['hint']}."
+    free = tree_of(
+        BranchRequest(return_tree=True),
+        await chosen(model(1), search={"thresholds": (9.0,)}, return_tree=True),
+    )
+    assert _caps(free) == []

@@ -190,7 +190,7 @@ class TriggerMonitor:
         """
         if position < self._position:
             return None
-        row = self._signals(record)
+        row = self.signals(record)
         self._position, self._previous = position + 1, row.entropy
         if self._keeps_history and not math.isnan(row.entropy):
             bisect.insort(self._history, row.entropy)
@@ -206,7 +206,8 @@ class TriggerMonitor:
                 return index, trigger
         return None
 
-    def _signals(self, record: Sequence[float]) -> Signals:
+    def signals(self, record: Sequence[float]) -> Signals:
+        """Return what triggers compare at the next row, from its ROW_FIELDS."""
         log_p, _, _, entropy, varentropy, gap, margin = (float(value) for value in record)
         top = math.exp(log_p) - min(margin, 0.0)  # the drawn token need not be the most likely one
         earlier = len(self._history)
@@ -218,3 +219,17 @@ class TriggerMonitor:
             rank=bisect.bisect_left(self._history, entropy) / earlier if earlier else 0.0,
             earlier=earlier,
         )
+
+
+def signals_along(rows: Sequence[Sequence[float]]) -> list[Signals]:
+    """Return what triggers compare at every row of one path, from its beginning.
+
+    Args:
+        rows: the ROW_FIELDS of each.
+    """
+    monitor = TriggerMonitor(Watch((Trigger("quantile", (1.0,)),)))  # the one that keeps a history
+    found = []
+    for position, record in enumerate(rows):
+        found.append(monitor.signals(record))
+        monitor.observe(position, record)
+    return found

@@ -72,14 +72,17 @@ def branch(
         raise UnsupportedError("branch", s, "cannot be traced as a whole", "Run the program instead")
     session, stops = _settled(s), list(s.stream_executor.chat_template.stop_str)
     if settings.first_tokens is not None:
-        leads = _first_tokens(session, settings.first_tokens, stops)
-    elif trigger is not None:
+        return _group(s, _numbered(_first_tokens(session, settings.first_tokens, stops)))
+    if trigger is not None:
         horizon = search.max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
-        leads = _at_trigger(session, values, horizon, stops)
-    else:
-        chosen = settings.names or [str(number) for number in range(settings.n or 0)]
-        return _group(s, dict.fromkeys(chosen))
-    return _group(s, {str(number): lead for number, lead in enumerate(leads)})
+        leads, firings = _at_trigger(session, values, horizon, stops)
+        return _group(s, _numbered(leads), firings)
+    chosen = settings.names or [str(number) for number in range(settings.n or 0)]
+    return _group(s, dict.fromkeys(chosen))
+
+
+def _numbered(leads: list[Piece]) -> dict[str, Piece | None]:
+    return {str(number): lead for number, lead in enumerate(leads)}
 
 
 def _settled(s: ProgramState) -> Session:
@@ -93,11 +96,11 @@ def _settled(s: ProgramState) -> Session:
     return session
 
 
-def _group(s: ProgramState, leads: dict[str, Piece | None]) -> Group:
+def _group(s: ProgramState, leads: dict[str, Piece | None], firings: dict[str, Any] | None = None) -> Group:
     forks = s.fork(len(leads))
     if (error := s.error()) is not None:  # forking caches the shared prefix, which may fail
         raise error
-    group = Group(s, dict(zip(leads, forks.states, strict=True)))
+    group = Group(s, dict(zip(leads, forks.states, strict=True)), firings)
     for state, lead in zip(group, leads.values(), strict=True):
         if lead is not None:
             state.stream_executor.backend.begin_with(state.stream_executor, lead)
@@ -120,8 +123,14 @@ def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Piece]
     return _leads(session, (), [one.token for one in read_ranking(answer)], stops)
 
 
-def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: list[str]) -> list[Piece]:
-    """What is generated up to the first firing, with each token that forks there; or all of it."""
+def _at_trigger(
+    session: Session, values: dict[str, Any], horizon: int, stops: list[str]
+) -> tuple[list[Piece], dict[str, Any] | None]:
+    """What is generated up to the first firing, with each token that forks there; or all of it.
+
+    Also what the server says of the trigger on the likeliest branch, which it completes; None from one of an
+    older version.
+    """
     answer = session.client.generate(
         {
             "input_ids": list(session.ledger.ids),
@@ -131,14 +140,16 @@ def _at_trigger(session: Session, values: dict[str, Any], horizon: int, stops: l
     meta, ids = answer["meta_info"], tuple(answer["output_ids"])
     report = meta.get("power")
     check_sampler(values, report)
+    fired = report.get("firings")
+    firings = None if fired is None else {**fired, "hint": report.get("hint")}
     nodes = report["tree"]["nodes"]
     forked = [node for node in nodes if node["parent"] == 0]
     if forked:
         start = forked[0]["span"][0]
-        return _leads(session, ids[:start], [node["ids"][0] for node in forked], stops)
+        return _leads(session, ids[:start], [node["ids"][0] for node in forked], stops), firings
     reason = meta["finish_reason"]
     kept, text = shown(session.client, Tail(), ids, answer["text"], reason)
-    return [_lead(ids, kept, text, _if_stopped(reason))]
+    return [_lead(ids, kept, text, _if_stopped(reason))], firings
 
 
 def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], stops: list[str]) -> list[Piece]:

@@ -23,16 +23,24 @@ class Group:
     Args:
         origin: the program.
         states: its branches, by name.
+        firings: of the trigger that made them, if one did.
 
     Attributes:
         names: of the branches.
         question: the program's text in front of them.
+        firings: with a trigger: the `rows` of the likeliest branch, at how many of them it `fired`, and a
+            `hint` where that is more than a third; else None.
     """
 
-    def __init__(self, origin: ProgramState, states: Mapping[str, ProgramState]) -> None:
+    def __init__(
+        self,
+        origin: ProgramState,
+        states: Mapping[str, ProgramState],
+        firings: Mapping[str, Any] | None = None,
+    ) -> None:
         executor = origin.stream_executor
         self.origin, self._states = origin, dict(states)
-        self.names = tuple(states)
+        self.names, self.firings = tuple(states), firings
         self.question: str = executor.text_
         self._start = len(executor.backend.ledger.pieces)
         self._role = self._role_of(executor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, InstanceOf, field_validator, model_validator
 
@@ -35,7 +35,9 @@ class BranchRequest(SelectionRequest):
     Args:
         trigger: what forks, or a list, any of which does; see `algorithms.triggers`.
         threshold: of the trigger (a number; two, of entropy and varentropy, for a quadrant), or one entry per
-            trigger; the trigger's own default where absent.
+            trigger; where absent, the trigger's entry in `thresholds`, or else its default.
+        thresholds: trigger -> its threshold on this model, for the `parameters` of a server's configuration:
+            whatever trigger a request names gets its own.
         branch_k: branches of a fork.  branch_tokens: they begin with the "top" ones, the most likely tokens,
             or with as many that are "drawn" from p, equal ones once.
         policy: "tree" keeps all, "lookahead" rolls each out and keeps the best, "beam" keeps the best `beam`.
@@ -50,9 +52,13 @@ class BranchRequest(SelectionRequest):
         refine: power steps on every leaf, as a request would write them: {"sampler": "power", "steps": 4}.
     """
 
+    speaks_of: ClassVar[dict[str, str]] = {"threshold": "trigger"}
+    """A threshold is dropped where a later layer (a preset, a request) names another trigger."""
+
     sampler: Literal["branch"] = "branch"
     trigger: str | Annotated[list[str], Field(min_length=1)] = "entropy"
     threshold: Threshold | list[Threshold | None] | None = None
+    thresholds: dict[str, Threshold] = {}  # noqa: RUF012  (pydantic copies it)
     branch_k: Annotated[int, Field(ge=2, le=1024)] = 2
     branch_tokens: Literal["top", "drawn"] = "top"
     policy: BranchPolicy = "lookahead"
@@ -84,6 +90,23 @@ class BranchRequest(SelectionRequest):
         if not all(one is None or _is_threshold(one) for one in numbers):
             problem = "thresholds are finite numbers of at least 0"
             raise conflict("threshold", problem, "Give one number, two for a quadrant, or a list per trigger")
+        return value
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _of_known_triggers(cls, value: object) -> object:
+        """Every entry is checked as if a request named its trigger."""
+        if not isinstance(value, dict):
+            raise conflict("thresholds", "not a table", "Give trigger -> threshold")
+        for name, threshold in value.items():
+            field = f"thresholds.{name}"
+            if name not in RULES:
+                problem = f"unknown trigger {name!r}"
+                raise conflict(field, problem, f"Use one of: {', '.join(RULES)}")
+            given = threshold if isinstance(threshold, list) else [threshold]
+            if not all(map(_is_threshold, given)):
+                raise conflict(field, "thresholds are finite numbers of at least 0", "Give one or two")
+            _trigger(name, given, field)
         return value
 
     @field_validator("continuation_policy", mode="before")
@@ -137,7 +160,10 @@ class BranchRequest(SelectionRequest):
             if not isinstance(asked, list) or len(asked) != len(names):
                 raise conflict("threshold", "not one entry per trigger", f"Give a list of {len(names)}")
             each = list(asked)
-        return tuple(_trigger(name, value) for name, value in zip(names, each, strict=True))
+        return tuple(
+            _trigger(name, self.thresholds.get(name) if value is None else value)
+            for name, value in zip(names, each, strict=True)
+        )
 
     def branch_config(self, horizon: int, law: ProposalLaw = GREEDY) -> BranchConfig:
         """The search's configuration for L = horizon."""
@@ -166,6 +192,7 @@ class BranchRequest(SelectionRequest):
         shown = None if policy is None else {"sampler": policy.name(), **policy.parameters}
         thresholds = [list(trigger.thresholds) for trigger in self.triggers]
         idle = {field for field, user in OWN_OF_POLICY.items() if user != self.policy}
+        idle |= {"thresholds"}  # those in force are told by `threshold`
         idle |= {"alpha"} if self.score != "power" else set()
         return {
             **{name: value for name, value in super().echo().items() if name not in idle},
@@ -181,19 +208,19 @@ def _is_threshold(value: object) -> bool:
     )
 
 
-def _trigger(name: str, asked: Any) -> Trigger:
+def _trigger(name: str, asked: Any, field: str = "threshold") -> Trigger:
     if asked is None:
         if name not in DEFAULT_THRESHOLDS:
             problem = f"{name} needs the thresholds of entropy and varentropy, which depend on the model"
-            raise conflict("threshold", problem, "Give two numbers, nats and nats^2")
+            raise conflict(field, problem, "Give two numbers, nats and nats^2")
         return Trigger(name, DEFAULT_THRESHOLDS[name])
     given = asked if isinstance(asked, list) else [asked]
     if any(isinstance(value, list) or value is None for value in given):
-        raise conflict("threshold", f"not the thresholds of {name} alone", "Name as many triggers in a list")
+        raise conflict(field, f"not the thresholds of {name} alone", "Name as many triggers in a list")
     values = tuple(map(float, given))
     if len(values) != THRESHOLDS[name]:
         problem = f"{name} takes {THRESHOLDS[name]} number(s), not {len(values)}"
-        raise conflict("threshold", problem, "Give as many as the trigger takes")
+        raise conflict(field, problem, "Give as many as the trigger takes")
     if name in ("ratio", "quantile") and values[0] >= 1.0:
-        raise conflict("threshold", f"{name} never fires at 1 or more", "Use a number in [0, 1)")
+        raise conflict(field, f"{name} never fires at 1 or more", "Use a number in [0, 1)")
     return Trigger(name, values)

@@ -53,6 +53,8 @@ class SelectionRequest(BaseModel):
         seed: of draws and ties; below 2^64.
         max_total_tokens, deadline_ms: budgets of the request; what there is by then is chosen from.
         return_tree: add the whole tree of answers to the response.
+        return_rows: add to every path the statistics of the rows that its tokens were drawn from (entropy,
+            varentropy and the others of `types.ROW_FIELDS`).
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -64,6 +66,7 @@ class SelectionRequest(BaseModel):
     max_total_tokens: Positive | None = None
     deadline_ms: Positive | None = None
     return_tree: StrictBool = False
+    return_rows: StrictBool = False
 
     @model_validator(mode="after")
     def _regex_where_it_is_used(self) -> Self:

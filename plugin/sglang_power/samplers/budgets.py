@@ -10,7 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-StoppedBy = Literal["completed", "max_steps", "max_total_tokens", "deadline_ms", "abort"]
+StoppedBy = Literal[
+    "completed", "max_steps", "max_total_tokens", "deadline_ms", "abort", "max_branches", "max_depth"
+]
+"""The last two are of a branch search whose caps refused forks: its answers end, its search does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,17 @@ from sglang_power.algorithms.cot import confidence
 from sglang_power.answers import Classes
 from sglang_power.samplers.budgets import StoppedBy
 from sglang_power.samplers.evaluation import judge_notes
-from sglang_power.types import Tokens, Usage
+from sglang_power.types import ROW_FIELDS, Tokens, Usage
 
 COSTS = ("judge", "reward")
 """Notes that count calls."""
 
 MAX_REPORTED_TEXT = 4096
 """Characters of a path's text in the report; a longer one is cut there, and the answer says so."""
+
+
+MAX_REPORTED_ROWS = 8192
+"""Of a path in the report; `tokens` tells its whole length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Selection:
         comparisons: of answers, by the relation.
         usage: what all of it cost.
         stopped_by: "completed", or the limit that ended it.
-        notes: further entries of the report.
+        headline: entries of the report that stand at its top.  notes: further ones.
         tied: a seed drew the class among several of equal weight.
     """
 
@@ -157,6 +161,7 @@ class Selection:
     classes: tuple[dict[str, Any], ...] = ()
     comparisons: int = 0
     stopped_by: StoppedBy = "completed"
+    headline: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     tied: bool = False
 
@@ -200,8 +205,8 @@ def class_notes(classes: Classes) -> dict[str, Any]:
     return notes
 
 
-def reported_path(one: Candidate, score: float | None) -> dict[str, Any]:
-    """One candidate as JSON."""
+def reported_path(one: Candidate, score: float | None, *, rows: bool = False) -> dict[str, Any]:
+    """Return one candidate as JSON, with the statistics of its rows where they are asked for."""
     answer = one.answer
     shown: dict[str, Any] = {
         "text": one.text[:MAX_REPORTED_TEXT],
@@ -218,4 +223,15 @@ def reported_path(one: Candidate, score: float | None) -> dict[str, Any]:
         shown["first_log_p"] = one.first_log_p
     if one.note is not None:
         shown["note"] = one.note
+    if rows:
+        shown["rows"] = reported_rows(one.tokens)
     return shown
+
+
+def reported_rows(tokens: Tokens) -> dict[str, list[float | None]]:
+    """Return ROW_FIELDS -> one value per token, None where it is no finite number."""
+    table = tokens.rows[:MAX_REPORTED_ROWS]
+    return {
+        name: [value if math.isfinite(value) else None for value in column]
+        for name, column in zip(ROW_FIELDS, table.T.tolist(), strict=True)
+    }

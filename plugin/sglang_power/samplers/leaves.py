@@ -86,10 +86,13 @@ class LeafChoice:
         usage = search.usage + refined.usage + in_parallel(cost for _, cost in read)
         selection = await self._chosen(candidates, key)
         search.tree[leaves[selection.chosen].node].fate = "chosen"
+        found = search.firings
+        ended = stopped_by(search.aborted or refined.aborted, search.late or refined.late)
         return dataclasses.replace(
             selection,
             usage=usage + selection.usage,
-            stopped_by=stopped_by(search.aborted or refined.aborted, search.late or refined.late),
+            stopped_by=next(iter(found.capped_by), ended) if ended == "completed" else ended,
+            headline=found.reported(),
             notes={**selection.notes, **self.scores.notes, **self._notes(search, refined)},
         )
 

@@ -207,6 +207,7 @@ def selection_report(
     params = {**request.echo(), **{field: sampling[field] for field in request.sampling_fields}}
     return {
         "sampler": request.sampler if name is None else name,
+        **selection.headline,
         "params": {**params, "max_new_tokens": horizon, "neutralised": neutralised},
         "seed": seed,
         **_cost(selection.usage + prompt_usage),
@@ -214,7 +215,7 @@ def selection_report(
         "fallback_reason": None,
         "log_p": _finite(selection.best.log_p),
         "paths": [
-            reported_path(one, score)
+            reported_path(one, score, rows=request.return_rows)
             for one, score in zip(selection.candidates, selection.scores, strict=True)
         ],
         "classes": list(selection.classes),

@@ -16,7 +16,8 @@ from sglang_power.algorithms.branching import BranchConfig, Fork, Path
 from sglang_power.algorithms.engine import RankedToken, RankingEngine
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, Purpose
-from sglang_power.samplers.budgets import Budget
+from sglang_power.samplers.budgets import Budget, StoppedBy
+from sglang_power.samplers.firings import Firings, firings
 from sglang_power.samplers.scores import Piece, Scores
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.samplers.tree import Tree, common_length
@@ -67,6 +68,11 @@ class BranchSearch:
         self.late = self.aborted = False
         self.opened = 0
 
+    @property
+    def firings(self) -> Firings:
+        """What the triggers did, once the run has ended."""
+        return firings(self._config, self.tree)
+
     async def run(self) -> list[Path]:
         """The leaves that may be chosen; at least one.
 
@@ -99,7 +105,7 @@ class BranchSearch:
                 self.opened += self._config.k
                 reserved += self._extra_tokens(path, fork)
             else:
-                self.tree[path.node].cap = cap
+                self._close(path, cap, fork.position)
                 closed.append(dataclasses.replace(path, open=False))
         opened = await self._together([self._open(path, fork) for path, fork in forks])
         groups = [self._recorded(*at, branches) for at, branches in zip(forks, opened, strict=True)]
@@ -126,10 +132,15 @@ class BranchSearch:
             return list(live)
         for path in live:
             if path.open:
-                self.tree[path.node].cap = "max_total_tokens"
+                self._close(path, "max_total_tokens", path.state.position)
         return [dataclasses.replace(path, open=False) for path in live]
 
-    def _cap(self, path: Path, fork: Fork, reserved: int) -> str | None:
+    def _close(self, path: Path, cap: StoppedBy, position: int) -> None:
+        """Note in the record that a limit keeps a path from forking from a position on."""
+        node = self.tree[path.node]
+        node.cap, node.cap_from = cap, position
+
+    def _cap(self, path: Path, fork: Fork, reserved: int) -> StoppedBy | None:
         """The limit that forbids this fork, if any; answers of all live paths stay affordable after it."""
         if self.opened + self._config.k > self._config.max_branches:
             return "max_branches"

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from sglang_power.samplers.budgets import StoppedBy
 from sglang_power.types import Tokens
 
 MAX_NODES = 2000
@@ -43,7 +44,7 @@ class Node:
         tokens: its own.
         score: what it was compared by, where it was.
         fate: what became of it.
-        cap: the limit that kept it from forking again, if one did.
+        cap: the limit that kept it from forking again, if one did; cap_from: from which position on.
     """
 
     parent: int | None
@@ -54,7 +55,8 @@ class Node:
     tokens: Tokens = Tokens.EMPTY
     score: float | None = None
     fate: Fate = "open"
-    cap: str | None = None
+    cap: StoppedBy | None = None
+    cap_from: int = 0
 
 
 class Tree:

@@ -79,7 +79,8 @@ class ServerConfig(BaseModel):
         defaults: served model name (or "*") -> preset that requests get which name no sampler. Behind
             SGLang's router also those whose sampler it dropped; on /generate that is every one.
         parameters: served model name (or "*") -> sampler -> its parameters on this model, below what presets
-            and requests say. Thresholds that hold for one model only belong here.
+            and requests say. Thresholds that hold for one model only belong here; `sglang-power tune
+            thresholds` writes them.
         rewards: name -> the HTTP endpoint that scores answers under it.
         limits: see Limits.
         kernels: see Kernels.
@@ -120,11 +121,11 @@ class ServerConfig(BaseModel):
             RequestError: no such preset on this server.
         """
         own = dict(values)
-        named = {**(self.preset(own.pop("preset")) if "preset" in own else {}), **own}
-        sampler = named.get("sampler", "power")
+        preset = self.preset(own.pop("preset")) if "preset" in own else {}
+        sampler = {**preset, **own}.get("sampler", "power")
         models = self.parameters.get("*", {}), self.parameters.get(served_model, {})
         defaults = [model.get(sampler, {}) for model in models if isinstance(sampler, str)]
-        return {key: value for part in (*defaults, named) for key, value in part.items()}
+        return _layered(sampler, [*defaults, preset, own])
 
     def is_strict(self, values: dict[str, Any], served_model: str) -> bool:
         """Return whether a request's parameters, or the preset that they name, are strict.
@@ -159,6 +160,25 @@ class ServerConfig(BaseModel):
         if self.experiments is not None:
             named.append(self.experiments.unit_key_env)
         return sorted({name for name in named if name is not None and not os.environ.get(name)})
+
+
+def _layered(sampler: object, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters of all layers, the last one on top.
+
+    A parameter that speaks of another one (`threshold` of `trigger`) is dropped where a later layer names
+    another value of that one, and not the parameter itself.
+    """
+    model = samplers().get(sampler) if isinstance(sampler, str) else None
+    speaks_of: Mapping[str, str] = getattr(model, "speaks_of", {})
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for field, subject in speaks_of.items():
+            assert model is not None
+            before = merged.get(subject, model.model_fields[subject].default)
+            if field not in layer and layer.get(subject, before) != before:
+                merged.pop(field, None)
+        merged |= layer
+    return merged
 
 
 @functools.cache

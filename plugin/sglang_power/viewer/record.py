@@ -164,6 +164,14 @@ class Firing(_Model):
     thresholds: list[Number]
 
 
+class Capped(_Model):
+    """A limit that refused forks: how many, and where in the answer the first one."""
+
+    name: str
+    position: Count
+    refused: Count
+
+
 class Tree(_Model):
     """Branches, in the order in which they were opened; the first one is the root.
 
@@ -171,6 +179,8 @@ class Tree(_Model):
         nodes: at least the root.  omitted: further ones that the record does not hold.
         chosen: the node that the answer ends with; None where it was omitted.  reason: why it won.
         triggers: of forks; empty where all paths part at one place.
+        capped: limits that refused forks, in the order of their first refusals.  hint: what to do about a
+            trigger that fires nearly everywhere.
     """
 
     kind: Literal["tree"] = "tree"
@@ -180,6 +190,8 @@ class Tree(_Model):
     chosen: Count | None
     reason: str
     triggers: list[Firing] = []
+    capped: list[Capped] = []
+    hint: str | None = None
 
     @model_validator(mode="after")
     def _references(self) -> Self:

@@ -64,6 +64,13 @@ class Branch(_Part):
     cap: str | None
 
 
+class Refusals(_Part):
+    """What a cap refused; see `samplers.firings`."""
+
+    position: Count
+    refused: Count
+
+
 class BranchTree(_Part):
     """A reported tree; `leaves` names the node that each path ends with."""
 
@@ -81,6 +88,8 @@ class Report(_Part):
     seed: Seed
     law: str
     stopped_by: str
+    capped_by: dict[str, Refusals] = {}
+    hint: str | None = None
     decoded_tokens: Count
     prefilled_tokens: Count
     wasted_tokens: Count

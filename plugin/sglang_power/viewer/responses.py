@@ -129,7 +129,14 @@ def _run(report: Report) -> Json:
         for number, path in zip(leaves, paths, strict=True):
             if number < len(nodes):
                 nodes[number] |= _found(path)
-    run = {"kind": "tree", "nodes": nodes, "omitted": omitted, "triggers": _triggers(report.params)}
+    run = {
+        "kind": "tree",
+        "nodes": nodes,
+        "omitted": omitted,
+        "triggers": _triggers(report.params),
+        "capped": [{"name": name, **cap.model_dump()} for name, cap in report.capped_by.items()],
+        "hint": report.hint,
+    }
     return {**run, **_choice(report, leaves, nodes)}
 
 

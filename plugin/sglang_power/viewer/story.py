@@ -33,7 +33,7 @@ SCORES = {
 def sentences(record: TraceRecord) -> list[str]:
     """The story of a run: what was done, what came of it, what it cost."""
     run = record.run
-    told = _chain(run) if isinstance(run, Chain) else [_opening(run), why(run, record)]
+    told = _chain(run) if isinstance(run, Chain) else [_opening(run), *_caps(run), why(run, record)]
     return [*told, _cost(record)]
 
 
@@ -109,6 +109,16 @@ def _forks(tree: Tree) -> str:
     were = "was" if pruned == 1 and not more else "were"
     given_up = f", of which {pruned:,}{more} {were} given up" if pruned else ""
     return f"At {places}{more} {cause}. There the text forked, into {branches} in all{given_up}."
+
+
+def _caps(tree: Tree) -> list[str]:
+    """What the limits of a search refused."""
+    told = [
+        f"From the token at position {cap.position} on the limit {cap.name} allowed no further fork, though "
+        f"{counted(cap.refused, 'more token was', 'more tokens were')} as uncertain."
+        for cap in tree.capped
+    ]
+    return told if tree.hint is None else [*told, f"{tree.hint}."]
 
 
 def _firings(triggers: list[Firing]) -> str:

@@ -82,7 +82,7 @@ class Selector:
         if not selection.classes:  # chosen by score
             selection = await with_classes(selection, self._relation)
         ended = stopped_by(self._patience.aborted, self._patience.late)
-        if ended == "abort" or selection.stopped_by == "completed":
+        if ended == "abort" or (ended != "completed" and selection.stopped_by != "abort"):
             return dataclasses.replace(selection, stopped_by=ended)
         return selection
 
