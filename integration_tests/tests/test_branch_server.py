@@ -76,7 +76,9 @@ def test_every_token_is_counted_once(pivot_server: Server, search: Json) -> None
     assert power["wasted_tokens"] >= power["forks"], "the token that ranks branches is thrown away"
     prompt = meta["prompt_tokens"] - meta["cached_tokens"]
     assert power["prefilled_tokens"] == prompt + power["children"] - 1
-    assert (power["sampler"], power["law"], power["stopped_by"]) == ("branch", "selection", "completed")
+    assert (power["sampler"], power["law"]) == ("branch", "selection")
+    assert power["stopped_by"] == next(iter(power["capped_by"]), "completed")
+    assert ("hint" in power) == (3 * power["firings"]["fired"] > power["firings"]["rows"])
     assert power["forks"] == sum(node["fate"] == "forked" for node in nodes)
     assert power["branches"] == len(nodes) - 1
     assert len(answer["output_ids"]) == meta["completion_tokens"] <= power["depth"]
@@ -204,3 +206,27 @@ def test_log_probabilities_are_those_of_the_chosen_leaf(pivot_server: Server) ->
     assert [entry[1] for entry in entries] == answer["output_ids"]
     assert sum(entry[0] for entry in entries) == pytest.approx(power_of(answer)["log_p"], abs=1e-3)
     assert answer["output_ids"][-1] == EOS
+
+
+# --- triggers and caps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.3, 50.0])
+def test_the_report_says_first_how_often_the_trigger_fired_and_what_was_refused(
+    pivot_server: Server, threshold: float
+) -> None:
+    """The rows of the one path that is kept are those of the tree, whatever was drawn behind them."""
+    asked = {"policy": "tree", "threshold": threshold, "max_branches": 2, "return_rows": True}
+    power = power_of(ask(pivot_server, **asked))
+    entropies = [path["rows"]["entropy"] for path in power["paths"]]
+    assert [len(column) for column in entropies] == [path["tokens"] for path in power["paths"]]
+    assert list(power)[:2] == ["sampler", "capped_by"]
+    forks = power["forks"]
+    assert forks == (threshold < 1)
+    refused = sum(cap["refused"] for cap in power["capped_by"].values())
+    assert power["firings"]["fired"] == forks + refused
+    assert (refused > 0) == (threshold < 1)
+    if refused:
+        position = power["capped_by"]["max_branches"]["position"]
+        assert any(len(column) > position and column[position] > threshold for column in entropies)
+        assert power["stopped_by"] == "max_branches"
