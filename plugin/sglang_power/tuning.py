@@ -25,6 +25,9 @@ QUADRANT: Final = "entropix_low_high"
 
 DECIMALS: Final = 4
 
+QUANTILES: Final = tuple(percent / 100 for percent in range(50, 100))
+"""Shares that are tried for the trigger of that name: it begins late, so its rate is not 1 - share."""
+
 VALUES: Final[dict[str, Callable[[Signals], float]]] = {
     "entropy": lambda row: row.entropy,
     "varentropy": lambda row: row.varentropy,
@@ -76,7 +79,8 @@ def trigger_at(name: str, answers: Answers, rate: float) -> Trigger | None:
     """
     rows = [row for answer in answers for row in answer]
     if name == "quantile":
-        return Trigger(name, (_rounded(1.0 - rate),))
+        asked = (Trigger(name, (share,)) for share in QUANTILES)
+        return next((trigger for trigger in asked if 0.0 < share_of(trigger, answers) <= rate), None)
     allowed = math.floor(rate * len(rows))
     if name == QUADRANT:
         high = _exceeded_by([row.entropy for row in rows], allowed)

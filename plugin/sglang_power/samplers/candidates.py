@@ -166,6 +166,11 @@ class Selection:
     tied: bool = False
 
     @property
+    def ended_early(self) -> bool:
+        """Whether an abort or the deadline ended the run: caps of a search leave it time to answer again."""
+        return self.stopped_by in ("abort", "deadline_ms")
+
+    @property
     def copied(self) -> Selection:
         """The same selection as the answer of another choice: what it cost is told once."""
         notes = {name: note for name, note in self.notes.items() if name not in COSTS}

@@ -86,7 +86,7 @@ class SelectionRun:
             number: the first choice.
             outlets: of the choices that take this run's answer, `number` first. Where a seed drew the answer
                 among classes of equal weight, the first one alone has it, and the others need runs of theirs,
-                unless a limit ended this one.
+                unless an abort or the deadline ended this one.
         """
         rank = rank_of(self._manager, self._parent.obj, prompt, number)
         writer = AnswerWriter(self._parent, prompt, self._stop, self._text, rank)
@@ -107,7 +107,7 @@ class SelectionRun:
             answers += [writer.aborted(certain, str(error), unanswered(self._plan.name)) for _ in outlets]
         else:
             answers.append(await self._written(writer, selection, prompt, first=number == 0))
-            if not selection.tied or selection.stopped_by != "completed":
+            if not selection.tied or selection.ended_early:
                 copied = selection.copied
                 answers += [await self._written(writer, copied, prompt, copy_of=number) for _ in outlets[1:]]
         for answer, outlet in zip(answers, outlets, strict=False):
