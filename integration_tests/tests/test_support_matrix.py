@@ -14,6 +14,7 @@ from sglang_power.cli import main
 
 from integration_tests.server import Server
 from integration_tests.tests.clients import (
+    EOS,
     PROMPT,
     QUICK,
     client,
@@ -170,6 +171,44 @@ def test_policies_with_a_memory_survive_retraction(
         assert sum("\n" in text for text in texts) > 4
     else:
         assert sum("g5;" in text for text in texts) > 4
+
+
+LEAST = 60
+STOP_AT_ONCE: dict[str, Any] = {
+    "max_new_tokens": 120,
+    "min_new_tokens": LEAST,
+    "ignore_eos": False,
+    "logit_bias": {str(EOS): 40.0},
+}
+"""Every answer has 60 tokens and then the stop, which nothing but min_new_tokens keeps back."""
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"sampler": "best_of", "samples": 2, "answer": "text"},
+        {"sampler": "cot", "k": 2, "answer": "text"},
+        {"sampler": "power", "block_size": 120, "steps": 1, "early_rejection": False},
+        GUIDED,
+    ],
+    ids=lambda sampler: sampler["sampler"],
+)
+def test_min_new_tokens_is_counted_once_whatever_was_retracted(
+    matrix_server: Server, sampler: dict[str, Any]
+) -> None:
+    """SGLang counts it from each prefill: a retracted child would go on for 60 tokens more.
+
+    Bursts until at least three requests were retracted, which the server does every 30 steps.
+    """
+    answers: list[dict[str, Any]] = []
+    while sum(retracted(answer) > 0 for answer in answers) < 3:
+        seeds = range(len(answers), len(answers) + 8)
+        assert len(answers) < 200, "this server retracts"
+        answers += together(policy_calls(matrix_server, sampler, seeds, **STOP_AT_ONCE))
+    for answer in answers:
+        assert len(answer["output_ids"]) == LEAST + 1
+        assert answer["output_ids"].index(EOS) == LEAST
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": EOS}
 
 
 SEARCH = {"sampler": "branch", "policy": "beam", "beam": 3, "max_branches": 24, "return_tree": True}

@@ -10,10 +10,37 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-Positive = Annotated[int, Field(ge=1)]
+MAX_COUNT = 2**31 - 1
+"""Largest count, length or time in milliseconds (25 days). Below the bounds of a tensor's index and of JSON's
+integers, which a response echoes."""
+
+MIN_TEMPERATURE = 1e-6
+"""SGLang decodes greedily below it. A policy that computes a temperature never goes below it either: the
+draw is then greedy, but for exact ties."""
+
+MAX_TEMPERATURE = 1e6
+"""A draw is then uniform over the tokens of the support. Inverse temperatures, and their products with any
+difference of logits, so stay finite in float32."""
+
+MAX_ALPHA = 1e3
+"""Largest exponent of a target p(y)^alpha. Log probabilities are float32, good to 1e-7 nats for a token that
+is nearly certain; times 1,000 that is 1e-4 nats a token. Above, rounding would decide what is accepted."""
+
+MAX_REWARD = 1e300
+MAX_REWARD_WEIGHT = 1e6
+"""Largest |R| and |lambda|: their products, and differences of those, are finite in float64."""
+
+MIN_CUT_EPSILON = 1e-6
+"""Smallest share of uniform cuts: every cut keeps a probability above 0 in float64."""
+
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+Exponent = Annotated[float, Field(ge=1.0, le=MAX_ALPHA, allow_inf_nan=False)]
+RewardBound = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD, allow_inf_nan=False)]
+RewardWeight = Annotated[float, Field(ge=-MAX_REWARD_WEIGHT, le=MAX_REWARD_WEIGHT, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]

@@ -36,6 +36,7 @@ BROKEN = {"type": "abort", "status_code": 503, "message": "busy"}
 MANAGER = SimpleNamespace(
     server_args=SimpleNamespace(incremental_streaming_output=False),
     model_config=SimpleNamespace(vocab_size=100),
+    tokenizer=SimpleNamespace(encode=lambda text, **_: [1] * len(text)),
     served_model_name="m",
     enable_metrics=False,
 )

@@ -489,3 +489,29 @@ async def test_an_engine_error_reaches_the_caller_unchanged() -> None:
     chain = Chain(FailingEngine(LONG), CONFIGS["paper"], Key(1), exact.AMPLE)
     with pytest.raises(HostError, match="the server went away"):
         await chain.run()
+
+
+class NeverDecided:
+    """Stops a token behind every cut, and never says that a proposal is lost."""
+
+    def __init__(self, model: TabularModel) -> None:
+        self._engine, self.calls = TabularEngine(model), 0
+
+    async def generate(self, call: ContinuationCall) -> Continuation:
+        self.calls += 1
+        assert self.calls < 200, "a proposal is resumed for ever"
+        whole = await self._engine.generate(dataclasses.replace(call, rules=()))
+        if not call.prefix or len(whole.tokens) < 2:
+            return whole
+        usage = Usage(decoded=9, wasted=8, children=1)
+        return Continuation(whole.tokens.first(1), finished=False, cut_short=True, usage=usage)
+
+
+async def test_a_proposal_that_is_never_decided_ends_with_the_budget_of_tokens() -> None:
+    """Without a deadline, too."""
+    config = dataclasses.replace(CONFIGS["kappa above alpha"], block_size=LONG.horizon, steps=1000)
+    engine = NeverDecided(LONG)
+    result = await Chain(engine, config, Key(3), Budget(300)).run()
+    assert result.stopped_by == "max_total_tokens"
+    assert result.usage.decoded <= 300 + 9
+    assert result.state.finished or len(result.state.tokens) == LONG.horizon

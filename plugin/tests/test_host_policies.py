@@ -20,7 +20,14 @@ from sglang_power.policies.min_k import MinK
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.policies.typical import Typical
 from sglang_power.server.config import Kernels, ServerConfig
-from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, ChildParams, Coupling, flat_policy
+from sglang_power.sglang_host.child_params import (
+    APART,
+    GREEDY_FIELD,
+    POLICY,
+    ChildParams,
+    Coupling,
+    flat_policy,
+)
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.scheduler import sampler
 from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
@@ -261,7 +268,7 @@ def test_the_main_row_sees_its_twin_and_the_twin_repeats_it() -> None:
 @pytest.mark.parametrize("index", [[0, 1], [3, 2]])
 def test_rows_of_a_pair_at_different_tokens_say_so(index: list[int]) -> None:
     drawn = draw(random_logits(2), pair(KLGuided(ids_without=[1])), index)
-    assert drawn.statistics[:, 1].isnan().all()
+    assert (drawn.statistics[:, 1] == APART).all()
     assert not drawn.statistics[:, 0].isnan().any()
 
 
@@ -269,7 +276,7 @@ def test_a_row_without_its_partner_says_so_and_disturbs_nobody() -> None:
     lonely, _ = pair(KLGuided(ids_without=[1]))
     logits = random_logits(3)
     drawn = draw(logits, [lonely, params(seed=3), params(seed=4)])
-    assert drawn.statistics[0, 1].isnan()
+    assert drawn.statistics[0, 1] == APART
     alone = draw(logits[1:], [params(seed=3), params(seed=4)])
     assert torch.equal(drawn.ids[1:], alone.ids)
     assert torch.equal(drawn.statistics[1:], alone.statistics)
@@ -283,7 +290,7 @@ def test_a_known_token_needs_no_partner_and_the_next_one_does() -> None:
     assert first.ids.tolist() == [5]
     assert not first.statistics.isnan().any()
     assert draw(logits, [main, twin], [0, 0]).ids.tolist() == [5, 5]
-    assert draw(logits[:1], [main], 1).statistics[0, 1].isnan()
+    assert draw(logits[:1], [main], 1).statistics[0, 1] == APART
     together = draw(logits, [main, twin], [1, 1])
     assert not together.statistics.isnan().any()
     assert together.ids[0] == together.ids[1]
@@ -527,9 +534,10 @@ def test_requests_that_sglang_answers_itself_carry_no_statistics() -> None:
     assert req.to_finish is None
 
 
-def test_logits_that_are_not_numbers_end_such_a_request() -> None:
+@pytest.mark.parametrize("log_p", [float("nan"), -1.0])
+def test_laws_that_are_not_numbers_end_such_a_request(log_p: float) -> None:
     req = request(TopNSigma())
-    commit(req, params(TopNSigma(), native=True), float("nan"), float("nan"))
+    commit(req, params(TopNSigma(), native=True), log_p, float("nan"))
     assert isinstance(req.to_finish, FINISH_ABORT)
     assert "not numbers" in req.to_finish.to_json()["message"]
 
@@ -538,7 +546,7 @@ def test_a_row_apart_from_its_partner_ends() -> None:
     main, _ = pair(KLGuided(ids_without=[1]))
     together, apart = request(TopNSigma()), request(TopNSigma())
     commit(together, main, -1.0, -1.0)
-    commit(apart, main, -1.0, float("nan"))
+    commit(apart, main, -1.0, APART)
     assert together.to_finish is None
     assert isinstance(apart.to_finish, FINISH_LENGTH)
 

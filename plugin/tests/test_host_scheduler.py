@@ -118,9 +118,13 @@ def record(log_p: float) -> list[float]:
     return [log_p, log_p, 0.0, 1.0, *[0.0] * (len(ROW_FIELDS) - 4)]
 
 
-def commit(req: SimpleNamespace, params: ChildParams, position: int, log_p: float) -> None:
+def commit(
+    req: SimpleNamespace, params: ChildParams, position: int, log_p: float, log_q: float | None = None
+) -> None:
     req.output_ids.append(0)
-    values = torch.tensor([record(log_p)], dtype=torch.float64)
+    row = record(log_p)
+    row[1] = row[1] if log_q is None else log_q
+    values = torch.tensor([row], dtype=torch.float64)
     commits = [SimpleNamespace(output_index=position, token_ids=(0,))]
     HostStatistics(RowBlock.of(params), values).consume(SimpleNamespace(reqs=[req]), commits)
 
@@ -139,3 +143,11 @@ def test_a_lost_proposal_is_ended_once_and_only_where_tokens_are_committed() -> 
     commit(req, params, 1, -4.0)
     assert isinstance(req.to_finish, FINISH_LENGTH)
     assert req.to_finish.length == 2
+
+
+@pytest.mark.parametrize(("log_p", "log_q"), [(float("nan"), -1.0), (-1.0, float("nan"))])
+def test_a_row_without_a_law_ends_its_child_at_once(log_p: float, log_q: float) -> None:
+    """All that follows would be noise, up to a horizon that nobody waits for."""
+    req = request(None)
+    commit(req, child(), 0, log_p, log_q)
+    assert isinstance(req.to_finish, FINISH_LENGTH)

@@ -49,7 +49,7 @@ def test_a_plain_server_refuses_nothing() -> None:
 )
 def test_token_caps(asked: int | None, chains: int, field: str) -> None:
     with pytest.raises(UnsupportedError) as error:
-        support.total_tokens_of(asked, Limits(max_chains=8), horizon=8, chains=chains)
+        support.total_tokens_of({}, asked, Limits(max_chains=8), horizon=8, n=chains)
     assert error.value.field == field
 
 
@@ -91,8 +91,9 @@ def test_token_stops_and_no_stop_trim() -> None:
 def test_missing_statistics_fail_the_request() -> None:
     with pytest.raises(HostError, match="sglang-power check"):
         _rows({}, [1, 2])
-    with pytest.raises(HostError, match="not numbers"):
-        _rows({"sglang_power_rows": [[float("nan")] * 6]}, [1])
+    for row in ([float("nan")] * 7, [-1.0, float("nan"), *[0.0] * 5]):
+        with pytest.raises(HostError, match="not numbers"):
+            _rows({"sglang_power_rows": [row]}, [1])
 
 
 async def lines(*texts: str) -> AsyncGenerator[str, None]:

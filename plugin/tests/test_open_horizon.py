@@ -67,7 +67,7 @@ def test_every_answer_has_its_share_of_the_cap(
 @pytest.mark.parametrize(
     ("limit", "n", "sampler", "field"),
     [
-        (8_193, 1, EIGHT, "max_total_tokens"),
+        (8_193, 1, EIGHT, "max_new_tokens"),
         (None, 9, EIGHT, "samples"),
         (None, 1, {**EIGHT, "max_total_tokens": 70_000}, "max_total_tokens"),
         (None, 1, {**EIGHT, "max_total_tokens": 7}, "max_total_tokens"),

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sglang_power.algorithms.triggers import Trigger
 from sglang_power.errors import ConfigError
-from sglang_power.fields import CONFLICT
+from sglang_power.fields import CONFLICT, MAX_TEMPERATURE, MIN_TEMPERATURE
 from sglang_power.policies import (
     Action,
     Columns,
@@ -35,7 +35,6 @@ from sglang_power.policies import (
     policies,
     shape_rows,
 )
-from sglang_power.policies.base import MAX_TEMPERATURE, MIN_TEMPERATURE
 from sglang_power.policies.entropix import Entropix
 from sglang_power.policies.epsilon import Epsilon
 from sglang_power.policies.kl_guided import KLGuided

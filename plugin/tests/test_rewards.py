@@ -106,6 +106,8 @@ async def test_numbers_are_scores(score: float) -> None:
     [
         (math.nan, "scored nan, which is not finite"),
         (math.inf, "scored inf, which is not finite"),
+        (1e301, "which is not finite, or larger than"),
+        (10**400, "which is not finite, or larger"),
         (-math.inf, "scored -inf, which is not finite"),
         (None, "scored None, which is not a number"),
         ("0.5", "scored '0.5', which is not a number"),

@@ -51,7 +51,10 @@ class Engine(Protocol):
     """Continues token sequences of one prompt."""
 
     async def generate(self, call: ContinuationCall) -> Continuation:
-        """Run one call to its end; cancelling the awaiting task cancels the generation."""
+        """Run one call to its end; cancelling the awaiting task cancels the generation.
+
+        The answer has at least one token, also where it was cut short: so that every loop over calls ends.
+        """
         ...
 
 

@@ -50,11 +50,13 @@ class TabularModel:
     def proposal(self, prefix: Prefix, law: ProposalLaw) -> FloatArray:
         """q(. | prefix), [vocab] float64: tempered, shaped by the policy, truncated in joint order."""
         p = self.probs(prefix)
+        with np.errstate(divide="ignore"):
+            log_p = np.log(p)
         if law.policy is None:
-            tempered = p**law.kappa / (p**law.kappa).sum()
+            weights = np.exp(law.kappa * (log_p - log_p.max()))
+            tempered = weights / weights.sum()
         else:
-            with np.errstate(divide="ignore"):
-                tempered = law.policy.token_law(np.log(p), 1.0 / law.kappa)
+            tempered = law.policy.token_law(log_p, 1.0 / law.kappa)
         order = np.argsort(-tempered, kind="stable")
         ranked = tempered[order]
         keep = np.ones(len(p), dtype=bool)
@@ -83,7 +85,7 @@ class TabularModel:
         return (
             log_p,
             log_q,
-            float(np.log((support**law.kappa).sum())),
+            float(np.logaddexp.reduce(law.kappa * -surprise)),
             entropy,
             varentropy,
             float(top[0] - top[1]),

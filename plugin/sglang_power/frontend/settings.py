@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_power.answers import EXTRACTORS, Extractor, Regex
-from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
+from sglang_power.fields import MAX_ALPHA, Exponent, FiniteFloat, Positive, Seed, conflict
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.selection import EQUIVALENCE_OF
 
@@ -106,7 +106,7 @@ class SelectSettings(BaseModel):
     answer_regex: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     of: Name | None = None
     equivalence: Name | None = None
-    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    alpha: Exponent = 4.0
     seed: Seed | None = None
     question: Name | None = None
 
@@ -143,11 +143,11 @@ class ChoiceSettings(BaseModel):
     """How `power_choices` draws.
 
     Args:
-        alpha: exponent.
+        alpha: exponent, 0 to 1,000.
         seed: of the draws; a fresh one where absent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    alpha: Annotated[FiniteFloat, Field(ge=0.0)] = 4.0
+    alpha: Annotated[FiniteFloat, Field(ge=0.0, le=MAX_ALPHA)] = 4.0
     seed: Seed | None = None

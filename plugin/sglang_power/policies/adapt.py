@@ -34,7 +34,9 @@ class Adapt(Policy):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.hot <= self.cold:
-            raise conflict("hot", f"not above cold = {self.cold:g}", "Choose hot > cold")
+            if "hot" in self.model_fields_set:
+                raise conflict("hot", f"not above cold = {self.cold:g}", "Choose hot > cold")
+            raise conflict("cold", f"not below hot = {self.hot:g}", "Choose hot > cold")
         return self
 
     @classmethod

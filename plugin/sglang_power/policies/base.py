@@ -22,14 +22,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sglang_power.fields import Seed
+from sglang_power.fields import MAX_TEMPERATURE, MIN_TEMPERATURE, Seed
 from sglang_power.types import FloatArray
-
-MIN_TEMPERATURE = 1e-6
-"""Policies that compute a temperature never go below it; the draw is then greedy, but for exact ties."""
-
-MAX_TEMPERATURE = 1e6
-"""Nor above it; the draw is then uniform over the tokens of the support."""
 
 MASS_UNIT = 2.0**52
 """Scale of running sums in fixed point: float32 probabilities above 2^-28 are exact."""

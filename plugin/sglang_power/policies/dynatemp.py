@@ -49,7 +49,9 @@ class DynaTemp(Policy):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.t_min > self.t_max:
-            raise conflict("t_min", f"above t_max = {self.t_max:g}", "Choose t_min <= t_max")
+            if "t_min" in self.model_fields_set:
+                raise conflict("t_min", f"above t_max = {self.t_max:g}", "Choose t_min <= t_max")
+            raise conflict("t_max", f"below t_min = {self.t_min:g}", "Choose t_min <= t_max")
         return self
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,9 @@ from sglang_power.types import FloatArray
 
 ENTROPY_FLOOR = 1e-6
 """Nats; the exponent theta/H has no limit at H = 0."""
+
+LARGEST_EXPONENT = 700.0
+"""exp of it is finite in float64, and far above every temperature."""
 
 
 class EDT(Policy):
@@ -47,4 +51,5 @@ class EDT(Policy):
     def law(self, row: Row) -> FloatArray:
         """See the class."""
         floored = max(entropy(softmax(row.logits)), ENTROPY_FLOOR)
-        return softmax(row.logits, row.temperature * self.base ** (self.theta / floored))
+        factor = math.exp(min(self.theta / floored * math.log(self.base), LARGEST_EXPONENT))
+        return softmax(row.logits, row.temperature * factor)

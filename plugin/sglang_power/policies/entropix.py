@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from sglang_power.fields import FiniteFloat, NonNegativeFloat, TokenId, conflict
+from sglang_power.fields import MIN_TEMPERATURE, FiniteFloat, NonNegativeFloat, TokenId, conflict
 from sglang_power.policies.base import (
-    MIN_TEMPERATURE,
     Action,
     Columns,
     Policy,

@@ -46,6 +46,8 @@ class MinK(Policy):
     def law(self, row: Row) -> FloatArray:
         """See the class."""
         ranked = np.sort(row.logits[np.isfinite(row.logits)])[::-1]
-        falls = [(high - low) / rank**self.decay for rank, (high, low) in enumerate(pairwise(ranked), 1)]
+        falls = [
+            (high - low) * float(rank) ** -self.decay for rank, (high, low) in enumerate(pairwise(ranked), 1)
+        ]
         cliff = falls.index(max(falls)) if falls else 0
         return truncated(softmax(row.logits, row.temperature), row.logits >= ranked[cliff])

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sglang_power.fields import PositiveFloat, Probability
+from sglang_power.fields import MAX_COUNT, MIN_TEMPERATURE, PositiveFloat, Probability
 from sglang_power.policies.base import (
-    MIN_TEMPERATURE,
     Action,
     Columns,
     Policy,
@@ -79,7 +78,7 @@ class TopK(Policy):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"k": 1}, {"k": 5})
 
     sampler: Literal["top_k"] = "top_k"
-    k: Annotated[int, Field(ge=1, lt=2**31)]
+    k: Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:

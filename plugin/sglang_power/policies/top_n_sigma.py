@@ -37,5 +37,5 @@ class TopNSigma(Policy):
     def law(self, row: Row) -> FloatArray:
         """See the class."""
         sigma = row.logits[np.isfinite(row.logits)].std()
-        keep = row.logits >= row.logits.max() - self.n * sigma
+        keep = row.logits >= row.logits.max() - self.n * float(sigma)
         return truncated(softmax(row.logits, row.temperature), keep)

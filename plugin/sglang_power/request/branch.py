@@ -10,7 +10,7 @@ from pydantic import Field, InstanceOf, field_validator, model_validator
 from sglang_power.algorithms.branching import BranchConfig, BranchPolicy
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, RULES, THRESHOLDS, Trigger
-from sglang_power.fields import FiniteFloat, NonNegativeFloat, Positive, conflict
+from sglang_power.fields import Exponent, NonNegativeFloat, Positive, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.nested import row_law_policy
@@ -68,7 +68,7 @@ class BranchRequest(SelectionRequest):
     max_depth: Positive = 32
     min_gap: Positive = 1
     score: BranchScore = "mean_log_p"
-    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    alpha: Exponent = 4.0
     reward: RewardName | None = None
     continuation_policy: InstanceOf[Policy] | None = None
     refine: InstanceOf[PowerRequest] | None = None

@@ -9,7 +9,18 @@ from pydantic import Field, InstanceOf, StrictBool, field_validator, model_valid
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.tilt import Tilt
-from sglang_power.fields import FiniteFloat, Positive, PositiveFloat, Probability, Seed, conflict
+from sglang_power.fields import (
+    MAX_COUNT,
+    MIN_CUT_EPSILON,
+    Exponent,
+    FiniteFloat,
+    Positive,
+    Probability,
+    RewardWeight,
+    Seed,
+    Temperature,
+    conflict,
+)
 from sglang_power.policies import Policy
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.own_law import OwnLawRequest
@@ -22,10 +33,11 @@ class PowerRequest(OwnLawRequest):
     Karan & Du, arXiv 2510.14901 (defaults of the paper); entropy cuts: arXiv 2605.30327.
 
     Args:
-        alpha: exponent, >= 1.
-        proposal_temperature: tau; 1/alpha where absent.
+        alpha: exponent, 1 to 1,000.
+        proposal_temperature: tau, 1e-6 to 1e6; 1/alpha where absent.
         block_size: B, tokens per stage.  steps: N, steps per stage.
-        cut: where proposals cut; cut_beta, cut_epsilon: parameters of the entropy cut.
+        cut: where proposals cut; cut_beta (up to 64), cut_epsilon (1e-6 to 1): parameters of the
+            entropy cut.
         schedule: "exact" or "paper".  early_rejection: stop lost proposals where that is exact.
         seed: of cuts, acceptance and token draws; below 2^64.
         initial_text, initial_ids: a draft to start from.
@@ -35,19 +47,19 @@ class PowerRequest(OwnLawRequest):
             "top_n_sigma", "n": 1.5}; it measures the law at the proposal temperature.
         top_p, top_k, min_p: truncation of the proposal, after temperature and policy, joint order.
         reward: a reward R of this server; without one the target is p(y)^alpha. It acts in the last stage.
-        reward_weight: lambda, of any sign; 1 where absent.
+        reward_weight: lambda, of any sign, up to 1e6; 1 where absent.
         return_trace: add every step to the response.
     """
 
     sampler: Literal["power"] = "power"
-    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
-    proposal_temperature: PositiveFloat | None = None
+    alpha: Exponent = 4.0
+    proposal_temperature: Temperature | None = None
     proposal_policy: InstanceOf[Policy] | None = None
     block_size: Positive = 192
     steps: Positive = 10
     cut: Literal["uniform", "entropy"] = "uniform"
     cut_beta: Annotated[FiniteFloat, Field(gt=0.0, le=64.0)] = 4.0
-    cut_epsilon: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.1
+    cut_epsilon: Annotated[FiniteFloat, Field(ge=MIN_CUT_EPSILON, le=1.0)] = 0.1
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
     seed: Seed | None = None
@@ -58,10 +70,10 @@ class PowerRequest(OwnLawRequest):
     deadline_ms: Positive | None = None
     lookback_blocks: Positive | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
     min_p: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] | None = None
     reward: Annotated[str, Field(min_length=1)] | None = None
-    reward_weight: FiniteFloat | None = None
+    reward_weight: RewardWeight | None = None
     return_trace: StrictBool = False
 
     @field_validator("proposal_policy", mode="before")

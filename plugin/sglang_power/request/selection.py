@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from sglang_power.fields import FiniteFloat, Positive, Seed, conflict
+from sglang_power.fields import Exponent, FiniteFloat, Positive, Seed, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.nested import row_law_policy
@@ -230,7 +230,7 @@ class VoteRequest(SamplesRequest):
 
     sampler: Literal["vote"] = "vote"
     weight: Literal["count", "confidence", "power"] = "count"
-    alpha: Annotated[FiniteFloat, Field(ge=1.0)] = 4.0
+    alpha: Exponent = 4.0
 
     @model_validator(mode="after")
     def _weights_that_are_known(self) -> Self:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sglang_power.errors import RewardError
+from sglang_power.fields import MAX_REWARD
 
 OnError = Literal["fail", "without"]
 """What a failed call does: "fail" the request, or score the answer "without" the reward, visibly."""
@@ -67,11 +68,20 @@ class NamedReward:
         value, bound = await self.reward.score(prompt, answer), self.upper_bound
         if not isinstance(value, numbers.Real):
             raise RewardError(self.name, f"scored {value!r:.80}, which is not a number", REMEDY)
-        if not math.isfinite(value):
-            raise RewardError(self.name, f"scored {value}, which is not finite", REMEDY)
+        if not abs(as_float(value)) <= MAX_REWARD:  # NaN compares as false
+            problem = f"scored {value!r:.80}, which is not finite, or larger than {MAX_REWARD:g}"
+            raise RewardError(self.name, problem, REMEDY)
         if bound is not None and value > bound:
             raise RewardError(self.name, f"scored {value}, above its declared upper_bound {bound}", REMEDY)
         return float(value)
+
+
+def as_float(value: numbers.Real) -> float:
+    """Return a number as a float; infinity where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from sglang_power.errors import ConfigError, RewardError
-from sglang_power.fields import FiniteFloat, Positive, PositiveFloat
+from sglang_power.fields import Positive, PositiveFloat, RewardBound
 from sglang_power.rewards.base import REMEDY, OnError
 
 
@@ -41,7 +41,7 @@ class EndpointConfig(BaseModel):
     retries: Annotated[int, Field(ge=0)] = 2
     backoff_s: PositiveFloat = 0.1
     max_concurrent: Positive = 16
-    upper_bound: FiniteFloat | None = None
+    upper_bound: RewardBound | None = None
     on_error: OnError = "fail"
     headers_env: Annotated[str, Field(min_length=1)] | None = None
 

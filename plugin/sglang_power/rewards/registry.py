@@ -8,13 +8,13 @@ the server, so a reward that needs a model of its own loads that with its first 
 from __future__ import annotations
 
 import functools
-import math
 import numbers
 from collections.abc import Mapping
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.extensions import extensions
-from sglang_power.rewards.base import Called, NamedReward
+from sglang_power.fields import MAX_REWARD
+from sglang_power.rewards.base import Called, NamedReward, as_float
 from sglang_power.rewards.endpoint import Endpoint, EndpointConfig
 
 ENTRY_POINTS = "sglang_power.rewards"
@@ -40,8 +40,9 @@ def _called(name: str, named: str, loaded: object) -> Called:
     if isinstance(loaded, type) or not callable(function):
         raise ConfigError(f"{named}: neither a callable (prompt, answer) nor an object with `score`")
     bound = getattr(loaded, "upper_bound", None)
-    if bound is not None and not (isinstance(bound, numbers.Real) and math.isfinite(bound)):
-        raise ConfigError(f"{named}: upper_bound={bound!r} is neither None nor a finite number")
+    if bound is not None and not (isinstance(bound, numbers.Real) and abs(as_float(bound)) <= MAX_REWARD):
+        problem = f"neither None nor a number between -{MAX_REWARD:g} and {MAX_REWARD:g}"
+        raise ConfigError(f"{named}: upper_bound={bound!r} is {problem}")
     return Called(name, function, None if bound is None else float(bound))
 
 

@@ -177,8 +177,8 @@ class Chain:
         call = dataclasses.replace(proposal.call, deadline=self._budget.deadline)
         continuation = await self._generate(call)
         while mh.undecided(self._config, self.state, proposal, continuation):
-            if self._budget.expired():
-                return self._late(continuation)
+            if (limit := self._limit_within(proposal, continuation)) is not None:
+                return self._given_up(continuation, limit)
             continuation = await self._resume(proposal, continuation)
         try:
             reward = await self._reward_of(proposal, continuation)
@@ -186,13 +186,19 @@ class Chain:
             if self._shadowing and continuation.cut_short:
                 await self._check_rejection(proposal, continuation)
         except TimeoutError:
-            return self._late(continuation)
+            return self._given_up(continuation, "deadline_ms")
         self._set(*decided)
         return None
 
-    def _late(self, undecided: Continuation) -> StoppedBy:
+    def _limit_within(self, proposal: Propose, so_far: Continuation) -> StoppedBy | None:
+        """The limit that forbids to go on with an undecided proposal, `_limit_before` having allowed it."""
+        left = self._config.horizon - proposal.cut - len(so_far.tokens)
+        limit = self._budget.spent_by(steps=self.state.step, tokens=self.usage.decoded, next_tokens=left)
+        return "deadline_ms" if self._budget.expired() else limit
+
+    def _given_up(self, undecided: Continuation, limit: StoppedBy) -> StoppedBy:
         self.usage += Usage(wasted=len(undecided.tokens))
-        return "deadline_ms"
+        return limit
 
     async def _resume(self, proposal: Propose, so_far: Continuation) -> Continuation:
         """Generate a cut-short proposal on to its end."""

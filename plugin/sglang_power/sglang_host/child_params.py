@@ -7,6 +7,7 @@ because SGLang's msgpack transport decodes nothing deeper. Knows neither torch n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -25,6 +26,13 @@ GREEDY_FIELD = "greedy"
 
 META_KEY = "sglang_power_rows"
 """`meta_info` key under which a child's ROW_FIELDS records come back, one per output token."""
+
+APART = math.inf
+"""log_q of a token that does not count, since the partner of its row was not in the same step; no density is
+infinite."""
+
+NOT_NUMBERS = "the model returned logits that are not numbers, or no law can be made of them"
+"""Why a request ends whose row has no log p or no log q."""
 
 _POLICY_FIELD = "policy."
 

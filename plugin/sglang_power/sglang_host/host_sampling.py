@@ -12,8 +12,8 @@ from typing import Any
 
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_power.fields import MIN_TEMPERATURE
 from sglang_power.policies import Policy
-from sglang_power.policies.base import MIN_TEMPERATURE
 from sglang_power.types import ProposalLaw
 
 TRUNCATION = ("top_p", "top_k", "min_p")

@@ -20,6 +20,7 @@ from sglang_power_kernels import (
 )
 
 from sglang_power.policies import Context, Shaped, shape_rows
+from sglang_power.sglang_host.child_params import APART
 from sglang_power.sglang_host.scheduler.row_tensors import Pairs, RowTensors
 
 
@@ -29,8 +30,8 @@ class Drawn:
 
     Args:
         ids: [rows] int64, within the vocabulary even where the logits are not numbers.
-        statistics: [rows, len(ROW_FIELDS)] float32, nats; log_p is NaN where the logits are not numbers,
-            log_q where a paired row is without its partner.
+        statistics: [rows, len(ROW_FIELDS)] float32, nats; log_p and log_q are NaN where the logits, or a law
+            made of them, are not numbers; log_q is APART where a paired row is without its partner.
         memory: [rows, 1] int64 to remember; None where no policy remembers.
     """
 
@@ -179,7 +180,7 @@ def _statistics(
     if greedy is not None:
         log_q = log_q.index_copy(0, greedy, _greedy_log_q(law, ids).index_select(0, greedy))
     if apart is not None:
-        log_q = log_q.masked_fill(apart, torch.nan)
+        log_q = log_q.masked_fill(apart, APART)
     rival = torch.where(ids == base.top2_ids[:, 0], base.top2_probs[:, 1], base.top2_probs[:, 0])
     margin = base.log_p.exp() - rival
     columns = [base.log_p, log_q, base.log_z, base.entropy, base.varentropy, base.gap, margin]

@@ -21,7 +21,7 @@ from sglang_power_kernels import counters
 from sglang_power.algorithms.monitors import RowMonitor
 from sglang_power.server.metrics import KernelMetrics
 from sglang_power.sglang_host import probe
-from sglang_power.sglang_host.child_params import META_KEY, ChildParams
+from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.types import ROW_FIELDS
 
@@ -78,23 +78,28 @@ def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -
     rows.append(record)
     if req.finished() or req.to_finish is not None:
         return
-    if _is_over(req, params, position, record) or _is_apart(params, record):
+    if _is_broken(record) or _is_apart(params, record) or _is_over(req, params, position, record):
         req.to_finish = FINISH_LENGTH(length=len(req.output_ids))
 
 
 def _check_numbers(req: Any, record: list[float]) -> None:
-    """End a request that SGLang answers itself when its logits are no numbers."""
-    if math.isnan(record[0]) and not req.finished() and req.to_finish is None:
+    """End a request that SGLang answers itself when its logits, or the law made of them, are no numbers."""
+    if _is_broken(record) and not req.finished() and req.to_finish is None:
         req.to_finish = FINISH_ABORT(
-            "the model returned logits that are not numbers",
+            NOT_NUMBERS,
             HTTPStatus.INTERNAL_SERVER_ERROR,
             "InternalServerError",
         )
 
 
+def _is_broken(record: list[float]) -> bool:
+    """The row has no law: what follows would be noise, and `children` fails the request."""
+    return math.isnan(record[0]) or math.isnan(record[1])
+
+
 def _is_apart(params: ChildParams, record: list[float]) -> bool:
     """A coupled row whose partner was not in the same step: its token does not count."""
-    return params.coupling is not None and math.isnan(record[1])
+    return params.coupling is not None and record[1] == APART
 
 
 def _is_over(req: Any, params: ChildParams, index: int, record: list[float]) -> bool:

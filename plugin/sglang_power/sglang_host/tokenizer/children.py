@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
-from sglang_power.sglang_host.child_params import META_KEY, ChildParams, Coupling
+from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams, Coupling
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
@@ -177,12 +177,13 @@ class ChildEngine:
         whole = [*self._prompt.ids, *call.prefix]
         input_ids, emitted = whole[: len(whole) - known], tuple(whole[len(whole) - known :])
         new_tokens = call.horizon - len(call.prefix)
-        still_unstoppable = self._min_new_tokens - len(call.prefix)
+        unstoppable = self._unstoppable(call)
         forced = (*emitted, *(call.forced or ()))
         child: Any = self._parent.child(
             input_ids,
             new_tokens + known,
-            min_new_tokens=known + min(max(0, still_unstoppable), new_tokens),
+            # 0 where the client names none: SGLang's mask indexes the stop ids of the whole batch unchecked.
+            min_new_tokens=known + unstoppable if unstoppable else 0,
             routed_dp_rank=self._dp_rank,
             custom_params=ChildParams(
                 law=call.law,
@@ -196,6 +197,11 @@ class ChildEngine:
         )
         child.sampling_params |= params
         return child
+
+    def _unstoppable(self, call: ContinuationCall) -> int:
+        """Return how many of a call's first tokens the client's min_new_tokens keeps from being stops."""
+        behind_prefix = max(0, self._min_new_tokens - len(call.prefix))
+        return min(behind_prefix, call.horizon - len(call.prefix))
 
     def read(self, call: ContinuationCall, out: dict[str, Any], known: int = 0) -> Continuation:
         """A child's answer, without what lies behind a stop, an early end or the loss of a partner.
@@ -218,7 +224,11 @@ class ChildEngine:
         ended = reason["type"] == "length" and reason["length"] < asked + known
         kept = min(max(reason["length"] - known, 0), len(ids)) if ended else len(ids)
         cut_short = (ended and bool(call.rules)) or (aborted and len(ids) < asked)
-        kept = next((i for i, row in enumerate(rows[:kept]) if math.isnan(row[1])), kept)
+        kept = next((i for i, row in enumerate(rows[:kept]) if row[1] == APART), kept)
+        unstoppable = self._unstoppable(call)
+        if unstoppable and meta.get("num_retractions") and kept > unstoppable:
+            # SGLang's mask of stops counts from each prefill: behind a retraction it lay on later tokens.
+            kept, cut_short = unstoppable, False
         stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
         if stop is not None:
             kept, cut_short = stop - len(call.prefix), False
@@ -268,6 +278,6 @@ def _rows(meta: dict[str, Any], ids: list[int]) -> list[list[float]]:
             f"the scheduler returned statistics for {len(rows)} of {len(ids)} tokens: the plugin's sampler "
             "is not live there. Run 'sglang-power check --url ...'"
         )
-    if any(math.isnan(row[0]) for row in rows):
-        raise HostError("the model returned logits that are not numbers")
+    if any(math.isnan(row[0]) or math.isnan(row[1]) for row in rows):
+        raise HostError(NOT_NUMBERS)
     return rows

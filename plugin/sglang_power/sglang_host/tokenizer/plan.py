@@ -10,20 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.sampling.sampling_params import SamplingParams
-
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
-from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SelectingRequest
+from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SamplerRequest, SelectingRequest
 from sglang_power.rewards import NamedReward, reward
 from sglang_power.samplers.fallback import Fallback, fall_back
 from sglang_power.server.config import ServerConfig
-from sglang_power.sglang_host.tokenizer import intake, support
+from sglang_power.sglang_host.tokenizer import intake, support, token_checks
 from sglang_power.sglang_host.tokenizer.body import Body, Fields
 from sglang_power.sglang_host.tokenizer.intake import Asked
 from sglang_power.sglang_host.tokenizer.places import Written, without_own, written
 from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan, selection_plan
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
+from sglang_power.sglang_host.tokenizer.token_checks import NamedPrompt, check_ids
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,22 @@ def plan_request(manager: Any, obj: Any, body: Body, config: ServerConfig) -> li
     Raises:
         RequestError: an explicit request that cannot be served.
     """
-    params = obj.sampling_params
-    prompts = obj.text if obj.text is not None else obj.input_ids
-    if isinstance(params, list) and (not isinstance(prompts, list) or len(params) != len(prompts)):
+    params, named = obj.sampling_params, token_checks.prompts_of(obj, body)
+    served = [named]
+    if isinstance(params, list):
+        served = [[prompt] for prompt in named] if obj.input_embeds is None else [[] for _ in params]
+    if isinstance(params, list) and len(params) != len(served):
         raise RequestError("sampling_params", params, "not one per prompt", "Give one, or as many as prompts")
     default = _default_preset(manager, obj, config)
-    return [_plan_prompt(manager, obj, request, config, default) for request in written(obj, body)]
+    plans = [
+        _plan_prompt(manager, obj, request, config, default, own)
+        for request, own in zip(written(obj, body), served, strict=True)
+    ]
+    plain = [isinstance(plan, PlainPlan) for plan in plans]
+    if not all(plain):  # those beside ours would end the server, too
+        beside = [prompt for is_plain, own in zip(plain, served, strict=True) if is_plain for prompt in own]
+        token_checks.check_prompts(manager, obj, beside)
+    return plans
 
 
 def plan_arm(manager: Any, obj: Any, body: Body, config: ServerConfig, sampler: Fields) -> Plan:
@@ -92,7 +101,8 @@ def plan_arm(manager: Any, obj: Any, body: Body, config: ServerConfig, sampler: 
     if sampler.get("sampler") == NO_SAMPLER:
         return PlainPlan()
     (request,) = written(obj, body)
-    return _own_plan(manager, obj, request, config, Asked(sampler, explicit=False))
+    prompts = token_checks.prompts_of(obj, body)
+    return _own_plan(manager, obj, request, config, Asked(sampler, explicit=False), prompts)
 
 
 def asks_for_power(manager: Any, obj: Any, body: Body, config: ServerConfig) -> bool:
@@ -130,16 +140,17 @@ def _plan_prompt(
     request: Written,
     config: ServerConfig,
     default: str | None,
+    prompts: Sequence[NamedPrompt],
 ) -> Plan:
     asked = intake.asked(request, default)
     if asked is None:
         return PlainPlan()
     if asked.explicit:
-        return _own_plan(manager, obj, request, config, asked)
+        return _own_plan(manager, obj, request, config, asked, prompts)
     if (never_meant := _never_meant(obj, request.params)) is not None:
         return PlainPlan(never_meant)
     try:
-        return _own_plan(manager, obj, request, config, asked)
+        return _own_plan(manager, obj, request, config, asked, prompts)
     except RequestError as error:
         strict = config.is_strict(asked.values, manager.served_model_name)
         return PlainPlan(fall_back(error, f"the default preset {default!r}", strict))
@@ -163,10 +174,14 @@ def _own_plan(
     written_by_client: Written,
     config: ServerConfig,
     asked: Asked,
+    prompts: Sequence[NamedPrompt],
 ) -> OwnPlan:
     params, named = without_own(written_by_client.params), written_by_client.named
     request = intake.resolve(asked, config, named, manager.served_model_name)
     support.check_server(manager.server_args)
+    token_checks.check_prompts(manager, obj, prompts)
+    token_checks.check_sampling(manager, obj, params)
+    _check_policy_ids(manager, request)
     if isinstance(request, PowerRequest):
         return _power_plan(manager, obj, params, named, config, request)
     if isinstance(request, SelectingRequest):
@@ -174,27 +189,40 @@ def _own_plan(
     if request.branching is not None:
         branch = BranchRequest(**request.branching)
         return selection_plan(manager, obj, params, named, config, branch, name=request.name())
-    return _policy_plan(manager, obj, params, named, request)
+    return _policy_plan(manager, obj, params, named, config, request)
+
+
+def _check_policy_ids(manager: Any, request: SamplerRequest) -> None:
+    """Check the token ids of a policy, and of the policies inside another sampler's parameters."""
+    inside = {f"{name}.": getattr(request, name) for name in type(request).model_fields}
+    for prefix, policy in {"": request, **inside}.items():
+        for field, ids in policy.token_ids.items() if isinstance(policy, Policy) else ():
+            check_ids(manager, f"{prefix}{field}", ids)
 
 
 def _policy_plan(
-    manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy
+    manager: Any,
+    obj: Any,
+    params: Mapping[str, Any],
+    named: Fields,
+    config: ServerConfig,
+    policy: Policy,
 ) -> PolicyPlan:
     support.check_policy_request(obj, params, named)
-    for field, ids in policy.token_ids.items():
-        check_ids(manager, field, ids)
+    chains = support.chains_of(params)
+    support.check_chains(config.limits, chains)
     if "twin" in policy.needs:
         _check_twin(manager, obj, params, named, policy)
-    return PolicyPlan(policy, support.chains_of(params))
+    return PolicyPlan(policy, chains)
 
 
 def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
     """A policy with a twin runs as two children: theirs are its limits, and SGLang sees only them."""
     support.check_request(obj, params, named)
-    SamplingParams(**params).verify(manager.model_config.vocab_size)
     horizon = support.horizon_of(params, manager.context_len)
     assert policy.twin_prompt is not None
     field, prompt = policy.twin_prompt
+    token_checks.check_prompts(manager, obj, [NamedPrompt(field, prompt)])
     length = len(manager.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
     room = manager.context_len - length
     if params.get("max_new_tokens", 128) is None:
@@ -216,7 +244,7 @@ def _power_plan(
     chains = support.chains_of(params)
     horizon = support.horizon_of(params, manager.context_len, config.limits.max_horizon)
     if params.get("max_new_tokens", 128) is not None:
-        support.total_tokens_of(request.max_total_tokens, config.limits, horizon, chains)
+        support.total_tokens_of(params, request.max_total_tokens, config.limits, horizon, chains)
     return PowerPlan(
         request=request,
         chains=chains,
@@ -224,15 +252,6 @@ def _power_plan(
         reward=None if request.reward is None else reward(request.reward, config.rewards),
         neutralised=intake.neutralised(params, named, request),
     )
-
-
-def check_ids(manager: Any, field: str, ids: Sequence[int]) -> None:
-    """Raises RequestError for an id that the served model does not have."""
-    vocab = manager.model_config.vocab_size
-    if outside := [token for token in ids if token >= vocab]:
-        raise RequestError(
-            field, outside[0], f"outside of the vocabulary of {vocab}", "Use the served model's token ids"
-        )
 
 
 def _draft(
@@ -248,10 +267,11 @@ def _draft(
     else:
         return None
     check_ids(manager, field, ids)
+    if not ids:
+        raise RequestError(field, shown, "a draft without a token", "Leave it out")
     if len(ids) > horizon:
-        raise RequestError(
-            field, shown, f"{len(ids)} tokens, more than max_new_tokens={horizon}", "Shorten the draft"
-        )
+        problem = f"{len(ids)} tokens, more than the {horizon} that an answer may have"
+        raise RequestError(field, shown, problem, "Shorten the draft, or raise max_new_tokens")
     stop = StopRule.of(manager, params).first_stop(ids, 0)
     if stop is not None and stop < len(ids):
         raise RequestError(

@@ -122,7 +122,7 @@ class PromptRun:
             self._plan.chains,
         )
         horizon = support.horizon_behind(self._manager, parent.params, len(prompt.ids), limits.max_horizon)
-        cap = support.total_tokens_of(asked.max_total_tokens, limits, horizon, count)
+        cap = support.total_tokens_of(parent.params, asked.max_total_tokens, limits, horizon, count)
         deadline = None if asked.deadline_ms is None else self._arrived + asked.deadline_ms / 1000
         stop = StopRule.of(self._manager, parent.params)
         text = TextRule.of(self._manager, parent.params)

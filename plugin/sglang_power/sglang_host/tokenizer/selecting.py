@@ -151,9 +151,11 @@ class Selector:
 
     def _tokens_of_one(self, max_total_tokens: int | None, answers: int) -> int:
         """Decoded tokens that one of a choice's answers may take."""
-        count = self.plan.chains * answers
-        field = self.plan.request.answers_field
-        return support.total_tokens_of(max_total_tokens, self.limits, self.horizon, count, field) // count
+        n, field = self.plan.chains, self.plan.request.answers_field
+        cap = support.total_tokens_of(
+            self.parent.params, max_total_tokens, self.limits, self.horizon, n, answers, field
+        )
+        return cap // (n * answers)
 
     def _law(self, policy: Policy | None) -> ProposalLaw:
         """Of continuations: greedy, or the policy at the request's temperature."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.parser.reasoning_parser import ReasoningParser
-from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
@@ -78,13 +77,14 @@ def selection_plan(
     """
     support.check_request(obj, params, named)
     _check_sampling(request, named)
-    SamplingParams(**params).verify(manager.model_config.vocab_size)
     chains, limits = support.chains_of(params), config.limits
     max_horizon = limits.max_horizon if _is_over_chains(request) else None
     count = chains * request.answers
     share = support.share_of(request.max_total_tokens, limits, count)
     horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
-    support.total_tokens_of(request.max_total_tokens, limits, horizon, count, request.answers_field)
+    support.total_tokens_of(
+        params, request.max_total_tokens, limits, horizon, chains, request.answers, request.answers_field
+    )
     if request.relation != LLM:
         equivalence(request.relation)
     return SelectionPlan(
@@ -147,8 +147,10 @@ def _fork_prefix(
     if not isinstance(request, CotRequest) or request.fork_prefix is None:
         return ()
     ids = tuple(manager.tokenizer.encode(request.fork_prefix, add_special_tokens=False))
+    if not ids:
+        raise RequestError("fork_prefix", request.fork_prefix, "no token", "Correct it, or leave it out")
     if len(ids) >= horizon:
-        problem = f"{len(ids)} tokens, no room for an answer in max_new_tokens={horizon}"
+        problem = f"{len(ids)} tokens leave no room in an answer of up to {horizon}"
         raise RequestError("fork_prefix", request.fork_prefix, problem, "Shorten it, or ask for more tokens")
     if (stop := StopRule.of(manager, params).first_stop(ids, 0)) is not None:
         problem = f"a stop at token {stop} of {len(ids)}, behind which nothing can fork"

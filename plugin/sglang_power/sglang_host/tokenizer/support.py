@@ -138,6 +138,10 @@ def chains_of(params: Mapping[str, Any]) -> int:
     return n
 
 
+SGLANG_MAX_NEW_TOKENS = 128
+"""SGLang's default where a request has no max_new_tokens; null means as many as there is room for."""
+
+
 def horizon_of(
     params: Mapping[str, Any], room: int, max_horizon: int | None = None, share: int | None = None
 ) -> int:
@@ -152,29 +156,31 @@ def horizon_of(
     Raises:
         LimitError: not an integer in 1..max_horizon, or more than the context has room for.
     """
-    asked = params.get("max_new_tokens", 128)
+    sent, asked = params.get("max_new_tokens"), params.get("max_new_tokens", SGLANG_MAX_NEW_TOKENS)
+    default = (
+        f"SGLang's {SGLANG_MAX_NEW_TOKENS} where it is absent: " if "max_new_tokens" not in params else ""
+    )
+    if room < 1:
+        problem = "the prompt leaves no room for an answer in the model's context"
+        raise LimitError("max_new_tokens", sent, problem, "Shorten the prompt")
     if asked is None:
         asked = min(limit for limit in (room, max_horizon, share) if limit is not None)
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise LimitError("max_new_tokens", asked, "not a positive integer", "Ask for at least 1 token")
+        raise LimitError("max_new_tokens", sent, "not a positive integer", "Ask for at least 1 token")
     if max_horizon is not None and asked > max_horizon:
         raise LimitError(
             "max_new_tokens",
-            asked,
-            f"above this server's max_horizon of {max_horizon} (the cost grows with its square)",
+            sent,
+            f"{default}above this server's max_horizon of {max_horizon} (the cost grows with its square)",
             "Ask for fewer tokens, or raise limits.max_horizon in SGLANG_POWER_CONFIG",
         )
     if asked > room:
-        raise LimitError(
-            "max_new_tokens",
-            asked,
-            f"the context has room for {room} tokens",
-            "Shorten the prompt or ask less",
-        )
-    if (params.get("min_new_tokens") or 0) > asked:
-        raise LimitError(
-            "min_new_tokens", params["min_new_tokens"], f"above max_new_tokens={asked}", "Lower it"
-        )
+        problem = f"{default}the context has room for {room} tokens"
+        raise LimitError("max_new_tokens", sent, problem, "Shorten the prompt or ask less")
+    least = params.get("min_new_tokens") or 0
+    if least > asked:
+        problem = f"more than the {asked} tokens that an answer may have"
+        raise LimitError("min_new_tokens", least, problem, "Lower it")
     return asked
 
 
@@ -212,11 +218,11 @@ def horizon_behind(
         UnsupportedError: more than the context can hold, which SGLang refuses as well.
     """
     window = manager.context_len - manager.num_reserved_tokens
-    asked, room = params.get("max_new_tokens", 128), room_behind(manager, prompt)
+    asked, room = params.get("max_new_tokens", SGLANG_MAX_NEW_TOKENS), room_behind(manager, prompt)
     if isinstance(asked, int) and prompt + asked > window:
         raise UnsupportedError(
             "max_new_tokens",
-            asked,
+            params.get("max_new_tokens"),
             f"a prompt of {prompt} tokens leaves room for {max(room, 0)} in the context of {window}",
             "Shorten the prompt or ask for fewer tokens",
         )
@@ -230,33 +236,60 @@ def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
     return max(1, (max_total_tokens or limits.max_total_tokens) // answers)
 
 
+def check_chains(limits: Limits, n: int, answers: int = 1, field: str = "n") -> None:
+    """Check how many answers a request makes the server generate.
+
+    Args:
+        limits: the server's.
+        n: answers that the client gets.
+        answers: that are generated for each of them.
+        field: what the client says their number by.
+
+    Raises:
+        LimitError: more than the server's limit.
+    """
+    most = limits.max_chains
+    if n * answers <= most:
+        return
+    name, sent = ("n", n) if answers == 1 or n > most else (field, answers)
+    each = f"for each of n={n} answers, {n * answers} in all: " if name != "n" and n > 1 else ""
+    problem = f"{each}above this server's limit of {most} answers"
+    raise LimitError(name, sent, problem, "Ask for fewer, or raise limits.max_chains of the server")
+
+
 def total_tokens_of(
-    max_total_tokens: int | None, limits: Limits, horizon: int, chains: int, field: str = "n"
+    params: Mapping[str, Any],
+    max_total_tokens: int | None,
+    limits: Limits,
+    horizon: int,
+    n: int,
+    answers: int = 1,
+    field: str = "n",
 ) -> int:
     """The request's cap on decoded tokens, checked against the server's and against one answer per chain.
 
     Args:
+        params: SGLang's sampling parameters.
         max_total_tokens: the request's own cap.
-        limits: the server's.
+        limits, n, answers, field: as `check_chains`.
         horizon: tokens of one answer.
-        chains: answers that are generated, all together.
-        field: what the client raises their number by.
 
     Raises:
         LimitError: above the server's cap, or too small for the answers asked for.
     """
-    if chains > limits.max_chains:
-        raise LimitError(field, chains, f"above this server's limit of {limits.max_chains}", "Ask for fewer")
+    check_chains(limits, n, answers, field)
+    if max_total_tokens is not None and max_total_tokens > limits.max_total_tokens:
+        problem = f"above this server's cap of {limits.max_total_tokens}"
+        raise LimitError("max_total_tokens", max_total_tokens, problem, "Lower it")
     cap = limits.max_total_tokens if max_total_tokens is None else max_total_tokens
-    if cap > limits.max_total_tokens:
-        raise LimitError(
-            "max_total_tokens", cap, f"above this server's cap of {limits.max_total_tokens}", "Lower it"
-        )
-    if cap < horizon * chains:
-        raise LimitError(
-            "max_total_tokens",
-            cap,
-            f"{chains} answer(s) of up to {horizon} tokens need at least {horizon * chains}",
-            "Raise it, or lower max_new_tokens or n",
-        )
-    return cap
+    needed = horizon * n * answers
+    if cap >= needed:
+        return cap
+    problem = f"{n * answers} answer(s) of up to {horizon} tokens need at least {needed}"
+    if max_total_tokens is not None:
+        hint = f"Raise it, or lower max_new_tokens or {field}"
+        raise LimitError("max_total_tokens", max_total_tokens, problem, hint)
+    sent = params.get("max_new_tokens")
+    problem = f"{problem}, above this server's cap of {cap}"
+    hint = f"Lower it or {field}, or raise limits.max_total_tokens in SGLANG_POWER_CONFIG"
+    raise LimitError("max_new_tokens", sent, problem, hint)

@@ -120,8 +120,13 @@ class TwinEngine:
         known: int,
         outs: Sequence[dict[str, Any]],
     ) -> Continuation:
-        """What both children came to; all that is not a kept token of the pair is wasted."""
-        part, twin = self._main.read(call, outs[0], known), self._twin.read(plain, outs[1], known).usage
+        """What both children came to; all that is not a kept token of the pair is wasted.
+
+        The twin's logits make the main row's law, so a retraction of either is one of the main child.
+        """
+        retractions = sum(out["meta_info"].get("num_retractions") or 0 for out in outs)
+        main = {**outs[0], "meta_info": {**outs[0]["meta_info"], "num_retractions": retractions}}
+        part, twin = self._main.read(call, main, known), self._twin.read(plain, outs[1], known).usage
         decoded = part.usage.decoded + twin.decoded
         usage = Usage(
             decoded=decoded,
