@@ -1,7 +1,7 @@
 """Thresholds for a model from the rows of its own answers: each trigger fires at a stated share of them.
 
 Owns the arithmetic and the section of the configuration file that comes of it. Knows neither HTTP nor the
-command line; `tune_cli` measures. A threshold is a quantile of the rows, so it holds for texts like those
+command line; `model_rows` measures. A threshold is a quantile of the rows, so it holds for texts like those
 measured; how well is told by halves: thresholds of one half of the answers on the rows of the other.
 """
 

@@ -88,3 +88,32 @@ def test_the_chat_templates_stops_end_a_branch_with_its_first_token() -> None:
     assert second.draw is not None
     assert (first.draw.reason, second.draw.reason) == (None, {"type": "stop", "matched": told})
     assert second.draw.ids == (turn_end,)
+
+
+def searched(body: dict[str, Any]) -> Any:
+    """A search that found no fork, on a server that says what its trigger did."""
+    ran = body["sampling_params"]["custom_params"]
+    tree = {"nodes": [{"parent": None, "span": [0, 1], "ids": [65]}]}
+    fired = {"firings": {"rows": 3, "fired": 2}, "hint": "Choose others"} if ran.get("seed") == 1 else {}
+    return answer([65], {"type": "length", "length": 1}, power={"sampler": "branch", "tree": tree, **fired})
+
+
+@pytest.mark.parametrize(("seed", "told"), [(1, {"rows": 3, "fired": 2, "hint": "Choose others"}), (2, None)])
+def test_a_search_tells_what_its_trigger_did_unless_the_server_is_older(
+    seed: int, told: dict[str, Any] | None
+) -> None:
+    session, _ = session_with(script=searched)
+    values = {**branching.TRUNK, "trigger": "entropy", "seed": seed}
+    leads, firings = branching._at_trigger(session, values, 4, [])
+    assert [lead.ids for lead in leads] == [(65,)]
+    assert firings == told
+
+
+def test_a_trigger_without_a_default_may_take_the_servers_threshold() -> None:
+    """Only the server knows whether it has one: the check here goes on to the program, which is none."""
+    nobody: Any = None
+    with pytest.raises(AttributeError):
+        sp.branch(nobody, trigger="entropix_low_high")
+    with pytest.raises(RequestError) as caught:
+        sp.branch(nobody, trigger="entropix_low_high", threshold=[1.0])
+    assert caught.value.field == "threshold"

@@ -45,9 +45,16 @@ ATTACKS = (
 )
 
 
+CAPPED = {"capped": [{"name": "max_branches", "position": 3, "refused": 2}], "hint": "Choose others"}
+"""What a tree's search may tell beside what the saved one does."""
+
+
 @functools.cache
 def saved(name: str) -> str:
-    return (DATA / f"{name}.json").read_text()
+    content = json.loads((DATA / f"{name}.json").read_text())
+    if name == "tree_record":
+        content["run"] |= CAPPED
+    return json.dumps(content)
 
 
 def markup(html: str) -> Markup:

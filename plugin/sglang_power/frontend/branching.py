@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, THRESHOLDS
 from sglang_power.engines.http.wire import NEUTRAL, ranking_body, read_ranking
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, attach, is_tracer
@@ -20,6 +21,11 @@ from sglang_power.request import parse_request
 
 FORCED = 1.0e6
 """A logit bias that leaves no other token a probability."""
+
+SERVERS_OWN: dict[str, Any] = {
+    name: [0.0] * count for name, count in THRESHOLDS.items() if name not in DEFAULT_THRESHOLDS
+}
+"""Stand-ins while a request is checked here: a server may have thresholds for triggers without a default."""
 
 TRUNK: dict[str, Any] = {
     "sampler": "branch",
@@ -66,7 +72,7 @@ def branch(
     search = parsed(TriggerSettings, {"max_tokens": max_tokens, **parameters})
     values = {**search.named, **TRUNK, "trigger": trigger}
     if trigger is not None:
-        parse_request(values)
+        parse_request({**values, "thresholds": SERVERS_OWN})
     if is_tracer(s):
         s.fork(1)  # tells the tracer that the common prefix ends here
         raise UnsupportedError("branch", s, "cannot be traced as a whole", "Run the program instead")
