@@ -94,7 +94,10 @@ def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     generation = json.loads((model / "generation_config.json").read_text())
     generation |= {"do_sample": True, "temperature": 0.6, "top_p": 0.5, "top_k": 5, "repetition_penalty": 1.1}
     (model / "generation_config.json").write_text(json.dumps(generation))
-    arguments = ["--page-size", "1", "--max-running-requests", "2", "--max-queued-requests", "2"]
+    arguments = [
+        *["--page-size", "1", "--max-running-requests", "2", "--max-queued-requests", "2"],
+        "--enable-metrics",
+    ]
     spec = ServerSpec(model, "defaulted", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
     with server.running(spec, logs) as running:
         yield running

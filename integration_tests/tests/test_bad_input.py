@@ -135,12 +135,12 @@ BUDGETS_AND_DRAFTS = [
     ),
     Bad("max_new_tokens", "129", "max_horizon", {}, {"max_new_tokens": 129}, openai={"max_tokens": 129}),
     Bad("n", "17", "fewer", {}, {"n": 17}, openai={"n": 17}),
-    Bad("temperature", "0.7", "proposal_temperature", {}, {"temperature": 0.7}, openai={"temperature": 0.7}),
+    Bad("temperature", "0.7", "on_temperature", {}, {"temperature": 0.7}, openai={"temperature": 0.7}),
     Bad("top_p", "0.5", "one place", {"top_p": 0.9}, {"top_p": 0.5}, openai={"top_p": 0.5}),
     *[
         Bad(field, str(value), remedy, {}, {field: value}, openai={field: value}, base=VOTE_OF_CHAINS)
         for field, value, remedy in (
-            ("temperature", 0.7, "base.proposal_temperature"),
+            ("temperature", 0.7, "base.on_temperature"),
             ("top_p", 0.5, "base.top_p"),
         )
     ],

@@ -6,17 +6,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import openai
 import pytest
 from sglang.srt.server_args import prepare_server_args
 from sglang_power.errors import ConfigError
+from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import load_config
 from sglang_power.sglang_host.experiments.desk import check_experiments
 
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
-from integration_tests.tests.clients import MESSAGES, PROMPT, client, post, power_of, raw_generate, reports
+from integration_tests.tests.clients import (
+    MESSAGES,
+    PROMPT,
+    client,
+    events,
+    metric,
+    post,
+    power_of,
+    raw_generate,
+    reports,
+)
 from integration_tests.tests.pivot_trials import SHADOWED
 from integration_tests.tests.trials import Ground
 
@@ -191,6 +203,51 @@ def test_a_streamed_fallback_is_an_ordinary_stream_that_says_why(default_server:
     assert "temperature=0.7" in reports(chunks[-1])[0]["fallback_reason"]
 
 
+def fallen_back(server: Server) -> dict[str, float]:
+    """The counters of fallbacks."""
+    reasons = get_args(FallbackReason)
+    return {reason: metric(server, "sglang_power_fallbacks_total", reason=reason) for reason in reasons}
+
+
+@pytest.mark.server
+def test_clients_that_a_default_serves_plain_are_counted_and_told(default_server: Server) -> None:
+    """What an evaluation tool does: temperature 0 with every request, streams and lists among them."""
+    before = fallen_back(default_server)
+    greedy = {"max_tokens": 8, "temperature": 0, "model": "defaulted"}
+    for _ in range(2):
+        response = client(default_server).chat.completions.create(messages=MESSAGES, **greedy)
+        assert reports(response)[0]["fallback"] == "greedy"
+    *_, last = client(default_server).completions.create(prompt=PROMPT, stream=True, n=2, **greedy)
+    assert [report["fallback"] for report in reports(last)] == ["greedy"]
+    params = [{"max_new_tokens": 8, "temperature": 0}, {"max_new_tokens": 8, "temperature": 0.5}]
+    post(default_server, "/generate", {"text": [PROMPT, PROMPT], "sampling_params": params})
+    body = {"text": PROMPT, "stream": True, "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
+    streamed = events(default_server, "/generate", body)
+    assert all(power_of(chunk)["fallback"] == "greedy" for chunk in streamed)
+    counted = {reason: count - before[reason] for reason, count in fallen_back(default_server).items()}
+    assert {reason: count for reason, count in counted.items() if count} == {"greedy": 5, "temperature": 1}
+    told = [line for line in default_server.log_text().splitlines() if "default preset does not fit" in line]
+    assert len([line for line in told if 'reason="greedy"' in line]) == 1
+    assert len([line for line in told if 'reason="temperature"' in line]) == 1
+
+
+@pytest.mark.server
+def test_who_asks_for_the_default_strictly_gets_it_or_an_error(default_server: Server) -> None:
+    strict = {"custom_params": {"strict": True}}
+    served = raw_generate(default_server, sampling_params={"max_new_tokens": 16, **strict})
+    assert power_of(served)["sampler"] == "power"
+    one = raw_generate(default_server, sampling_params={"max_new_tokens": 1, **strict})
+    assert power_of(one)["sampler"] == "power"
+    for fields in ({"temperature": 0}, {"temperature": 0.7}, {"frequency_penalty": 0.5}, {"max_tokens": 200}):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError):
+                client(default_server).chat.completions.create(
+                    **{"model": "defaulted", "messages": MESSAGES, "max_tokens": 16, **fields},  # type: ignore[call-overload]
+                    stream=stream,
+                    extra_body={"strict": True},
+                )
+
+
 @pytest.mark.server
 def test_an_explicit_sampler_is_never_a_fallback(default_server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match=r"temperature=0\.7"):
@@ -216,11 +273,11 @@ def test_a_default_leaves_probes_and_scoring_alone(default_server: Server) -> No
     """Health checks, answers of one token and input scoring are not what a default is for."""
     assert httpx.get(default_server.url + "/health_generate", timeout=60).status_code == httpx.codes.OK
     one = raw_generate(default_server, sampling_params={"max_new_tokens": 1})
-    assert "power" not in one["meta_info"]
+    assert (power_of(one)["sampler"], power_of(one)["fallback"]) == ("none", "short")
     scored = raw_generate(
         default_server, sampling_params={"max_new_tokens": 0}, return_logprob=True, logprob_start_len=0
     )
-    assert "power" not in scored["meta_info"]
+    assert (power_of(scored)["sampler"], power_of(scored)["fallback"]) == ("none", "scoring")
     assert len(scored["meta_info"]["input_token_logprobs"]) == len(PROMPT)
 
 

@@ -638,7 +638,7 @@ def test_truncation_in_sampling_params(pivot_server: Server) -> None:
 
 @pytest.mark.parametrize("temperature", [0.7, 0, 1.5])
 def test_a_temperature_is_refused(pivot_server: Server, temperature: float) -> None:
-    with pytest.raises(openai.BadRequestError, match="proposal_temperature"):
+    with pytest.raises(openai.BadRequestError, match="on_temperature"):
         complete(pivot_server, temperature=temperature, extra_body={"sampler": "power"})
     body = {"text": PROMPT, "sampler": "power", "sampling_params": {"temperature": temperature}}
     assert post(pivot_server, "/generate", body).status_code == httpx.codes.BAD_REQUEST

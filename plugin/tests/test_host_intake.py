@@ -83,6 +83,15 @@ def test_what_sglang_uses_itself_keeps_its_meaning() -> None:
     assert values({}, {**body, "sampler": "power"}, path=CHAT) == {"sampler": "power"}
 
 
+@pytest.mark.parametrize(("path", "read"), [(GENERATE, True), (OLLAMA, True), (VERTEX, True), (CHAT, False)])
+def test_names_that_sglang_reads_elsewhere_are_ours_at_the_top_level(path: str, read: bool) -> None:
+    """On chat they are SGLang's, and come by `named`; on /generate nobody else would read them."""
+    shared = {"seed": 3, "top_p": 0.5, "top_k": 7, "min_p": 0.1}
+    found = values({}, {"sampler": "power", **shared, "n": 2}, path=path)
+    assert found == {"sampler": "power", **(shared if read else {})}
+    assert asked({}, {**shared, "n": 2}, path=path) is None
+
+
 def test_the_only_names_that_we_share_with_sglang_are_known() -> None:
     """A new one changes what the top level of a body means: say so in the documents."""
     ours = {name for model in samplers().values() for name in model.model_fields}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 
+from fastapi import HTTPException
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_power.errors import RequestError
-from sglang_power.server.config import server_config
+from sglang_power.server.config import ServerConfig, server_config
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.experiments import enrolled
 from sglang_power.sglang_host.experiments.desk import desk_of
 from sglang_power.sglang_host.tokenizer import orchestrator, parent
 from sglang_power.sglang_host.tokenizer.body import Body, body_of
 from sglang_power.sglang_host.tokenizer.places import Written, places_of, without_own, written
-from sglang_power.sglang_host.tokenizer.plan import PlainPlan, is_users, plan_request
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, is_users, plan_request
 
 
 def generate_request(
@@ -28,7 +30,7 @@ def generate_request(
     if not isinstance(obj, GenerateReqInput):
         return original(manager, obj, request)
     body, config = body_of(request), server_config()
-    plans = plan_request(manager, obj, body, config)
+    plans = _planned(manager, obj, body, config)
     desk = desk_of(manager)
     facts = desk.facts_of(obj, request, body) if desk is not None and is_users(obj) else None
     _strip_own_fields(obj, body, served=not all(isinstance(plan, PlainPlan) for plan in plans))
@@ -36,6 +38,16 @@ def generate_request(
     if desk is None or facts is None:
         return orchestrator.respond(host, plans)
     return enrolled.answers(desk, host, facts, body, plans)
+
+
+def _planned(manager: Any, obj: Any, body: Body, config: ServerConfig) -> list[Plan]:
+    """Return the plans of a call; SGLang's other routes make a 400 of a ValueError, Ollama's do not."""
+    try:
+        return plan_request(manager, obj, body, config)
+    except RequestError as error:
+        if body.route.fields == "options":
+            raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
+        raise
 
 
 def _strip_own_fields(obj: Any, body: Body, *, served: bool) -> None:

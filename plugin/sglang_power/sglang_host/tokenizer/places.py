@@ -33,6 +33,9 @@ NESTED = "sglang_power"
 UNMISTAKABLE = frozenset({STRICT, "on_temperature", "proposal_temperature", "proposal_policy"})
 """Parameters that are ours among SGLang's fields even where no sampler is named."""
 
+ELSEWHERE = frozenset({"seed", "top_p", "top_k", "min_p"})
+"""Names that SGLang uses, too, and means what we mean; at the top level it reads them on some routes only."""
+
 _INTERNAL = "__sglang"
 """Prefix of what SGLang itself puts into `custom_params` (reasoning models)."""
 
@@ -114,6 +117,8 @@ def places_of(request: Written) -> list[Place]:
     named = any(values.get(key) is not None for values in everywhere for key in PLUGIN_KEYS)
     keys = own_names() if named else UNMISTAKABLE
     found = [Place(name, _present(values, keys)) for name, values in loose.items()]
+    if named and request.body.route.fields != "top_level":
+        found.append(Place("", _present(request.body.values, ELSEWHERE)))
     return whole + [place for place in found if place.values]
 
 
