@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import httpx
 import openai
@@ -213,7 +213,7 @@ def fallen_back(server: Server) -> dict[str, float]:
 def test_clients_that_a_default_serves_plain_are_counted_and_told(default_server: Server) -> None:
     """What an evaluation tool does: temperature 0 with every request, streams and lists among them."""
     before = fallen_back(default_server)
-    greedy = {"max_tokens": 8, "temperature": 0, "model": "defaulted"}
+    greedy: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "model": "defaulted"}
     for _ in range(2):
         response = client(default_server).chat.completions.create(messages=MESSAGES, **greedy)
         assert reports(response)[0]["fallback"] == "greedy"

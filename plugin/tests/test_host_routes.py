@@ -14,6 +14,7 @@ import pytest
 from sglang.srt.entrypoints import http_server
 from sglang.srt.entrypoints.ollama.serving import OllamaServing
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import RequestError
 from sglang_power.request import PowerRequest
@@ -84,16 +85,14 @@ class OpenAI:
 
 def params_of(request: Any) -> Json:
     """As the servings call SGLang's conversion."""
+    built: Json
     if isinstance(request, ResponsesRequest):
-        return request.to_sampling_params(None, GENERATION_CONFIG)
-    if isinstance(request, ChatCompletionRequest):
-        return request.to_sampling_params(stop=[], model_generation_config=GENERATION_CONFIG)
-    assert isinstance(request, CompletionRequest)
-    from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
-
-    built: Json = OpenAIServingCompletion._build_sampling_params(
-        SimpleNamespace(default_sampling_params={}), request
-    )
+        built = request.to_sampling_params(None, GENERATION_CONFIG)
+    elif isinstance(request, ChatCompletionRequest):
+        built = request.to_sampling_params(stop=[], model_generation_config=GENERATION_CONFIG)
+    else:
+        assert isinstance(request, CompletionRequest)
+        built = OpenAIServingCompletion._build_sampling_params(SimpleNamespace(), request)
     return built
 
 
