@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import httpx
 
 from sglang_power.gateway_check import REFUSED_KEY, wants_key, without_status
-from sglang_power.gateways import json_object, server_of
+from sglang_power.gateways import ROUTED_DEFAULT, json_object, server_of
 from sglang_power.routes import STATUS_ROUTE
 from sglang_power.worker_check import tokenizers_of, with_every_worker
 
@@ -99,6 +99,7 @@ def describe(status: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"limits: {status['limits']}")
     lines.append(f"presets: {', '.join(status['presets']) or 'none'}; default: {status['default'] or 'none'}")
+    lines += [f"  {ROUTED_DEFAULT}"] if status["default"] else []
     lines += [*_experiments(status), *_rejected_edits(status)]
     lines.append("power sampling is live" if is_healthy(status) else "power sampling is NOT live")
     return lines

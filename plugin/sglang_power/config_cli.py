@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sglang_power.errors import ConfigError, RequestError
+from sglang_power.gateways import ROUTED_DEFAULT
 
 if TYPE_CHECKING:
     from sglang_power.server.config import ServerConfig
@@ -75,6 +76,7 @@ def _defaults(config: ServerConfig) -> Iterator[str]:
             yield f"  what it does not fit {STRICT_ERROR if strict else RUNS_PLAIN}"
     if config.defaults:
         yield '  "sampler": "none" opts out of a default'
+        yield f"  {ROUTED_DEFAULT}"
     if "*" not in config.defaults:
         yield f"default of {others}: none; requests that name no sampler are SGLang's own"
 

@@ -12,6 +12,12 @@ from typing import Any, Final
 INFO_ROUTE: Final = "/get_server_info"
 """What both the router and SGLang itself answer; SGLang's newer /server_info is unknown to the router."""
 
+ROUTED_DEFAULT: Final = (
+    "behind SGLang's router it applies to every request of /generate, and to chats that name no sampler "
+    "in metadata"
+)
+"""What a default preset does there, since other fields are lost on the way."""
+
 WORKERS_ROUTE: Final = "/workers"
 
 

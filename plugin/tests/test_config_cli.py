@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sglang_power.cli import main
 from sglang_power.errors import ConfigError
+from sglang_power.gateways import ROUTED_DEFAULT
 from sglang_power.server.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,6 +71,7 @@ def test_it_says_what_each_default_would_do(tmp_path: Path, capsys: pytest.Captu
     assert "alpha 4.0, block_size 32, steps 4," in every
     assert "alpha 2.0, block_size 32, steps 4," in small
     assert sum("what it does not fit runs plain" in line for line in lines) == 2
+    assert "  " + ROUTED_DEFAULT in lines
     quadrants = next(line for line in lines if line.startswith("preset quadrants"))
     assert quadrants.startswith("preset quadrants: entropix (on model small): entropy_threshold 1.5")
 
@@ -84,6 +86,7 @@ def test_without_a_default_requests_are_sglangs_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, lines, _ = check(capsys, write(tmp_path, ""))
+    assert "  " + ROUTED_DEFAULT not in lines
     assert "default of every model: none; requests that name no sampler are SGLang's own" in lines
 
 

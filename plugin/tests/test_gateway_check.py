@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from sglang_power.check_cli import describe
 from sglang_power.cli import main
-from sglang_power.gateways import server_of
+from sglang_power.gateways import ROUTED_DEFAULT, server_of
 
 ROUTER: dict[str, tuple[int, str]] = {
     "/get_server_info": (200, '{"router_manager":true,"routers_count":1,"workers_count":2}'),
@@ -142,3 +143,8 @@ def test_a_url_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     for url in ("http://[::1", "host:30000"):
         assert main(["check", "--url", url]) == 2
         assert "does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("default", "told"), [("chat", True), (None, False)])
+def test_a_default_says_what_it_is_behind_the_router(default: str | None, told: bool) -> None:
+    assert (f"  {ROUTED_DEFAULT}" in describe({**STATUS, "default": default})) == told
