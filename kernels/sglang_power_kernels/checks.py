@@ -118,7 +118,7 @@ def check_rows(name: str, rows: torch.Tensor | None, logits: torch.Tensor, *, va
     if values:
         bad = (tensor < 0) | (tensor >= batch)
         _reject(tensor, bad, f"{name} must name rows in [0, {batch})", "pass indices, not a mask")
-        if len(tensor.unique()) < len(tensor):
+        if len(set(tensor.tolist())) < len(tensor):
             raise KernelInputError(f"{name} must name each row once, got {tensor.tolist()}; drop repeats.")
 
 

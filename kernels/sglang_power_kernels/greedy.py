@@ -98,7 +98,7 @@ def _chunk_maxima(logits: torch.Tensor) -> torch.Tensor:
     if vocab <= CHUNK:
         return logits.amax(dim=-1, keepdim=True)
     whole = vocab - vocab % CHUNK
-    maxima = logits[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=-1)
+    maxima = logits[:, :whole].view(len(logits), whole // CHUNK, CHUNK).amax(dim=-1)
     if whole == vocab:
         return maxima
     return torch.cat([maxima, logits[:, whole:].amax(dim=-1, keepdim=True)], dim=1)

@@ -111,5 +111,6 @@ def test_the_most_likely_token_is_found_wherever_it_stands(vocab: int) -> None:
     logits[torch.arange(len(places)), torch.tensor(places)] = 9.0
     assert greedy.most_likely(logits).tolist() == places
     assert greedy.most_likely(logits.t().contiguous().t()).tolist() == places, "other strides"
+    assert greedy.most_likely(logits[:0]).tolist() == []
     logits[:, vocab - 1] = 9.0
     assert greedy.most_likely(logits).tolist() == places, "the first of equal ones"

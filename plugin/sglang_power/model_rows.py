@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +116,8 @@ def measure(
         return answered(client, served_model, prompts[number], values, max_tokens)
 
     with ThreadPoolExecutor(concurrency) as pool:
-        results: Iterator[list[Signals]] = tqdm(
-            pool.map(one, asked), total=len(asked), desc="answers", unit="answer", file=sys.stderr
-        )
-        rows = list(results)
+        results = pool.map(one, asked)
+        rows = list(tqdm(results, total=len(asked), desc="answers", unit="answer", file=sys.stderr))
     return Measured(greedy=rows[::2], drawn=rows[1::2])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from sglang_power import cli, tune_cli
+from sglang_power import cli
 from sglang_power.gateways import INFO_ROUTE
 from sglang_power.request import BranchRequest, parse_request
 from sglang_power.routes import STATUS_ROUTE
@@ -57,7 +57,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
             return script(request.url.path, body)
 
         client = functools.partial(httpx.Client, transport=httpx.MockTransport(handle))
-        monkeypatch.setattr(tune_cli.httpx, "Client", client)
+        monkeypatch.setattr(httpx, "Client", client)
         return asked
 
     return start
