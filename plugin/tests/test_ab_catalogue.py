@@ -169,11 +169,12 @@ def test_a_drain_goes_on_enrolling(tmp_path: Path) -> None:
     write(tmp_path)
     each = catalogue(tmp_path)
     before = one(each).config
-    for fields, why in [
+    edits: list[tuple[dict[str, Any], str]] = [
         ({"drain": True}, "draining"),
         ({"drain": True, "kill": True}, "killed"),
         ({}, "loaded"),
-    ]:
+    ]
+    for fields, why in edits:
         write(tmp_path, **fields)
         each.reload()
         assert changes(each) == [("exp", why, 0, why != "killed")]
