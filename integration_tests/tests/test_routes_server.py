@@ -129,7 +129,8 @@ def test_parameters_without_a_sampler_are_refused_by_name(pivot_server: Server) 
 
 
 def test_a_null_sampler_is_an_absent_one(pivot_server: Server) -> None:
-    params = {"max_new_tokens": 8, "custom_params": {"sampler": None, "preset": None}}
-    response = post(pivot_server, "/generate", {"text": PROMPT, "sampling_params": params})
-    assert response.status_code == httpx.codes.OK, response.text
-    assert "power" not in response.json()["meta_info"]
+    for nulls in ({"custom_params": {"sampler": None, "preset": None}}, {"sampler": None, "alpha": None}):
+        params = {"max_new_tokens": 8, **nulls}
+        response = post(pivot_server, "/generate", {"text": PROMPT, "sampling_params": params, **nulls})
+        assert response.status_code == httpx.codes.OK, response.text
+        assert "power" not in response.json()["meta_info"]

@@ -415,5 +415,7 @@ def test_sglangs_parameters_lose_ours_only() -> None:
         "top_p": 0.5,
     }
     assert without_own(params) == {"n": 2, "stop": ["x"], "top_p": 0.5}
+    absent = {"sampler": None, "alpha": None, "beta": 1, "steps": 2, "seed": 3}
+    assert without_own(absent, nulls_only=True) == {"beta": 1, "steps": 2, "seed": 3}
     chat = ChatCompletionRequest(messages=[]).to_sampling_params(stop=[], model_generation_config={})
     assert without_own(chat) == chat, "nothing that SGLang itself sends"

@@ -5,6 +5,7 @@ The bodies are real, so is everything that SGLang does to them; nothing is gener
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import RequestError
 from sglang_power.request import PowerRequest
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host import entry
 from sglang_power.sglang_host.entry import _planned, _strip_own_fields
 from sglang_power.sglang_host.tokenizer.body import body_of
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PowerPlan
@@ -101,6 +103,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
     """A manager behind SGLang's application."""
     made = Manager()
     monkeypatch.setattr(http_server, "_global_state", SimpleNamespace(tokenizer_manager=made))
+    contract = functools.partial(entry.generate_contract_error, http_server.generate_contract_error)
+    monkeypatch.setattr(http_server, "generate_contract_error", contract)
     serving = OpenAI(made)
     for name in ("completion", "chat", "responses"):
         monkeypatch.setattr(http_server.app.state, f"openai_serving_{name}", serving, raising=False)
@@ -231,3 +235,26 @@ async def test_a_nested_object_survives_everywhere(manager: Manager) -> None:
         plan = await plan_of(manager, path, {}, {"sglang_power": {"sampler": "power", "alpha": 3.0}})
         assert isinstance(plan, PowerPlan), path
         assert plan.request.alpha == 3.0
+
+
+async def test_null_is_absent_in_sglangs_own_parameters(manager: Manager) -> None:
+    """SGLang would refuse the name."""
+    response = await send(GENERATE, body_for(GENERATE, {"sampler": None, "preset": None}, {}))
+    assert response.status_code == httpx.codes.OK, response.text
+    assert manager.params == {"max_new_tokens": 16}
+    unknown = await send(GENERATE, body_for(GENERATE, {"steps": 3}, {}))
+    assert unknown.status_code == httpx.codes.BAD_REQUEST, "as SGLang answers to names that it does not know"
+
+
+async def test_a_stream_of_generate_is_refused_before_it_begins(manager: Manager) -> None:
+    """With 400; inside of the stream it would be a 200."""
+    for top in ({"sampler": "power"}, {"custom_params": {"alpha": 2.0}}, {"sglang_power": "{"}):
+        body = body_for(GENERATE, {"temperature": 0.5}, {"stream": True, **top})
+        assert (await send(GENERATE, body)).status_code == httpx.codes.BAD_REQUEST
+    assert manager.plans == []
+    ignoring = {"stream": True, "sampler": "power", "on_temperature": "ignore", "alpha": 2.0}
+    response = await send(GENERATE, body_for(GENERATE, {"temperature": 0.5}, ignoring))
+    assert response.status_code == httpx.codes.OK
+    (plan,) = manager.plans
+    assert isinstance(plan, PowerPlan)
+    assert plan.request.alpha == 2.0

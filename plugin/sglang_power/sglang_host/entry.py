@@ -59,9 +59,8 @@ def _strip_own_fields(obj: Any, body: Body, *, served: bool) -> None:
         served: whether a sampler of ours serves any of its prompts.
     """
     requests = written(obj, body)
-    if not served and not any(places_of(request) for request in requests):
-        return
-    stripped = [without_own(request.params) for request in requests]
+    ours = served or any(places_of(request) for request in requests)
+    stripped = [without_own(request.params, nulls_only=not ours) for request in requests]
     if stripped != [request.params for request in requests]:
         obj.sampling_params = stripped if isinstance(obj.sampling_params, list) else stripped[0]
 
@@ -114,7 +113,7 @@ def _as_sglang_knows(params: Any, body: dict[str, Any]) -> Any:
     if not isinstance(params, dict):
         return params
     asks = places_of(Written(params, Body(body), bool(body.get("custom_logit_processor"))))
-    return without_own(params) if asks else params
+    return without_own(params, nulls_only=not asks)
 
 
 def _streaming_error(body: dict[str, Any]) -> str | None:

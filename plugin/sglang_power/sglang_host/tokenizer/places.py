@@ -182,12 +182,16 @@ def _present(values: Mapping[str, Any], keys: frozenset[str]) -> Fields:
     return {key: values[key] for key in sorted(keys) if values.get(key) is not None}
 
 
-def without_own(params: Mapping[str, Any]) -> Fields:
-    """Return the sampling parameters of a request that names a sampler as SGLang knows them.
+def without_own(params: Mapping[str, Any], *, nulls_only: bool = False) -> Fields:
+    """Return the sampling parameters of a request as SGLang knows them.
 
-    `seed` is what Ollama's route hands on, which SGLang's own parameters do not take.
+    Args:
+        params: as they were sent. `seed` is what Ollama's route hands on, and SGLang's own do not take it.
+        nulls_only: the request names no sampler: of our names only those that are null, so absent, go.
     """
-    return {key: value for key, value in params.items() if key not in own_names() and key != "seed"}
+    own = own_names() if nulls_only else own_names() | {"seed"}
+    gone = {key for key, value in params.items() if key in own and not (nulls_only and value is not None)}
+    return {key: value for key, value in params.items() if key not in gone}
 
 
 def internal_of(params: Mapping[str, Any]) -> Fields:
