@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import orjson
@@ -210,7 +210,9 @@ def draw_in_torch(law: ProposalLaw) -> None:
     logits[3, :4] = -torch.inf
     logits[4, 2] += 1e18
     paired = law.policy is not None and "twin" in law.policy.needs  # type: ignore[attr-defined]
-    coupled = [(law, "main"), (ProposalLaw(1.0), "twin")] if paired else [(law, None)]
+    coupled: list[tuple[ProposalLaw, Literal["main", "twin"] | None]] = [(law, None)]
+    if paired:
+        coupled = [(law, "main"), (ProposalLaw(1.0), "twin")]
     rows = [
         ChildParams(own, seed=5, origin=0, coupling=None if role is None else Coupling(str(i), role))
         for own, role in coupled

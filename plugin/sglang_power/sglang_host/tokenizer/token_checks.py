@@ -76,7 +76,8 @@ def _has_tokens(tokenizer: Any, prompt: object) -> bool:
 def check_ids(manager: Any, field: str, ids: Iterable[object]) -> None:
     """Raise RequestError for an id that the served model does not have."""
     vocab, tokens = manager.model_config.vocab_size, list(ids)
-    if not tokens or (set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab):
+    whole = [token for token in tokens if isinstance(token, int)]
+    if len(whole) == len(tokens) and min(whole, default=0) >= 0 and max(whole, default=0) < vocab:
         return  # as almost always, and prompts are long
     for token in tokens:
         if not isinstance(token, int) or not 0 <= token < vocab:
