@@ -284,7 +284,7 @@ def test_asymptotic_sequences(cell: Cell) -> None:
 def skewed(law: str, cell: Cell, runs: int) -> Iterator[tuple[Column, Mask]]:
     for run in range(runs):
         random = np.random.default_rng([run, 99])
-        yield Column(SKEWED[law](random, 6_000)), random.random(6_000) < cell.propensity
+        yield Column(SKEWED[law](random, 8_000)), random.random(8_000) < cell.propensity
 
 
 @pytest.mark.parametrize("law", SKEWED)

@@ -126,7 +126,8 @@ def _boundary(units: int, narrowest: float, alpha: float) -> FloatArray:
         return np.zeros(0)
     sequence = GaussianMixtureCS(sigma=1.0, alpha=alpha, t_opt=narrowest, intersect=False)
     margin: FloatArray = sequence.fit(np.zeros(units)).upper_
-    return margin * np.sqrt(np.arange(1, units + 1))
+    standard_errors: FloatArray = margin * np.sqrt(np.arange(1, units + 1))
+    return standard_errors
 
 
 def _bounds(arm: ArmMoments, control: ArmMoments, z: FloatArray) -> tuple[FloatArray, FloatArray]:
