@@ -373,4 +373,4 @@ def test_intervals_before_there_is_enough_fail_the_gate() -> None:
         return test.stopping_time() is not None
 
     assert rejected(sum(hasty(*run) for run in cell.runs(5_000, 200)), 200)
-    assert rejected(sum(hasty(*run) for run in skewed("pareto", cell, 200)), 200)
+    assert rejected(sum(hasty(*run) for run in skewed("pareto", cell, 400)), 400)
