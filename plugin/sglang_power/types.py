@@ -6,6 +6,8 @@ everything else imports this module, it imports only numpy. All logarithms are n
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
@@ -67,41 +69,88 @@ class ProposalLaw:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Alternatives:
+    """What the rows of generated tokens say of other tokens, where a client asks: log p, nats, temperature 1.
+
+    Args:
+        top_ids, top_log_p: [T, k] the k most likely tokens of each row, the most likely one first.
+        named_log_p: [T, m] of m tokens that the client names, in its order.
+    """
+
+    top_ids: NDArray[np.int32]
+    top_log_p: NDArray[np.float32]
+    named_log_p: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.top_ids)
+
+    def __add__(self, other: Alternatives) -> Alternatives:
+        return Alternatives(
+            np.concatenate([self.top_ids, other.top_ids]),
+            np.concatenate([self.top_log_p, other.top_log_p]),
+            np.concatenate([self.named_log_p, other.named_log_p]),
+        )
+
+    def rows(self, start: int, stop: int | None = None) -> Alternatives:
+        """Those of the tokens [start, stop)."""
+        part = slice(start, stop)
+        return Alternatives(self.top_ids[part], self.top_log_p[part], self.named_log_p[part])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Tokens:
     """Generated tokens, each with the statistics of the row that it was drawn from.
 
     Args:
         ids: token ids, length T.
         rows: [T, len(ROW_FIELDS)] float64, nats (gap, margin: probabilities).
+        alternatives: of the same rows; None where nobody asks, and of no tokens.
     """
 
     ids: tuple[int, ...]
     rows: FloatArray
+    alternatives: Alternatives | None = None
 
     EMPTY: ClassVar[Tokens]
 
     def __post_init__(self) -> None:
         assert self.rows.shape == (len(self.ids), len(ROW_FIELDS)), (self.rows.shape, len(self.ids))
+        assert self.alternatives is None or len(self.alternatives) == len(self.ids)
 
     @classmethod
-    def of(cls, ids: Sequence[int], rows: Sequence[Sequence[float]] | FloatArray) -> Self:
+    def of(
+        cls,
+        ids: Sequence[int],
+        rows: Sequence[Sequence[float]] | FloatArray,
+        alternatives: Alternatives | None = None,
+    ) -> Self:
         """Tokens from plain lists; `rows` holds one ROW_FIELDS record per token."""
         table = np.asarray(rows, dtype=np.float64).reshape(len(ids), len(ROW_FIELDS))
-        return cls(tuple(ids), table)
+        return cls(tuple(ids), table, alternatives if len(ids) else None)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(self.ids + other.ids, np.concatenate([self.rows, other.rows]))
+        parts = [part.alternatives for part in (self, other) if len(part)]
+        known = [part for part in parts if part is not None]
+        assert len(known) in (0, len(parts)), "some tokens were generated without what others were asked for"
+        return Tokens(
+            self.ids + other.ids,
+            np.concatenate([self.rows, other.rows]),
+            functools.reduce(operator.add, known) if known else None,
+        )
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens."""
-        return Tokens(self.ids[:count], self.rows[:count])
+        return Tokens.of(self.ids[:count], self.rows[:count], self._alternatives(0, count))
 
     def after(self, count: int) -> Tokens:
         """What follows the first `count` tokens."""
-        return Tokens(self.ids[count:], self.rows[count:])
+        return Tokens.of(self.ids[count:], self.rows[count:], self._alternatives(count))
+
+    def _alternatives(self, start: int, stop: int | None = None) -> Alternatives | None:
+        return None if self.alternatives is None else self.alternatives.rows(start, stop)
 
     @property
     def log_p(self) -> FloatArray:

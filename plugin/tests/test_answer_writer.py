@@ -65,7 +65,7 @@ async def test_the_stream_of_a_search_is_its_answer(params: dict[str, Any], expe
         lambda tokens: outlet.send(writer.partial(tokens, {})),
     )
     (leaf,) = await search.run()
-    final = await writer.final(leaf.tokens, leaf.finished, {})
+    final = writer.final(leaf.tokens, leaf.finished, {})
     outlet.send(final)
     assert len(chunks) > 1
     assert "".join(chunks) == final["text"] == expected

@@ -14,11 +14,13 @@ from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.child_params import META_KEY
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
-from sglang_power.types import ROW_FIELDS, ProposalLaw, Tokens, Usage
+from sglang_power.types import ROW_FIELDS, Alternatives, ProposalLaw, Tokens, Usage
 
 END = 127
 
@@ -37,7 +39,7 @@ class Characters:
 
 MANAGER = SimpleNamespace(
     tokenizer=Characters(),
-    model_config=SimpleNamespace(hf_eos_token_id=[END]),
+    model_config=SimpleNamespace(hf_eos_token_id=[END], vocab_size=128),
     context_len=256,
     num_reserved_tokens=0,
     max_req_input_len=250,
@@ -48,8 +50,9 @@ PROMPT = Prompt(Characters().encode("2+2="), {"cached_tokens": 0}, Usage())
 class ScriptedParent(Parent):
     """Every child says `says`, up to a stop string in its own words, its end, or its length."""
 
-    def __init__(self, says: str, **params: Any) -> None:
-        obj = SimpleNamespace(rid="r", sampling_params=params, background=False)
+    def __init__(self, says: str, beside: dict[str, Any] | None = None, **params: Any) -> None:
+        nothing = {"return_logprob": False, "top_logprobs_num": 0, "token_ids_logprob": None}
+        obj = SimpleNamespace(rid="r", sampling_params=params, background=False, **(beside or nothing))
         super().__init__(MANAGER, lambda *_: None, obj, None, Limits())
         self._says = [*Characters().encode(says), END]
         self.children: list[Any] = []
@@ -67,11 +70,24 @@ class ScriptedParent(Parent):
         reason = matched if finished else {"type": "length", "length": len(said)}
         rows = np.zeros((len(said), len(ROW_FIELDS))).tolist()
         meta = {"finish_reason": reason, "prompt_tokens": len(child.input_ids), META_KEY: rows}
-        return {"output_ids": said, "meta_info": meta}
+        return {"output_ids": said, "meta_info": meta | logprobs(child, said)}
+
+
+def logprobs(child: Any, said: list[int]) -> dict[str, Any]:
+    """What SGLang adds where it is asked: rank j of a row has log p -j/8 and the id of its token plus j."""
+    if not child.return_logprob:
+        return {}
+    tops = [[(-j / 8, token + j, None) for j in range(child.top_logprobs_num)] for token in said]
+    named = child.token_ids_logprob
+    both: dict[str, Any] = {"output_top_logprobs": tops} if child.top_logprobs_num else {}
+    if named is not None:
+        both["output_token_ids_logprobs"] = [[(-token / 4, v, None) for v in named] for token in said]
+    return both
 
 
 def engine(parent: ScriptedParent) -> ChildEngine:
-    return ChildEngine(parent, PROMPT, StopRule.of(MANAGER, parent.params), None)
+    asked = Asked.of(MANAGER, parent.obj)
+    return ChildEngine(parent, PROMPT, StopRule.of(MANAGER, parent.params), None, asked=asked)
 
 
 async def test_the_prefix_of_a_call_counts_for_stop_strings_and_what_lies_behind_does_not() -> None:
@@ -145,3 +161,124 @@ async def test_a_prompt_that_fills_the_context_leaves_nothing_to_ask() -> None:
     assert reading.answer is None
     assert reading.note == NO_ROOM
     assert not parent.children
+
+
+# --- what is asked beside the tokens ------------------------------------------------------------------
+
+BESIDE = {"return_logprob": True, "top_logprobs_num": 3, "token_ids_logprob": [5, 9]}
+
+
+async def test_alternatives_come_with_the_tokens_of_every_child() -> None:
+    """From the rows that they were drawn from: no further pass, also where a child was resumed."""
+    parent = ScriptedParent("lo", BESIDE, stop=["xhel"])
+    prefix = tuple(Characters().encode("hel"))
+    found = await engine(parent).generate(ContinuationCall(prefix, 20, GREEDY, 1))
+    beside = found.tokens.alternatives
+    assert beside is not None
+    assert found.tokens.ids == (*Characters().encode("lo"), END)
+    assert beside.top_ids.tolist() == [[token, token + 1, token + 2] for token in found.tokens.ids]
+    assert beside.top_log_p.tolist() == [[0.0, -0.125, -0.25]] * 3
+    assert beside.named_log_p.tolist() == [[-token / 4] * 2 for token in found.tokens.ids]
+    assert len(parent.children) == 1
+
+
+async def test_a_child_that_begins_earlier_leaves_its_known_tokens_out() -> None:
+    parent = ScriptedParent("hello", BESIDE)
+    one = engine(parent)
+    call = ContinuationCall(tuple(Characters().encode("he")), 20, GREEDY, 1)
+    read = one.read(call, await parent.run(one.child(call, known=2)), known=2)
+    assert read.tokens.ids == (*Characters().encode("llo"), END)
+    assert read.tokens.alternatives is not None
+    assert read.tokens.alternatives.top_ids[:, 0].tolist() == list(read.tokens.ids)
+
+
+async def test_an_aborted_child_keeps_what_has_arrived_of_everything() -> None:
+    parent = ScriptedParent("hello", BESIDE)
+    one, call = engine(parent), ContinuationCall((), 20, GREEDY, 1)
+    out = await parent.run(one.child(call))
+    out["meta_info"]["finish_reason"] = {"type": "abort"}
+    del out["meta_info"]["output_top_logprobs"][3:]
+    read = one.read(call, out)
+    assert read.tokens.ids == tuple(Characters().encode("hel"))
+    assert read.tokens.alternatives is not None
+    assert len(read.tokens.alternatives) == 3
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {**BESIDE, "return_logprob": False},
+        {"return_logprob": True, "top_logprobs_num": 0, "token_ids_logprob": None},
+    ],
+)
+async def test_nobody_asks_and_nothing_is_computed(beside: dict[str, Any]) -> None:
+    parent = ScriptedParent("lo", beside)
+    found = await engine(parent).generate(ContinuationCall((), 20, GREEDY, 1))
+    assert found.tokens.alternatives is None
+    assert parent.children[0].return_logprob is False
+
+
+async def test_the_model_is_asked_for_its_answer_without_alternatives() -> None:
+    parent = ScriptedParent(" four.", BESIDE)
+    await engine(parent).behind((1, 2)).generate(ContinuationCall((), 20, GREEDY, 1))
+    assert parent.children[0].return_logprob is False
+
+
+def test_no_more_alternatives_than_the_vocabulary_has() -> None:
+    obj = SimpleNamespace(return_logprob=True, top_logprobs_num=500, token_ids_logprob=None)
+    assert Asked.of(MANAGER, obj) == Asked(128, ())
+
+
+def generated(first: int, count: int) -> Tokens:
+    ids = list(range(first, first + count))
+    beside = Alternatives(
+        np.array(ids, np.int32)[:, None], np.zeros((count, 1), np.float32), np.zeros((count, 0), np.float32)
+    )
+    return Tokens.of(ids, np.zeros((count, len(ROW_FIELDS))), beside)
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_alternatives_stay_with_their_tokens(cut: int) -> None:
+    """What a step keeps and what it puts behind: rows of several children, in the order of the answer."""
+    whole = generated(10, 4).first(cut) + generated(50, 3)
+    assert whole.alternatives is not None
+    assert whole.alternatives.top_ids[:, 0].tolist() == list(whole.ids)
+    for part in (whole.after(2), whole.first(2), Tokens.EMPTY + whole, whole + Tokens.EMPTY):
+        assert part.alternatives is not None
+        assert part.alternatives.top_ids[:, 0].tolist() == list(part.ids)
+    assert whole.first(0).alternatives is None
+    assert (whole.first(0) + Tokens.EMPTY).alternatives is None
+
+
+def written(tokens: Tokens, how: str, **beside: Any) -> dict[str, Any]:
+    parent = ScriptedParent("", {**BESIDE, **beside})
+    parent.obj.return_text_in_logprobs, parent.obj.return_prompt_token_ids = True, False
+    parent.manager = SimpleNamespace(
+        **vars(MANAGER),
+        detokenize_logprob_tokens=lambda log_p, ids, text: [
+            (value, token, chr(token) if text else None) for value, token in zip(log_p, ids, strict=True)
+        ],
+    )
+    rules = StopRule.of(MANAGER, parent.params), TextRule.of(MANAGER, parent.params)
+    writer = AnswerWriter(parent, PROMPT, *rules)
+    answers = {
+        "final": lambda: writer.final(tokens, False, {}),
+        "aborted": lambda: writer.aborted(tokens, "gone", {}),
+        "partial": lambda: writer.partial(tokens, {}),
+    }
+    meta: dict[str, Any] = answers[how]()["meta_info"]
+    return meta
+
+
+@pytest.mark.parametrize("how", ["final", "aborted", "partial"])
+async def test_answers_chunks_and_what_an_abort_leaves_have_the_same_fields(how: str) -> None:
+    one = engine(ScriptedParent("hey", BESIDE))
+    tokens = (await one.generate(ContinuationCall((), 3, GREEDY, 1))).tokens
+    meta = written(tokens, how)
+    assert [row[1][1:] for row in meta["output_top_logprobs"]] == [(105, "i"), (102, "f"), (122, "z")]
+    assert [len(row) for row in meta["output_top_logprobs"]] == [3, 3, 3]
+    assert [[entry[1] for entry in row] for row in meta["output_token_ids_logprobs"]] == [[5, 9]] * 3
+    assert len(meta["output_token_logprobs"]) == 3
+    nothing = written(Tokens.EMPTY, how)
+    assert (nothing["output_top_logprobs"], nothing["output_token_ids_logprobs"]) == ([], [])
+    assert "output_top_logprobs" not in written(tokens.first(0), how, top_logprobs_num=0)

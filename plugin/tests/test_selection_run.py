@@ -189,7 +189,7 @@ async def choices(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], count:
         yield
 
     engine, sent = Counting(), list[tuple[int, dict[str, Any]]]()
-    monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
+    monkeypatch.setattr(selecting, "ChildEngine", lambda *_, **__: engine)
     monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
     for name, stub in (("Parent", StubParent), ("prepare_prompt", prepared), ("slot", slot)):
         monkeypatch.setattr(selection_run, name, stub)
@@ -307,7 +307,7 @@ async def selected(
     """One selection on the exact language model."""
     parent = StubParent() if parent is None else parent
     engine = TabularEngine(MODEL) if engine is None else engine
-    monkeypatch.setattr(selecting, "ChildEngine", lambda *_: engine)
+    monkeypatch.setattr(selecting, "ChildEngine", lambda *_, **__: engine)
     monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     return await Selector(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang_power.server import metrics
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.children import Prompt
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
@@ -55,12 +56,10 @@ class AnswerWriter:
         self._dp_rank = prompt.meta_info.get("dp_rank") if dp_rank is None else dp_rank
         self._started = time.perf_counter()
 
-    async def final(self, tokens: Tokens, finished: bool, power: dict[str, Any]) -> Answer:
+    def final(self, tokens: Tokens, finished: bool, power: dict[str, Any]) -> Answer:
         """The whole answer."""
         reason = self._stop.finish_reason(tokens.ids, finished)
-        answer = self._answer(tokens, self._text.final_text(tokens.ids, reason), reason, power)
-        await self._add_top_logprobs(tokens, answer["meta_info"])
-        return answer
+        return self._answer(tokens, self._text.final_text(tokens.ids, reason), reason, power)
 
     def aborted(self, tokens: Tokens, message: str, power: dict[str, Any]) -> Answer:
         """What there was when the request was aborted."""
@@ -133,32 +132,14 @@ class AnswerWriter:
         meta.setdefault("input_token_logprobs", [])
         if obj.top_logprobs_num:
             meta.setdefault("input_top_logprobs", [])
+        if obj.token_ids_logprob:
+            meta.setdefault("input_token_ids_logprobs", [])
         meta["output_token_logprobs"] = manager.detokenize_logprob_tokens(
             tokens.log_p.tolist(), list(tokens.ids), obj.return_text_in_logprobs
         )
         meta["output_token_logprobs_length"] = len(tokens)
-
-    async def _add_top_logprobs(self, tokens: Tokens, meta: dict[str, Any]) -> None:
-        """Alternatives at every position, from one prefill pass over the final sequence."""
-        obj = self._parent.obj
-        if not obj.return_logprob or not (obj.top_logprobs_num or obj.token_ids_logprob):
-            return
-        start = len(self._prompt.ids) - 1  # SGLang reports nothing for the position it starts at
-        child = self._parent.child(
-            [*self._prompt.ids, *tokens.ids],
-            0,
-            return_logprob=True,
-            logprob_start_len=start,
-            top_logprobs_num=obj.top_logprobs_num,
-            token_ids_logprob=obj.token_ids_logprob,
-        )
-        scored = (await self._parent.run(child))["meta_info"]
-        power = meta["power"]
-        power["children"] += 1
-        power["prefilled_tokens"] += scored["prompt_tokens"] - scored["cached_tokens"]
-        for kind in ("top_logprobs", "token_ids_logprobs"):
-            if f"input_{kind}" in scored:
-                meta[f"output_{kind}"] = scored[f"input_{kind}"][-len(tokens) :]
+        if (asked := Asked.of(manager, obj)) is not None:
+            meta |= asked.written(manager, tokens, obj.return_text_in_logprobs)
 
 
 class Outlet:

@@ -55,7 +55,7 @@ class ChainRun:
         )
         try:
             result = await chain.run(self.plan.draft)
-            answer = await self.writer.final(result.state.tokens, result.state.finished, self._report(result))
+            answer = self.writer.final(result.state.tokens, result.state.finished, self._report(result))
         except ChainAbortedError as error:
             result = chain.result("abort")
             answer = self.writer.aborted(result.state.tokens, str(error), self._report(result))

@@ -16,6 +16,7 @@ from typing import Any
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams, Coupling
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
@@ -72,6 +73,7 @@ class ChildEngine:
         stop: when sequences end.
         dp_rank: the rank whose cache holds the prompt; None with a single rank.
         min_new_tokens: before which nothing stops; None: the request's own.
+        asked: what the client asks of the rows; None: nothing.
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class ChildEngine:
         stop: StopRule,
         dp_rank: int | None,
         min_new_tokens: int | None = None,
+        asked: Asked | None = None,
     ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
-        asked: int = parent.params.get("min_new_tokens") or 0
-        self._min_new_tokens = asked if min_new_tokens is None else min_new_tokens
+        self._asked = asked
+        own: int = parent.params.get("min_new_tokens") or 0
+        self._min_new_tokens = own if min_new_tokens is None else min_new_tokens
 
     def behind(self, ids: Sequence[int]) -> ChildEngine:
         """Return an engine for what follows more tokens, all of them prompt: nothing in these is a stop."""
@@ -196,6 +200,8 @@ class ChildEngine:
             ).to_custom_params(),
         )
         child.sampling_params |= params
+        if self._asked is not None:
+            self._asked.ask(child)
         return child
 
     def _unstoppable(self, call: ContinuationCall) -> int:
@@ -217,8 +223,11 @@ class ChildEngine:
         ids = [int(token) for token in out["output_ids"]]
         reason = meta["finish_reason"]
         aborted = reason["type"] == "abort"
+        alternatives = None if self._asked is None else self._asked.read(meta, 0)
         if aborted:  # the last token's statistics may not have arrived
             ids = ids[: len(meta.get(META_KEY) or [])]
+            ids = ids if alternatives is None else ids[: len(alternatives)]
+            meta = {**meta, META_KEY: (meta.get(META_KEY) or [])[: len(ids)]}
         decoded, rows = len(ids), _rows(meta, ids)[known:]
         ids, asked = ids[known:], call.horizon - len(call.prefix)
         ended = reason["type"] == "length" and reason["length"] < asked + known
@@ -240,7 +249,8 @@ class ChildEngine:
             children=1,
         )
         finished = stop is not None or (kept == len(ids) and isinstance(reason.get("matched"), int))
-        return Continuation(Tokens.of(ids[:kept], rows[:kept]), finished, cut_short, usage)
+        beside = None if alternatives is None else alternatives.rows(known, known + kept)
+        return Continuation(Tokens.of(ids[:kept], rows[:kept], beside), finished, cut_short, usage)
 
 
 def reaches_horizon(call: ContinuationCall, so_far: Continuation) -> bool:

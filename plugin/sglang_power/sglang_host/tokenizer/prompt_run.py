@@ -15,6 +15,7 @@ from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import support
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
 from sglang_power.sglang_host.tokenizer.chain_run import ChainRun
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt, prepare_prompt
@@ -129,12 +130,13 @@ class PromptRun:
         reward = self._plan.reward
         bound = None if reward is None else reward.upper_bound
         ranks = [rank_of(self._manager, parent.obj, prompt, chain) for chain in range(count)]
+        beside = Asked.of(self._manager, parent.obj)
         writers = [AnswerWriter(parent, prompt, stop, text, rank) for rank in ranks]
         return [
             ChainRun(
                 plan=self._plan,
                 config=asked.mh_config(horizon, bound),
-                engine=ChildEngine(parent, prompt, stop, rank),
+                engine=ChildEngine(parent, prompt, stop, rank, asked=beside),
                 key=Key(self._seed, chain),
                 budget=Budget(cap // count, asked.max_steps, deadline),
                 writer=writers[chain],

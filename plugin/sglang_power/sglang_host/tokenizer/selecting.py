@@ -29,6 +29,7 @@ from sglang_power.samplers.tree import reported_tree, star
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.tokenizer import support
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.deadlines import (
     Patience,
@@ -163,7 +164,8 @@ class Selector:
 
     @cached_property
     def _engine(self) -> ChildEngine:
-        return ChildEngine(self.parent, self.prompt, self.stop, self.dp_rank)
+        asked = Asked.of(self.parent.manager, self.parent.obj)
+        return ChildEngine(self.parent, self.prompt, self.stop, self.dp_rank, asked=asked)
 
     @cached_property
     def _judge(self) -> Judge | None:

@@ -106,10 +106,10 @@ class SelectionRun:
         except ChainAbortedError as error:
             answers += [writer.aborted(certain, str(error), unanswered(self._plan.name)) for _ in outlets]
         else:
-            answers.append(await self._written(writer, selection, prompt, first=number == 0))
+            answers.append(self._written(writer, selection, prompt, first=number == 0))
             if not selection.tied or selection.ended_early:
                 copied = selection.copied
-                answers += [await self._written(writer, copied, prompt, copy_of=number) for _ in outlets[1:]]
+                answers += [self._written(writer, copied, prompt, copy_of=number) for _ in outlets[1:]]
         for answer, outlet in zip(answers, outlets, strict=False):
             writer.count(answer)
             outlet.send(answer)
@@ -129,7 +129,7 @@ class SelectionRun:
             deadline=self._deadline,
         )
 
-    async def _written(
+    def _written(
         self,
         writer: AnswerWriter,
         selection: Selection,
@@ -153,10 +153,7 @@ class SelectionRun:
         )
         best = selection.best
         if selection.stopped_by != "abort":
-            try:
-                return await writer.final(best.tokens, best.finished, power)
-            except ChainAbortedError:  # in the pass that finds the alternatives
-                power["stopped_by"] = "abort"
+            return writer.final(best.tokens, best.finished, power)
         return writer.aborted(best.tokens, f"request {self._parent.obj.rid} was aborted", power)
 
     def _horizon(self, prompt: Prompt) -> int:

@@ -24,6 +24,7 @@ from sglang_power.server.metrics import Ending
 from sglang_power.sglang_host.child_params import Coupling
 from sglang_power.sglang_host.host_sampling import law_asked
 from sglang_power.sglang_host.tokenizer import support
+from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit
 from sglang_power.sglang_host.tokenizer.children import (
     ChildEngine,
@@ -181,7 +182,8 @@ class TwinRun:
         stop = StopRule.of(self._manager, parent.params)
         rank = prompt.meta_info.get("dp_rank") if self._manager.server_args.dp_size > 1 else None
         name = f"{parent.obj.rid}.{number}"
-        main_engine = ChildEngine(parent, prompt, stop, rank)
+        asked = Asked.of(self._manager, parent.obj)
+        main_engine = ChildEngine(parent, prompt, stop, rank, asked=asked)
         twin_engine = ChildEngine(parent, twin, StopRule(stop.tokenizer, (), stop.tokens, 1), rank)
         engine = TwinEngine(parent, main_engine, twin_engine, stop, name)
         seed = Key(self._seed, number).child_seed(0, Purpose.POLICY)
@@ -190,7 +192,7 @@ class TwinRun:
         try:
             whole = await engine.generate(call)
             power = self._report(prompt, whole.usage + prompts)
-            answer = await writer.final(whole.tokens, whole.finished, power)
+            answer = writer.final(whole.tokens, whole.finished, power)
         except ChainAbortedError as error:
             power = self._report(prompt, engine.so_far.usage + prompts)
             answer = writer.aborted(engine.so_far.tokens, str(error), power)
