@@ -61,7 +61,9 @@ def test_several_prompts_and_answers(pivot_server: Server) -> None:
     assert [one["text"] for one in answers] == [ask(pivot_server, one)["text"] for one in (PROMPT, other)]
     pair = ask(pivot_server, sampling={"n": 2}, **TREE)
     assert [shape(one) for one in pair] == [shape(ask(pivot_server, **TREE))] * 2
-    assert power_of(pair[1])["prefilled_tokens"] == power_of(pair[0])["prefilled_tokens"] - 1
+    assert [power_of(one).get("copy_of") for one in pair] == [None, 0]
+    assert power_of(pair[0])["decoded_tokens"] == power_of(ask(pivot_server, **TREE))["decoded_tokens"]
+    assert [power_of(pair[1])[name] for name in ("children", "decoded_tokens", "prefilled_tokens")] == [0] * 3
 
 
 def test_answers_are_counted_in_the_metrics(pivot_server: Server) -> None:
