@@ -166,6 +166,8 @@ async def test_every_choice_of_a_stream_ends_once(run: selection_run.SelectionRu
 class Counting(TabularEngine):
     """The exact model, with the most likely tokens; counts what it is asked for."""
 
+    room = 100
+
     def __init__(self) -> None:
         super().__init__(MODEL)
         self.calls = 0
