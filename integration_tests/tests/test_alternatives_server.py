@@ -184,7 +184,7 @@ def test_openai_clients_never_see_a_banned_token_as_an_alternative(
         "max_tokens": 10,
         "extra_body": {"custom_params": SAMPLERS["cot"]},
     }
-    openai = client(pivot_server)
+    openai: Any = client(pivot_server)
     chats = openai.chat.completions.create(
         messages=MESSAGES, logprobs=True, top_logprobs=5, stream=stream, **shared
     )

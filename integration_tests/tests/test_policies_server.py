@@ -18,8 +18,9 @@ from itertools import pairwise
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from sglang_power.policies import Policy, policies
+from sglang_power.policies import Policy, Row, policies
 
 from integration_tests.pivot.tokenizer import VOCAB_SIZE
 from integration_tests.server import Server
@@ -191,6 +192,31 @@ def test_sampling_masks_beside_policies(pivot_server: Server) -> None:
         for key in ("output_token_sampling_mask", "output_token_sampling_mask_length"):
             assert answer["meta_info"][key] == expected["meta_info"][key]
     assert not any("output_token_sampling_mask" in answer["meta_info"] for answer in policy_rows)
+
+
+# --- bans ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"sampler": "top_n_sigma", "n": 1.0}, {"sampler": "min_k"}, {"sampler": "temperature", "value": 40.0}],
+)
+def test_banned_tokens_do_not_count(pivot_server: Server, policy: Json) -> None:
+    """Sixty draws from a row with ten banned tokens: all in the support of the rule without these."""
+    plain = raw_generate(pivot_server, **body_of(None, temperature=1.0, max_new_tokens=1, body=LOGPROBS))
+    row = ranked_logprobs(plain)[0]
+    banned = sorted(row, key=lambda token: row[token])[-20::2]
+    allowed = np.array([-np.inf if token in banned else row[token] for token in range(VOCAB_SIZE)])
+    rule = policies()[policy["sampler"]]
+    law = rule(**{key: value for key, value in policy.items() if key != "sampler"}).law(Row(allowed))
+    bias = {str(token): -100 for token in banned}
+    bodies = [
+        body_of({**policy, "seed": seed}, max_new_tokens=1, logit_bias=bias, ignore_eos=True)
+        for seed in range(60)
+    ]
+    drawn = [answer["output_ids"][0] for answer in burst(pivot_server, bodies)]
+    assert all(law[token] > 0 for token in drawn)
+    assert not set(drawn) & set(banned)
 
 
 # --- SGLang's own features ----------------------------------------------------------------------------

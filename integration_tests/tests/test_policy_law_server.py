@@ -45,6 +45,7 @@ FLAT = "fARj3dw8g"
 Q, R = "Q7+3*2-8:", "R7+3*2-8:"
 PROMPTS = (FLAT, FLAT + "\n", Q, Q + "A", R, R + "\n")
 NEWLINE = encode("\n")[0]
+BLANKS = frozenset(encode(" \t"))
 CLEARLY = 1e-12
 """Expected p-value of a base law that REJECTED will reject."""
 
@@ -368,11 +369,17 @@ def answered(server: Server, case: Whole, seed: int) -> list[list[tuple[int, Row
     bias = np.where(np.arange(VOCAB_SIZE) == NEWLINE, case.bias, 0.0)
     return [
         [
-            (token, Row(row + bias, TEMPERATURE, before == NEWLINE, other + bias))
-            for token, before, row, other in zip(ids, [prompt[-1], *ids], rows, others, strict=False)
+            (token, Row(row + bias, TEMPERATURE, begins_line([*prompt, *ids[:t]]), other + bias))
+            for t, (token, row, other) in enumerate(zip(ids, rows, others, strict=False))
         ]
         for ids, rows, others in zip(answers, logits, twins, strict=True)
     ]
+
+
+def begins_line(ids: Sequence[int]) -> bool:
+    """Whether nothing but blanks follows the last newline."""
+    behind = next((token for token in reversed(ids) if token not in BLANKS), None)
+    return behind == NEWLINE
 
 
 def p_of(policy: Policy, tokens: Sequence[tuple[int, Row]], seed: int) -> float:

@@ -419,12 +419,13 @@ def banned_draw(logits: torch.Tensor, policy: Policy, banned: list[int], draws: 
     biased[:, banned] += BAN
     rows = [params(policy, seed, kappa=kappa) for seed in range(draws)]
     tensors = RowTensors.of(rows, list(range(draws)), draws, [banned] * draws)
-    context = {
-        "ends_line": torch.zeros(draws, 1, dtype=torch.bool),
-        "memory": torch.full((draws, 1), NOTHING),
-    }
-    positions = torch.full((draws,), ORIGIN)
-    return draw_rows(biased.expand(draws, -1).contiguous(), positions, tensors, **context)
+    return draw_rows(
+        biased.expand(draws, -1).contiguous(),
+        torch.full((draws,), ORIGIN),
+        tensors,
+        ends_line=torch.zeros(draws, 1, dtype=torch.bool),
+        memory=torch.full((draws, 1), NOTHING),
+    )
 
 
 BANNED = [0, 3, 4, 9, 11, 12, 17, 20, 22, 23]
