@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang_power.errors import HostError, UnsupportedError
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.hooks import HOOKS, Hook, _leads_to
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.children import _rows
-from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _noted
+from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _noted, stream
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 
 
@@ -132,6 +133,24 @@ async def test_an_error_before_the_first_line_reaches_the_caller() -> None:
 
     with pytest.raises(ValueError, match="alpha"):
         await anext(_noted(failing(), StreamNotes()))
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{sampler}", '{"sampler": "power"}'], ids=["unreadable", "contradiction"]
+)
+async def test_a_mistake_in_a_stream_is_said_by_the_stream(metadata: str) -> None:
+    """/v1/messages has sent its 200 when it makes the stream: what is raised there cuts the connection."""
+
+    async def planned(*_: object) -> AsyncGenerator[str, None]:
+        raise RequestError("sampler", "cot", "contradicts another place", "Name it in one place")
+        yield ""
+
+    serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(served_model_name="m"))
+    body = {"messages": [], "custom_params": {"sampler": "cot"}, "metadata": {"sglang_power": metadata}}
+    raw = SimpleNamespace(_json=body, url=SimpleNamespace(path="/v1/messages"))
+    lines = stream(planned, serving, GenerateReqInput(text="x", sampling_params={}), None, raw)
+    with pytest.raises(RequestError, match="contradicts another place"):
+        await anext(lines)
 
 
 def test_every_hook_has_our_side_and_a_target_or_is_optional() -> None:

@@ -106,9 +106,15 @@ def plan_arm(manager: Any, obj: Any, body: Body, config: ServerConfig, sampler: 
 
 
 def asks_for_power(manager: Any, obj: Any, body: Body, config: ServerConfig) -> bool:
-    """Whether a request names a sampler, or is one that the default is for; validates nothing."""
+    """Return whether a request names a sampler, or gets one by default; validates nothing.
+
+    One that cannot be read counts, too: what is wrong with it is said where it is planned.
+    """
     default = _default_preset(manager, obj, config)
-    return any(intake.asked(request, default) is not None for request in written(obj, body))
+    try:
+        return any(intake.asked(request, default) is not None for request in written(obj, body))
+    except RequestError:
+        return True
 
 
 def is_users(obj: Any) -> bool:
