@@ -23,7 +23,8 @@ from sglang_power.errors import UnsupportedError
 from sglang_power.rng import Key
 from sglang_power.samplers.candidates import ReadAnswer, Reading
 from sglang_power.samplers.cot import Cot
-from sglang_power.samplers.samples import Samples, Vote
+from sglang_power.samplers.samples import Samples
+from sglang_power.samplers.vote import Vote
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 

@@ -86,7 +86,7 @@ def earlier(options: argparse.Namespace, names: Set[str]) -> list[Experiment]:
 
 
 def _check_arm(_experiment: Experiment, arm: Arm) -> None:
-    from sglang_power.request.parsing import NO_SAMPLER, parse_request
+    from sglang_power.request.table import NO_SAMPLER, parse_request
 
     if "preset" not in arm.sampler and arm.sampler.get("sampler") != NO_SAMPLER:
         parse_request(arm.sampler)

@@ -91,7 +91,7 @@ def _sampler(config: ServerConfig, preset: str, models: list[str]) -> str:
             wrong = f"cannot run: {error}"
             continue
         where = f" (on model {model})" if wrong else ""
-        return f"{request.sampler}{where}: {_named(request.model_dump(mode='json', exclude={'sampler'}))}"
+        return f"{request.name()}{where}: {_named(request.model_dump(mode='json', exclude={'sampler'}))}"
     return wrong
 
 

@@ -40,6 +40,15 @@ class Key:
     seed: int
     chain: int = 0
 
+    def split(self, part: int, parts: int) -> Key:
+        """Return the key of one of so many parts of a run; parts of all chains have different ones.
+
+        Args:
+            part: 0..parts-1.
+            parts: the same number for every chain of the request.
+        """
+        return Key(self.seed, self.chain * parts + part)
+
     def _generator(self, step: int, purpose: Purpose) -> np.random.Generator:
         return np.random.Generator(
             np.random.Philox(key=self.seed, counter=[0, self.chain, step, int(purpose)])

@@ -17,7 +17,7 @@ from sglang_power.samplers.fallback import Fallback
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import EnrolledRun
 from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body
-from sglang_power.sglang_host.tokenizer.orchestrator import Host
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, plan_arm
 
 Json = dict[str, Any]

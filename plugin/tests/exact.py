@@ -25,7 +25,7 @@ from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix, Table, TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget
-from sglang_power.samplers.chain import Chain, ChainResult, StateReward
+from sglang_power.samplers.chain import Chain, ChainResult, RejectionCheck, StateReward
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 
 AMPLE = Budget(max_total_tokens=1_000_000)
@@ -350,7 +350,15 @@ def run_chains(
 
     async def run() -> list[ChainResult]:
         chains = [
-            Chain(TabularEngine(model), config, key, budget, reward=reward, shadow=shadow) for key in keys
+            Chain(
+                TabularEngine(model),
+                config,
+                key,
+                budget,
+                reward=reward,
+                rejection_check=RejectionCheck() if shadow else None,
+            )
+            for key in keys
         ]
         return [await chain.run(draft) for chain in chains]
 
@@ -394,3 +402,9 @@ def _pooled(cells: Sequence[tuple[float, int]]) -> tuple[list[float], list[int]]
             pool = (pool[0] + last[0], pool[1] + last[1])
         large.append(pool)
     return [e for e, _ in large], [o for _, o in large]
+
+
+def checked(result: ChainResult) -> RejectionCheck:
+    """What a chain that checks its early rejections counted."""
+    assert result.rejection_check is not None
+    return result.rejection_check

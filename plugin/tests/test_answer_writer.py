@@ -15,8 +15,8 @@ from sglang_power.samplers.search import BranchSearch
 from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter, Outlet
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, Tokens, Usage
+from test_answer_run import PROMPT, Speller, StubParent
 from test_selection import LastDigit
-from test_selection_run import PROMPT, Speller, StubParent
 
 TEXT = "abracadabra"
 IDS = Speller().encode(TEXT)

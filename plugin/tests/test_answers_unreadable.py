@@ -24,7 +24,8 @@ from sglang_power.answers import (
 from sglang_power.answers.equivalence import DIFFERENT, Called
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
-from sglang_power.samplers.samples import Samples, Vote
+from sglang_power.samplers.samples import Samples
+from sglang_power.samplers.vote import Vote
 from sglang_power.types import ProposalLaw
 from test_selection import MODEL, L, LastDigit, cot
 

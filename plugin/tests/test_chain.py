@@ -23,7 +23,7 @@ from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.budgets import Budget, StoppedBy
-from sglang_power.samplers.chain import Chain, ChainResult
+from sglang_power.samplers.chain import Chain, ChainResult, RejectionCheck
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)
@@ -82,7 +82,9 @@ def record(
     def observer(state: ChainState, info: Info | None) -> None:
         seen.append((state, info))
 
-    chain = Chain(engine, config, Key(seed), budget, observer, shadow=shadow)
+    chain = Chain(
+        engine, config, Key(seed), budget, observer, rejection_check=RejectionCheck() if shadow else None
+    )
     return Recorded(asyncio.run(chain.run(draft)), engine, seen)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import exact
 import exact_tilt
 import pytest
+from exact_tools import power_report
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix
 from sglang_power.errors import ChainAbortedError, RewardError
@@ -22,11 +23,12 @@ from sglang_power.request import parse_power
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.samplers import report
+from sglang_power.samplers import chain_report
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.chain import ChainResult, StateReward
-from sglang_power.server.config import Limits
+from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.scoring import AnswerScorer
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
@@ -70,7 +72,7 @@ def test_only_whole_answers_of_the_last_stage_are_scored_each_once() -> None:
         assert len(asked.answers) == 1 + len(last) == 5
         assert all(ids[-1] == 0 or len(ids) == LONG.horizon for ids in asked.answers)
         assert result.state.reward == exact_tilt.reward(result.state.tokens.ids)
-        assert result.tilt_dropped_at is None
+        assert result.state.untilted_at is None
 
 
 def test_infos_hold_both_terms_in_the_last_stage_and_zeros_before() -> None:
@@ -87,7 +89,7 @@ def test_infos_hold_both_terms_in_the_last_stage_and_zeros_before() -> None:
         value = next(proposed)
         assert terms.log_tilt_proposal == CONFIG.tilt.weight * value
         assert terms.log_tilt_current == CONFIG.tilt.weight * current
-        traced = report.traced(info, CONFIG, str)
+        traced = chain_report.traced(info, CONFIG, str)
         assert (traced["log_tilt_proposal"], traced["log_tilt_current"]) == (
             terms.log_tilt_proposal,
             terms.log_tilt_current,
@@ -122,16 +124,16 @@ def test_without_the_run_goes_on_by_the_power_law_alone(at: int) -> None:
         for number, info in enumerate(last):
             tilted = (info.terms.log_tilt_proposal, info.terms.log_tilt_current) != (0.0, 0.0)
             assert tilted == (number + 1 < at)
-        assert result.tilt_dropped_at == last[max(at - 1, 0)].step
-        assert report.law_of(CONFIG, result) == "approximate"
-        assert report.law_of(CONFIG, run(Asked(), seed)) == "power"
+        assert result.state.untilted_at == last[max(at - 1, 0)].step
+        assert chain_report.chain_law(CONFIG, result) == "approximate"
+        assert chain_report.chain_law(CONFIG, run(Asked(), seed)) == "power"
 
 
 def test_without_leaves_early_rejection_as_it_was() -> None:
     unbounded = dataclasses.replace(CONFIG, early_rejection=True)
     bounded = dataclasses.replace(exact_tilt.tilted(PLAIN), early_rejection=True)
-    assert not unbounded.untilted().rejects_early
-    assert bounded.untilted().rejects_early
+    assert not unbounded.rejects_early
+    assert bounded.rejects_early
     assert sum(info.early_rejected for seed in SEEDS for info in run(Asked(1), seed, unbounded).infos) == 0
     assert sum(info.early_rejected for seed in SEEDS for info in run(Asked(1), seed, bounded).infos) > 0
 
@@ -160,17 +162,7 @@ def test_the_report_tells_the_value_and_the_tilted_target() -> None:
     calls = {"name": "r", "calls": 5, "failed": 0, "reason": None}
 
     def told(result: ChainResult) -> dict[str, Any]:
-        return report.power_report(
-            request,
-            CONFIG,
-            result,
-            seed=1,
-            neutralised=[],
-            prompt_usage=Usage(),
-            weight_version=None,
-            decode=str,
-            reward_calls=calls,
-        )
+        return power_report(request, CONFIG, result, str, calls)
 
     result = run(Asked(), 1)
     full, value = told(result), result.state.reward
@@ -225,7 +217,7 @@ class Letters:
 def parent_of(text: str | None, params: dict[str, Any]) -> Parent:
     manager = SimpleNamespace(tokenizer=Letters(), model_config=SimpleNamespace(hf_eos_token_id=[0]))
     obj = SimpleNamespace(rid="x", text=text, sampling_params=params, background=False)
-    parent = Parent(manager, lambda *_: None, obj, None, Limits())
+    parent = Parent(Host(manager, lambda *_: None, obj, None, ServerConfig()))
     parent._state = SimpleNamespace(abort_sent=False)
     return parent
 

@@ -13,12 +13,13 @@ import pytest
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.errors import HostError
 from sglang_power.policies.kl_guided import KLGuided
-from sglang_power.server.config import Limits
+from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.child_params import APART, META_KEY
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
-from sglang_power.sglang_host.tokenizer.twin_run import TwinEngine
+from sglang_power.sglang_host.tokenizer.twin import TwinEngine
 from sglang_power.types import Continuation, ProposalLaw, Usage
 from test_host_tokenizer_side import Letters
 
@@ -46,7 +47,7 @@ class ScriptedParent(Parent):
         model = SimpleNamespace(hf_eos_token_id=[EOS])
         manager = SimpleNamespace(tokenizer=Letters(), model_config=model, max_req_input_len=100)
         obj = SimpleNamespace(rid="r", sampling_params={"min_new_tokens": min_new_tokens}, background=False)
-        super().__init__(manager, lambda *_: None, obj, None, Limits())
+        super().__init__(Host(manager, lambda *_: None, obj, None, ServerConfig()))
         self.children: list[Any] = []
         self._answers = iter(answers)
 

@@ -9,20 +9,20 @@ import dataclasses
 from typing import Any
 
 import pytest
+from exact_tools import selection_report
 from naive_tree import model
 from sglang_power.answers import Verdict
 from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Called
-from sglang_power.request import SelectingRequest, parse_request
+from sglang_power.request import SelectionRequest, parse_request
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.choosing import with_classes
 from sglang_power.samplers.evaluation import judge_notes
-from sglang_power.samplers.report import selection_report
 from sglang_power.sglang_host.host_sampling import sampling_of
-from sglang_power.sglang_host.tokenizer import selecting
+from sglang_power.sglang_host.tokenizer import tools
 from sglang_power.types import Usage
+from test_answer_run import selected
 from test_branch_choice import chosen
 from test_selection import EXACT, SAMPLING, cot
-from test_selection_run import selected
 
 BRANCH = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 3, "answer": "text"}
 BEST_OF = {"sampler": "best_of", "samples": 8, "answer": "text"}
@@ -56,7 +56,7 @@ async def test_the_classes_are_those_of_equal_answers(
 
 async def test_the_equivalence_that_was_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     one_class = Called(lambda *_: True)
-    monkeypatch.setattr(selecting, "relation_of", lambda *_: one_class)
+    monkeypatch.setattr(tools, "relation_of", lambda *_: one_class)
     selection = await selected(monkeypatch, {**BEST_OF, "equivalence": "math"})
     assert len(groups(selection)) > 1
     assert len([one for one in selection.classes if one["representative"] is not None]) == 1
@@ -120,17 +120,8 @@ async def test_the_temperature_is_echoed_and_the_truncation_where_it_acts(
     asked: dict[str, Any], echoed: dict[str, Any]
 ) -> None:
     request = parse_request(asked)
-    assert isinstance(request, SelectingRequest)
-    report = selection_report(
-        request,
-        await cot().run(),
-        seed=1,
-        horizon=9,
-        sampling=SAMPLING,
-        neutralised=[],
-        prompt_usage=Usage(),
-        weight_version=None,
-    )
+    assert isinstance(request, SelectionRequest)
+    report = selection_report(request, await cot().run(), 9, SAMPLING)
     assert {key: value for key, value in report["params"].items() if key in SAMPLING} == echoed
 
 

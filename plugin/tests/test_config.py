@@ -215,7 +215,7 @@ def test_a_preset_may_lean_on_one_model_of_the_file(tmp_path: Path) -> None:
         "parameters:\n  m:\n    entropix: {entropy_threshold: 1.0, varentropy_threshold: 1.0}\n"
     )
     config = load_config(write(tmp_path, text))
-    assert config.resolve({"preset": "a"}, "m").sampler == "entropix"
+    assert config.resolve({"preset": "a"}, "m").name() == "entropix"
 
 
 LAYERS = ServerConfig(

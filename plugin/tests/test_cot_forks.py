@@ -10,7 +10,7 @@ import pytest
 from sglang_power.engines.tabular import TabularModel
 from sglang_power.errors import RequestError
 from sglang_power.request import CotRequest
-from sglang_power.sglang_host.tokenizer.selection_plan import _fork_prefix
+from sglang_power.sglang_host.tokenizer.answer_plan import _forced
 from test_host_tokenizer_side import Letters
 from test_selection import cot
 
@@ -51,7 +51,9 @@ MANAGER = SimpleNamespace(tokenizer=Letters(), model_config=SimpleNamespace(hf_e
 )
 def test_a_prefix_with_a_stop_inside_is_refused(params: dict[str, Any], at: int) -> None:
     request = CotRequest(fork_at="after_prefix", fork_prefix="abcd")
-    assert _fork_prefix(MANAGER, request, {}, L) == (1, 2, 3, 4)
+    forced = request.needs.forced
+    assert forced is not None
+    assert _forced(MANAGER, forced, {}, L) == (1, 2, 3, 4)
     with pytest.raises(RequestError, match=f"a stop at token {at} of 4") as caught:
-        _fork_prefix(MANAGER, request, params, L)
+        _forced(MANAGER, forced, params, L)
     assert (caught.value.field, caught.value.value) == ("fork_prefix", "abcd")

@@ -128,9 +128,9 @@ def test_shadow_mode_finds_no_wrong_rejection(law: ProposalLaw) -> None:
     )
     for one, other in zip(plain, shadowed, strict=True):
         assert_same_tokens(one.state.tokens, other.state.tokens)
-        assert other.shadow.resumed == sum(info.early_rejected for info in other.infos)
-        assert other.shadow.violations == 0
-    assert sum(result.shadow.resumed for result in shadowed) > 0
+        assert exact.checked(other).resumed == sum(info.early_rejected for info in other.infos)
+        assert exact.checked(other).violations == 0
+    assert sum(exact.checked(result).resumed for result in shadowed) > 0
 
 
 # --- where it is not exact it is off ------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_control_switched_on_outside_of_its_range_it_rejects_wrongly(
     monkeypatch.setattr(mh, "is_exact", lambda *_: True)
     config = config_of(law, exact.UNIFORM, early=True, alpha=alpha)
     results = exact.run_chains(LONG, config, exact.seeds(0, 100), shadow=True)
-    assert sum(result.shadow.violations for result in results) > 3
+    assert sum(exact.checked(result).violations for result in results) > 3
 
 
 def test_a_state_outside_of_the_support_is_never_rejected_early() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,28 +17,27 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from exact_tools import ExactTools
 from pydantic import BaseModel
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import EXTRACTORS
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy, policies
-from sglang_power.request import BranchRequest, PowerRequest, parse_request, samplers
-from sglang_power.rewards import NamedReward
-from sglang_power.rewards.base import Called
+from sglang_power.request import PowerRequest, WholeAnswerRequest, parse_request, samplers
 from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget
-from sglang_power.samplers.chain import Chain
+from sglang_power.samplers.registry import Served, served
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.child_params import ChildParams, Coupling
 from sglang_power.sglang_host.scheduler.drawing import draw_rows
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.plan import _check_policy_ids
-from sglang_power.sglang_host.tokenizer.selecting import Selector
+from sglang_power.sglang_host.tokenizer.reading import HostReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import ProposalLaw, Tokens
-from test_selection_run import PROMPT, StubParent, plan_of
+from test_answer_run import StubParent
 
 L = 6
 MODEL = TabularModel.random(5, vocab=4, horizon=L, concentration=0.5)
@@ -137,59 +136,56 @@ async def run(values: dict[str, Any]) -> None:
     """
     request = parse_request({"seed": 3, **values})
     _check_policy_ids(SimpleNamespace(model_config=SimpleNamespace(vocab_size=4)), request)
-    if isinstance(request, Policy):
-        if request.branching is not None:
-            request = BranchRequest(**request.branching)
-        else:
-            await draw_with(request)
-            return
-    if isinstance(request, PowerRequest):
-        await run_chain(request)
+    found = served(request)
+    if isinstance(request, Policy) and (found is None or found.needs.second_prompt is not None):
+        await draw_with(request)
         return
-    orjson.dumps(request.echo())
-    count = request.answers
-    support.total_tokens_of({}, request.max_total_tokens, LIMITS, L, 1, count, request.answers_field)
-    asked = {**values, "sampler": request.sampler}
-    plan = plan_of({"sampler": "cot"} if "entropy_threshold" in asked else asked)
-    plan.request, plan.extractor = request, EXTRACTORS["text"]
+    assert found is not None
+    await run_whole(found)
+
+
+async def run_whole(found: Served) -> None:
+    """Run a sampler of whole answers on the exact model."""
+    needs, asked = found.needs, found.request
+    assert isinstance(asked, WholeAnswerRequest)
+    cap = support.total_tokens_of(
+        {}, asked.max_total_tokens, LIMITS, L, 1, needs.answers, needs.answers_field
+    )
+    forced = None if needs.forced is None else needs.forced.tokens
+    if isinstance(forced, tuple) and max(forced) >= 4:
+        raise RequestError("initial_ids", None, "outside of the vocabulary", "")
+    # A late deadline is far enough not to act.
+    deadline = None if asked.deadline_ms is None else 4e9 + asked.deadline_ms / 1000
     parent = StubParent()
     stop, text = StopRule.of(parent.manager, {}), TextRule.of(parent.manager, {})
-    seed = 3 if request.seed is None else request.seed
-    selector = Selector(plan, parent, PROMPT, stop, text, Key(seed), None, L, LIMITS, deadline_of(request))
-    selector.__dict__["_engine"] = TabularEngine(MODEL)
-    selection = await selector.run(None)
-    forces = request.sampler in ("cot", "branch")
-    assert all(finite(one.tokens, forced=forces) for one in selection.candidates)
-    assert all(score is None or math.isfinite(score) for score in selection.scores)
-    json.dumps(selection.notes, allow_nan=False)
+    outcome = await found.sampler.run(
+        asked,
+        ExactTools(
+            TabularEngine(MODEL),
+            HostReader(stop, text, EXTRACTORS["text"]),
+            Key(3 if asked.seed is None else asked.seed),
+            L,
+            Budget(cap, None, deadline),
+            forced=forced if isinstance(forced, tuple) else None,
+            reward=Halving() if needs.reward else None,
+            reward_bound=1e300 if needs.reward else None,
+        ),
+    )
+    assert outcome.finished or len(outcome.tokens) <= L
+    assert finite(outcome.tokens, forced=forced is not None or found.name in ("cot", "branch"))
+    assert outcome.usage.decoded <= cap + L + outcome.usage.children
+    orjson.dumps(dict(outcome.params))
+    json.dumps({**outcome.headline, **outcome.report}, allow_nan=False)
 
 
-def deadline_of(request: Any) -> float | None:
-    """When it ends, unix seconds; a late one that is far enough not to act."""
-    return None if request.deadline_ms is None else 4e9 + request.deadline_ms / 1000
+class Halving:
+    """A reward of 1e300, divided by the last token."""
 
+    async def __call__(self, ids: Sequence[int], finished: bool) -> float:  # noqa: ARG002
+        return 1e300 / (1 + ids[-1])
 
-async def run_chain(request: PowerRequest) -> None:
-    reward = NamedReward("r", Called("r", lambda *_: 1e300)) if request.reward else None
-    bound = 1e300 if reward else None
-    orjson.dumps(request.echo(L, bound))
-    cap = support.total_tokens_of({}, request.max_total_tokens, LIMITS, L, 1)
-    if request.initial_ids is not None and max(request.initial_ids) >= 4:
-        raise RequestError("initial_ids", None, "outside of the vocabulary", "")
-
-    async def score(ids: Any, finished: bool) -> float:  # noqa: ARG001
-        return await reward.score("", "") / (1 + ids[-1]) if reward else 0.0
-
-    key = Key(3 if request.seed is None else request.seed)
-    budget = Budget(cap, request.max_steps, deadline_of(request))
-    config = request.mh_config(L, bound)
-    chain = Chain(TabularEngine(MODEL), config, key, budget, reward=score if reward else None)
-    draft = None if request.initial_ids is None else tuple(request.initial_ids)
-    result = await chain.run(draft)
-    assert result.state.finished or len(result.state.tokens) == L
-    assert finite(result.state.tokens, forced=draft is not None)
-    assert result.usage.decoded <= cap + L
-    assert not any(math.isnan(info.log_ratio) for info in result.infos)
+    def report(self) -> dict[str, Any]:
+        return {"name": "r"}
 
 
 async def draw_with(policy: Policy) -> None:

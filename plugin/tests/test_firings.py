@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from exact_tools import SAMPLING, selection_report
 from naive_tree import SEEDS, config, fires, model
 from sglang_power.algorithms.triggers import Trigger
 from sglang_power.engines.tabular import Prefix
@@ -13,24 +14,14 @@ from sglang_power.request import BranchRequest
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.firings import Firings, Refusals
-from sglang_power.samplers.report import selection_report
-from sglang_power.types import ROW_FIELDS, Usage
+from sglang_power.types import ROW_FIELDS
 from test_branch_choice import chosen, ids
 
 LOOSE = {"thresholds": (0.2,)}
 
 
 def report(selection: Selection, **asked: Any) -> dict[str, Any]:
-    return selection_report(
-        BranchRequest(**asked),
-        selection,
-        seed=1,
-        horizon=9,
-        sampling={"temperature": 1.0},
-        neutralised=[],
-        prompt_usage=Usage(),
-        weight_version=None,
-    )
+    return selection_report(BranchRequest(**asked), selection, 9, SAMPLING)
 
 
 def rows_of(paths: Iterable[Prefix]) -> set[Prefix]:

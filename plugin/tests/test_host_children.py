@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.server.config import Limits
+from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.tokenizer.alternatives import Asked
 from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
@@ -53,7 +54,7 @@ class ScriptedParent(Parent):
     def __init__(self, says: str, beside: dict[str, Any] | None = None, **params: Any) -> None:
         nothing = {"return_logprob": False, "top_logprobs_num": 0, "token_ids_logprob": None}
         obj = SimpleNamespace(rid="r", sampling_params=params, background=False, **(beside or nothing))
-        super().__init__(MANAGER, lambda *_: None, obj, None, Limits())
+        super().__init__(Host(MANAGER, lambda *_: None, obj, None, ServerConfig()))
         self._says = [*Characters().encode(says), END]
         self.children: list[Any] = []
 

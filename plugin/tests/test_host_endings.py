@@ -17,8 +17,9 @@ from sglang_power.errors import ChainAbortedError, HostError, RequestError, Rewa
 from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
-from sglang_power.server.config import Limits
+from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer.endings import ending_of, endings_counted, endings_told
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import GONE, Parent
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun
@@ -105,7 +106,7 @@ def parent_of() -> Parent:
 
     manager = SimpleNamespace(enable_metrics=True, rid_to_state={})
     obj = SimpleNamespace(rid="r", sampling_params={}, background=False, log_metrics=False)
-    parent = Parent(manager, original, obj, None, Limits())
+    parent = Parent(Host(manager, original, obj, None, ServerConfig()))
     parent._state = SimpleNamespace(abort_sent=False)
     return parent
 
@@ -174,7 +175,7 @@ def policy_run(original: Callable[..., AsyncIterator[Any]], chains: int) -> Poli
     manager: Any = SimpleNamespace(enable_metrics=True)
     obj = SimpleNamespace(rid="r", sampling_params={}, stream=True, log_metrics=True, return_logprob=False)
     plan = PolicyPlan(policy=TopNSigma(), chains=chains)
-    return PolicyRun(manager, original, obj, None, plan)
+    return PolicyRun(Host(manager, original, obj, None, ServerConfig()), plan)
 
 
 def chunk(finish: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sglang_power.experiments.versions import config_hash
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.experiments.enrolled import answers
 from sglang_power.sglang_host.tokenizer.body import NO_BODY
-from sglang_power.sglang_host.tokenizer.orchestrator import Host
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 
 

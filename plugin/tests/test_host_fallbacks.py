@@ -19,10 +19,11 @@ from sglang_power.samplers.fallback import Fallback, FallbackReason
 from sglang_power.server import metrics
 from sglang_power.server.config import Limits, ServerConfig, load_config
 from sglang_power.sglang_host.tokenizer import fallback_log
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body
-from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
-from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PowerPlan, plan_arm, plan_request
-from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
+from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.orchestrator import respond
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, plan_arm, plan_request
 from test_host_tokenizer_side import Letters
 
 Json = dict[str, Any]
@@ -59,11 +60,11 @@ def planned(
     return plan
 
 
-def asked(custom: Json, settings: ServerConfig | None = None, **params: Any) -> PowerPlan:
+def asked(custom: Json, settings: ServerConfig | None = None, **params: Any) -> AnswerPlan:
     """The plan of an explicit request for power."""
     params = {"custom_params": {"sampler": "power", **custom}, **params}
     plan = planned(params, settings or ServerConfig())
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     return plan
 
 
@@ -114,7 +115,7 @@ def test_only_the_clients_own_alpha_contradicts_the_temperature() -> None:
     settings = config(alpha=3.0, on_temperature="alpha", proposal_temperature=0.5)
     named = {"preset": "p", "on_temperature": "alpha"}
     plan = planned({"custom_params": named, "temperature": 0.5}, settings)
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert (plan.request.alpha, plan.request.tau) == (2.0, 0.5)
     same = asked({"alpha": 2.0, "on_temperature": "alpha"}, temperature=0.5)
     assert same.request.alpha == 2.0
@@ -153,16 +154,16 @@ def test_samplers_that_take_the_temperature_have_no_such_field(name: str) -> Non
 
 @pytest.mark.parametrize("sampler", ["vote", "best_of"])
 def test_a_base_of_power_says_what_a_temperature_means(sampler: str) -> None:
-    def ask(**base: Any) -> SelectionPlan:
+    def ask(**base: Any) -> AnswerPlan:
         custom = {"sampler": sampler, "samples": 2, "base": {"sampler": "power", **base}}
         plan = planned({"custom_params": custom, "temperature": 0.5}, ServerConfig())
-        assert isinstance(plan, SelectionPlan)
+        assert isinstance(plan, AnswerPlan)
         return plan
 
     with pytest.raises(RequestError, match=r"base\.on_temperature"):
         ask()
     assert ask(on_temperature="ignore").neutralised == ["temperature"]
-    base = ask(on_temperature="alpha").request.base  # type: ignore[union-attr]
+    base = ask(on_temperature="alpha").request.base
     assert isinstance(base, PowerRequest)
     assert base.alpha == 2.0
 
@@ -224,10 +225,10 @@ def test_strict_makes_an_error_of_it(
         assert isinstance(plan, PlainPlan)
         assert plan.fallback is not None
     elif who == "request" and (reason == "scoring" or params.get("max_new_tokens") == 1 or "top_k" in params):
-        assert isinstance(planned(params, settings, **fields), PowerPlan), "it can be served, so it is"
+        assert isinstance(planned(params, settings, **fields), AnswerPlan), "it can be served, so it is"
     elif who == "request" and reason == "greedy" and preset:
         plan = planned(params, settings, **fields)
-        assert isinstance(plan, PowerPlan), "the client asked for the default, which ignores temperatures"
+        assert isinstance(plan, AnswerPlan), "the client asked for the default, which ignores temperatures"
         assert plan.neutralised == ["temperature"]
     else:
         with pytest.raises(RequestError) as error:
@@ -244,10 +245,10 @@ def test_strict_is_true_or_false() -> None:
 
 def test_a_default_ignores_temperatures_where_its_preset_says_so() -> None:
     plan = planned({"temperature": 0.7}, config(on_temperature="ignore"))
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert (plan.request.alpha, plan.neutralised) == (4.0, ["temperature"])
     made = planned({"temperature": 0.5}, config(on_temperature="alpha", alpha=3.0))
-    assert isinstance(made, PowerPlan)
+    assert isinstance(made, AnswerPlan)
     assert made.request.alpha == 2.0
 
 
@@ -255,7 +256,7 @@ def test_only_the_body_makes_a_request_greedy() -> None:
     """A model whose generation config says so gets its default all the same."""
     filled, body = {"temperature": 0.0, "top_k": 1}, Body.at(CHAT, {"messages": []})
     plan = planned(filled, config(), body=body)
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert plan.neutralised == ["temperature", "top_k"]
 
 
@@ -269,7 +270,7 @@ def test_lists_fall_back_prompt_by_prompt() -> None:
     params = [{"max_new_tokens": 16}, {"max_new_tokens": 16, "temperature": 0}, {"max_new_tokens": 1}]
     obj = GenerateReqInput(text=["a", "b", "c"], sampling_params=params)
     first, *rest = plan_request(manager(), obj, NO_BODY, config())
-    assert isinstance(first, PowerPlan)
+    assert isinstance(first, AnswerPlan)
     assert [plan.fallback.reason for plan in rest] == ["greedy", "short"]  # type: ignore[union-attr]
 
 
@@ -290,7 +291,7 @@ def test_the_shipped_presets_ignore_temperatures(file: str, name: str, values: J
 def test_the_shipped_default_serves_what_common_clients_send() -> None:
     """LangChain sends 0.7; lm-eval, dspy and litellm send 0, which stays greedy."""
     shipped = load_config(CONFIGS / "chat.yaml")
-    assert isinstance(planned({"temperature": 0.7}, shipped), PowerPlan)
+    assert isinstance(planned({"temperature": 0.7}, shipped), AnswerPlan)
     greedy = planned({"temperature": 0}, shipped)
     assert isinstance(greedy, PlainPlan)
     assert greedy.fallback is not None
@@ -306,7 +307,7 @@ def test_an_arm_may_ignore_temperatures() -> None:
     with pytest.raises(RequestError):
         plan_arm(manager(), obj, NO_BODY, ServerConfig(), arm)
     plan = plan_arm(manager(), obj, NO_BODY, ServerConfig(), {**arm, "on_temperature": "ignore"})
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert plan.neutralised == ["temperature"]
 
 

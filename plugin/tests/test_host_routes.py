@@ -22,8 +22,9 @@ from sglang_power.request import PowerRequest
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host import entry
 from sglang_power.sglang_host.entry import _planned, _strip_own_fields
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.body import body_of
-from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 from test_host_tokenizer_side import Letters
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastapi.exceptions.FastAPIDeprecationWarning")
@@ -158,7 +159,7 @@ async def plan_of(manager: Manager, path: str, sampling: Json, top: Json) -> Pla
 @pytest.mark.parametrize("path", ROUTES)
 async def test_a_sampler_at_the_top_level_is_read_with_its_parameters(manager: Manager, path: str) -> None:
     plan = await plan_of(manager, path, {}, {"sampler": "power", "alpha": 2.0, "steps": 3})
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert (plan.request.alpha, plan.request.steps) == (2.0, 3)
     assert plan.request.top_p is None, "the model's generation config is nobody's word"
 
@@ -166,7 +167,7 @@ async def test_a_sampler_at_the_top_level_is_read_with_its_parameters(manager: M
 @pytest.mark.parametrize("path", ROUTES)
 async def test_custom_params_at_the_top_level_are_read(manager: Manager, path: str) -> None:
     plan = await plan_of(manager, path, {}, {"custom_params": {"sampler": "power", "alpha": 2.0}})
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert plan.request.alpha == 2.0
 
 
@@ -187,7 +188,7 @@ async def test_what_the_client_names_counts_on_every_route(manager: Manager, pat
     if path != MESSAGES:  # Anthropic's API has no seed
         sampling[SEED.get(path, "seed")] = 7
     plan = await plan_of(manager, path, sampling, asked)
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert (plan.request.alpha, plan.request.top_p) == (2.0, 0.9)
     assert plan.request.seed == (None if path == MESSAGES else 7)
     assert "seed" not in manager.params, "SGLang's own parameters have no such field"
@@ -214,7 +215,7 @@ async def test_what_power_refuses_is_refused_on_every_route(path: str, field: st
 @pytest.mark.parametrize("path", [OLLAMA, OLLAMA_CHAT])
 async def test_ollamas_options_hold_samplers_and_penalties_of_its_names(manager: Manager, path: str) -> None:
     plan = await plan_of(manager, path, {"sampler": "power", "alpha": 2.0, "min_p": 0.1, "seed": 3}, {})
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert isinstance(plan.request, PowerRequest)
     assert (plan.request.alpha, plan.request.min_p, plan.request.seed) == (2.0, 0.1, 3)
     refused = await send(path, body_for(path, {"sampler": "power", "repeat_penalty": 1.2}, {}))
@@ -226,14 +227,14 @@ async def test_responses_with_a_text_format_take_the_clients_words_only(manager:
     """`text` is no prompt there."""
     top = {"text": {"format": {"type": "text"}}, "sampler": "power"}
     plan = await plan_of(manager, RESPONSES, {}, top)
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert plan.neutralised == ["repetition_penalty", "temperature", "top_k", "top_p"]
 
 
 async def test_a_nested_object_survives_everywhere(manager: Manager) -> None:
     for path in ROUTES:
         plan = await plan_of(manager, path, {}, {"sglang_power": {"sampler": "power", "alpha": 3.0}})
-        assert isinstance(plan, PowerPlan), path
+        assert isinstance(plan, AnswerPlan), path
         assert plan.request.alpha == 3.0
 
 
@@ -256,5 +257,5 @@ async def test_a_stream_of_generate_is_refused_before_it_begins(manager: Manager
     response = await send(GENERATE, body_for(GENERATE, {"temperature": 0.5}, ignoring))
     assert response.status_code == httpx.codes.OK
     (plan,) = manager.plans
-    assert isinstance(plan, PowerPlan)
+    assert isinstance(plan, AnswerPlan)
     assert plan.request.alpha == 2.0

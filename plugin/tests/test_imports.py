@@ -32,7 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "yaml_files": {"errors", "fields"},
     "policies": {"types", "errors", "fields", "extensions", "policies"},
     "answers": {"types", "errors", "fields", "rng", "extensions", "answers"},
-    "request": {"types", "errors", "rng", "algorithms", "fields", "policies", "request"},
+    "request": {
+        "types",
+        "errors",
+        "rng",
+        "algorithms",
+        "answers",
+        "extensions",
+        "fields",
+        "policies",
+        "request",
+    },
     "rewards": {"errors", "fields", "extensions", "rewards"},
     "samplers": {
         "types",

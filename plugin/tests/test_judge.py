@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from sglang_power.answers import LlmRelation, Outcome, equivalence, same_question
 from sglang_power.errors import ChainAbortedError, HostError, UnsupportedError
-from sglang_power.request import BestOfRequest, CotRequest, SelectingRequest, VoteRequest
-from sglang_power.server.config import Limits
-from sglang_power.sglang_host.tokenizer.judge import Judge, Readout, SelfEvaluation, readout_of, relation_of
+from sglang_power.request import BestOfRequest, CotRequest, SelectionRequest, VoteRequest
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.judge import Judge, Readout, SelfEvaluation, relation_of
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.types import Usage
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -58,7 +59,7 @@ class ScriptedParent(Parent):
     ) -> None:
         manager = SimpleNamespace(tokenizer=model, context_len=context, num_reserved_tokens=0)
         obj = SimpleNamespace(rid="r", sampling_params=params)
-        super().__init__(manager, lambda *_: None, obj, None, Limits())
+        super().__init__(Host(manager, lambda *_: None, obj, None, ServerConfig()))
         self._law = law
         self.children: list[Any] = []
 
@@ -105,6 +106,12 @@ def test_words_that_start_a_line_count_where_a_text_starts_with_a_blank() -> Non
     assert {core.id_to_token(i) for i in found.no} == {"▁no"}
 
 
+def readout_of(tokenizer: Any, request: SelectionRequest) -> Readout | None:
+    """As planning finds it."""
+    judge = request.needs.judge
+    return None if judge is None else Readout.of(tokenizer, judge.field, judge.value)
+
+
 @pytest.mark.parametrize(
     ("words", "missing"), [(["yes", "never"], "no"), (["no", "Nay"], "yes"), ([], "yes")]
 )
@@ -132,7 +139,7 @@ def test_an_unknown_word_is_no_spelling() -> None:
         (BestOfRequest(), None),
     ],
 )
-def test_only_requests_that_ask_for_a_judge_need_one(request_: SelectingRequest, field: str | None) -> None:
+def test_only_requests_that_ask_for_a_judge_need_one(request_: SelectionRequest, field: str | None) -> None:
     found = readout_of(tokenizer(), request_)
     assert (None if found is None else found.field) == field
     if field is None:

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from exact_tools import selection_report
 from sglang_power.algorithms.cot import CotConfig
 from sglang_power.answers import LlmRelation, equivalence
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
 from sglang_power.request import BestOfRequest, CotRequest, VoteRequest
 from sglang_power.rng import Key
+from sglang_power.samplers.best_of import BestOf
 from sglang_power.samplers.candidates import ReadAnswer, Reading, Selection
 from sglang_power.samplers.cot import Cot
-from sglang_power.samplers.report import selection_report
-from sglang_power.samplers.samples import BestOf, Samples, Vote
+from sglang_power.samplers.samples import Samples
 from sglang_power.samplers.scores import Score, Scores
+from sglang_power.samplers.vote import Vote
 from sglang_power.types import ProposalLaw, Tokens, Usage
-from test_selection import SAMPLING
 
 HORIZON = 5
 MODEL = TabularModel.random(11, vocab=6, horizon=HORIZON, concentration=2.0)
@@ -80,16 +81,7 @@ async def selected(sampler: str, judge: Judge | None) -> Selection:
 
 def reported(sampler: str, selection: Selection) -> dict[str, Any]:
     request = {"cot": CotRequest, "vote": VoteRequest, "best_of": BestOfRequest}[sampler]()
-    return selection_report(
-        request,
-        selection,
-        seed=4,
-        horizon=HORIZON,
-        sampling=SAMPLING,
-        neutralised=[],
-        prompt_usage=Usage(),
-        weight_version=None,
-    )
+    return selection_report(request, selection, HORIZON)
 
 
 @pytest.mark.parametrize("sampler", ["cot", "vote", "best_of"])

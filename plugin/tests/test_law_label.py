@@ -16,7 +16,7 @@ from sglang_power.engines.tabular import Prefix, TabularEngine
 from sglang_power.frontend.laws import exponent_of
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.chain import ChainResult, StateReward
-from sglang_power.samplers.report import law_of
+from sglang_power.samplers.chain_report import chain_law
 from sglang_power.samplers.samples import Samples, draw
 
 MODEL = exact.NARROW
@@ -35,7 +35,7 @@ def run(
 
 
 def labels(config: MHConfig, results: Sequence[ChainResult]) -> list[str]:
-    return [law_of(config, result) for result in results]
+    return [chain_law(config, result) for result in results]
 
 
 def in_the_last_stage(result: ChainResult) -> bool:

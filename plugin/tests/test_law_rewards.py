@@ -229,12 +229,12 @@ def shadowed(bound: float) -> list[ChainResult]:
 
 def test_shadow_mode_finds_no_wrong_rejection() -> None:
     results = shadowed(exact_tilt.UPPER_BOUND)
-    assert sum(result.shadow.resumed for result in results) > 0
-    assert sum(result.shadow.violations for result in results) == 0
+    assert sum(exact.checked(result).resumed for result in results) > 0
+    assert sum(exact.checked(result).violations for result in results) == 0
 
 
 def test_control_a_bound_that_is_too_low_rejects_wrongly() -> None:
-    assert sum(result.shadow.violations for result in shadowed(-5.0)) > 3
+    assert sum(exact.checked(result).violations for result in shadowed(-5.0)) > 3
 
 
 def test_a_score_above_the_declared_bound_ends_the_run() -> None:

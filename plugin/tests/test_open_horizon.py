@@ -9,12 +9,11 @@ import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import UnsupportedError
 from sglang_power.server.config import Limits, ServerConfig
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
+from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
 from sglang_power.sglang_host.tokenizer.body import Body
-from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.plan import plan_arm
-from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
-from sglang_power.sglang_host.tokenizer.selection_run import SelectionRun
-from sglang_power.types import Usage
 from test_host_tokenizer_side import Letters
 
 CONTEXT = 32_768
@@ -37,9 +36,8 @@ def horizon(prompt: int, sampler: dict[str, Any], limit: int | None = None, n: i
     config = ServerConfig(limits=LIMITS)
     obj = GenerateReqInput(text="a", sampling_params={"max_new_tokens": limit, "temperature": 1.0, "n": n})
     plan = plan_arm(MANAGER, obj, CHAT, config, sampler)
-    assert isinstance(plan, SelectionPlan)
-    run = SelectionRun(MANAGER, lambda *_: None, obj, None, plan, config)
-    return run._horizon(Prompt([1] * prompt, {}, Usage()))
+    assert isinstance(plan, AnswerPlan)
+    return AnswerRun(Host(MANAGER, lambda *_: None, obj, None, config), plan)._horizon(prompt)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact_tools import selection_report
 from pydantic import ValidationError
 from sglang_power.algorithms.cot import CotConfig
 from sglang_power.algorithms.cuts import UniformCut
@@ -24,12 +25,13 @@ from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError, RequestError
 from sglang_power.request import BestOfRequest, CotRequest, PowerRequest, VoteRequest, parse_request
 from sglang_power.rng import Key
+from sglang_power.samplers.best_of import BestOf
 from sglang_power.samplers.candidates import ReadAnswer, Reading, Selection
 from sglang_power.samplers.choosing import shares
 from sglang_power.samplers.cot import Cot
-from sglang_power.samplers.report import selection_report
-from sglang_power.samplers.samples import BestOf, Samples, Vote
+from sglang_power.samplers.samples import Samples
 from sglang_power.samplers.scores import Scores
+from sglang_power.samplers.vote import Vote
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
 
 L = 4
@@ -304,12 +306,9 @@ async def test_the_report_shows_every_path_and_what_it_cost() -> None:
     report = selection_report(
         CotRequest(k=3),
         dataclasses.replace(selection, notes={"ess": 2.0}),
-        seed=9,
         horizon=L,
         sampling=SAMPLING,
-        neutralised=[],
         prompt_usage=Usage(prefilled=7, children=1),
-        weight_version="v",
     )
     assert len(report["paths"]) == len(selection.candidates)
     assert report["paths"][report["chosen"]["index"]]["text"] == selection.best.text

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
+from exact_tools import power_report, selection_report
 from naive_tree import model
 from sglang_power.engines.tabular import TabularEngine, TabularModel
-from sglang_power.request import BranchRequest, CotRequest, PowerRequest, SelectingRequest
+from sglang_power.request import BranchRequest, CotRequest, PowerRequest, SelectionRequest
 from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.candidates import Candidate, Selection
 from sglang_power.samplers.chain import Chain as ChainDriver
-from sglang_power.samplers.report import power_report, selection_report
-from sglang_power.types import Usage
 from sglang_power.viewer import record_of
 from sglang_power.viewer.record import Chain, Node, Tree
 from sglang_power.viewer.story import _caps
 from test_branch_choice import EXACT, chosen
-from test_selection import SAMPLING, cot
-
-COMMON: dict[str, Any] = {"seed": 5, "neutralised": [], "prompt_usage": Usage(), "weight_version": None}
+from test_selection import cot
 
 
 def bytes_as_text(ids: Sequence[int]) -> str:
@@ -35,7 +31,7 @@ async def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
     config = request.mh_config(12)
     driver = ChainDriver(TabularEngine(model), config, Key(5), Budget(100_000))
     result = await driver.run()
-    report = power_report(request, config, result, decode=bytes_as_text, **COMMON)
+    report = power_report(request, config, result, bytes_as_text)
     text = bytes_as_text(result.state.tokens.ids)
     chain = record_of({"text": text, "meta_info": {"power": report}}).run
     assert isinstance(chain, Chain)
@@ -50,8 +46,8 @@ async def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
     assert sum(step.saved_tokens_max or 0 for step in chain.steps) == report["saved_tokens_max"]
 
 
-def tree_of(request: SelectingRequest, selection: Selection) -> Tree:
-    report = selection_report(request, selection, horizon=9, sampling=SAMPLING, **COMMON)
+def tree_of(request: SelectionRequest, selection: Selection) -> Tree:
+    report = selection_report(request, selection, 9)
     tree = record_of({"text": selection.best.text, "meta_info": {"power": report}}).run
     assert isinstance(tree, Tree)
     return tree

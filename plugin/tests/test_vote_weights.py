@@ -20,7 +20,8 @@ from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.chain import Chain, ChainResult
-from sglang_power.samplers.samples import Samples, Vote
+from sglang_power.samplers.samples import Samples
+from sglang_power.samplers.vote import Vote
 from sglang_power.types import Continuation, ProposalLaw
 from test_selection import LastDigit
 

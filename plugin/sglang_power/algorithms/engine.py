@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sglang_power.algorithms.monitors import RowRule
+from sglang_power.errors import ChainAbortedError
 from sglang_power.types import Continuation, ProposalLaw, Usage
 
 
@@ -45,6 +46,19 @@ class RankedToken:
 
     token: int
     log_p: float
+
+
+class CallAbortedError(ChainAbortedError):
+    """The request was aborted during a call, which says what it had.
+
+    Args:
+        message: what happened.
+        so_far: what had been generated.
+    """
+
+    def __init__(self, message: str, so_far: Continuation) -> None:
+        self.so_far = so_far
+        super().__init__(message)
 
 
 class Engine(Protocol):

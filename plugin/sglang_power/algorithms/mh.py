@@ -73,21 +73,23 @@ class MHConfig:
         return min(stage * self.block_size, self.horizon)
 
     @property
-    def bounds_proposals(self) -> bool:
-        """Whether the ratio of half a proposal is an upper bound of the whole one's, in every stage."""
-        return is_exact(self.alpha, self.law) and (self.tilt is None or self.tilt.bounded)
-
-    @property
     def rejects_early(self) -> bool:
-        return self.early_rejection and self.bounds_proposals
+        """Whether lost proposals are stopped: where the ratio of half a proposal bounds the whole one's."""
+        bounded = self.tilt is None or self.tilt.bounded
+        return self.early_rejection and is_exact(self.alpha, self.law) and bounded
+
+    def alpha_of(self, state: ChainState) -> float:  # noqa: ARG002  (a ramp of stages will read it)
+        """The exponent that acts on a state."""
+        return self.alpha
 
     def tilt_of(self, state: ChainState) -> Tilt | None:
-        """The tilt that acts on a state: none before the last stage."""
-        return self.tilt if state.stage == self.stages else None
+        """The tilt that acts on a state: none before the last stage, or once its reward was given up."""
+        return self.tilt if state.stage == self.stages and state.untilted_at is None else None
 
-    def untilted(self) -> MHConfig:
-        """The same chain without its reward; what was not rejected early is not from now on either."""
-        return dataclasses.replace(self, tilt=None, early_rejection=self.rejects_early)
+    def bounds_proposals(self, state: ChainState) -> bool:
+        """Whether the ratio of half a proposal is an upper bound of the whole one's, from a state on."""
+        bounded = self.tilt is None or state.untilted_at is not None or self.tilt.bounded
+        return is_exact(self.alpha, self.law) and bounded
 
 
 def initial_state() -> ChainState:
@@ -210,7 +212,7 @@ def undecided(config: MHConfig, state: ChainState, proposal: Propose, continuati
     """
     if not continuation.cut_short:
         return False
-    if not config.bounds_proposals:
+    if not config.bounds_proposals(state):
         return True
     terms = tilted_terms(config, state, proposal.cut, continuation.tokens, None)
     return acceptance.accepts(proposal.log_u, acceptance.log_ratio(terms))

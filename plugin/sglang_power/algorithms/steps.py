@@ -22,6 +22,7 @@ class ChainState:
         stage: 1..K;  stage_step: steps done in this stage;  step: steps done in all.
         frozen: F, leading tokens that no cut may touch any more.
         reward: R of the tokens, once it is known.
+        untilted_at: the number of steps after which the reward was given up; None where it acts.
     """
 
     tokens: Tokens
@@ -31,6 +32,7 @@ class ChainState:
     step: int = 0
     frozen: int = 0
     reward: float | None = None
+    untilted_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,26 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
+from sglang_power.request.needs import Needs
 from sglang_power.request.own_law import OwnLawRequest
-from sglang_power.request.parsing import (
+from sglang_power.request.power import PowerRequest
+from sglang_power.request.selection import (
+    BestOfRequest,
+    CotRequest,
+    SamplesRequest,
+    SelectionRequest,
+    VoteRequest,
+)
+from sglang_power.request.table import (
     NO_SAMPLER,
     STRICT,
     SamplerRequest,
-    SelectingRequest,
     is_strict,
     parse_power,
     parse_request,
     samplers,
 )
-from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import BestOfRequest, CotRequest, SamplesRequest, VoteRequest
+from sglang_power.request.whole import WholeAnswerRequest
 
 __all__ = [
     "NO_SAMPLER",
@@ -27,12 +34,14 @@ __all__ = [
     "BestOfRequest",
     "BranchRequest",
     "CotRequest",
+    "Needs",
     "OwnLawRequest",
     "PowerRequest",
     "SamplerRequest",
     "SamplesRequest",
-    "SelectingRequest",
+    "SelectionRequest",
     "VoteRequest",
+    "WholeAnswerRequest",
     "is_strict",
     "parse_power",
     "parse_request",

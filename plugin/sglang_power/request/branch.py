@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, InstanceOf, field_validator, model_validator
@@ -13,9 +14,10 @@ from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, RULES, THRESHOL
 from sglang_power.fields import Exponent, NonNegativeFloat, Positive, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
+from sglang_power.request.needs import SAMPLING, Needs
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import SAMPLING, RewardName, SelectionRequest, check_reward
+from sglang_power.request.selection import RewardName, SelectionRequest, check_reward, with_judge
 from sglang_power.types import ProposalLaw
 
 Threshold = NonNegativeFloat | list[NonNegativeFloat]
@@ -146,9 +148,17 @@ class BranchRequest(SelectionRequest):
         return self
 
     @property
-    def draws(self) -> bool:
-        """Where a policy continues, branches begin with draws, or leaves are refined."""
-        return not (self.continuation_policy is None and self.branch_tokens == "top" and self.refine is None)
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        acting = () if self.continuation_policy is None else SAMPLING
+        drawn = self.continuation_policy is not None or self.branch_tokens == "drawn"
+        needs = replace(
+            super().needs,
+            acting=acting,
+            reward=self.reward,
+            deterministic=not drawn and self.refine is None,
+        )
+        return with_judge(needs, self.score)
 
     @property
     def triggers(self) -> tuple[Trigger, ...]:

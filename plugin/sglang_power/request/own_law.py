@@ -8,23 +8,22 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from sglang_power.errors import TemperatureError
 from sglang_power.fields import conflict
+from sglang_power.request.whole import WholeAnswerRequest
 
 OnTemperature = Literal["refuse", "ignore", "alpha"]
 
 
-class OwnLawRequest(BaseModel):
+class OwnLawRequest(WholeAnswerRequest):
     """Base of samplers whose law is no token law at some temperature.
 
     Args:
         on_temperature: what a temperature beside the sampler means, unless it is 1: "refuse" the request,
             "ignore" it and say so, or "alpha": alpha = 1/temperature, for samplers that have an alpha.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     on_temperature: OnTemperature = "refuse"
 

@@ -17,11 +17,11 @@ from sglang_power.fields import (
     Positive,
     Probability,
     RewardWeight,
-    Seed,
     Temperature,
     conflict,
 )
 from sglang_power.policies import Policy
+from sglang_power.request.needs import ForcedTokens, Needs
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.types import ProposalLaw
@@ -62,12 +62,9 @@ class PowerRequest(OwnLawRequest):
     cut_epsilon: Annotated[FiniteFloat, Field(ge=MIN_CUT_EPSILON, le=1.0)] = 0.1
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
-    seed: Seed | None = None
     initial_text: Annotated[str, Field(min_length=1)] | None = None
     initial_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     max_steps: Positive | None = None
-    max_total_tokens: Positive | None = None
-    deadline_ms: Positive | None = None
     lookback_blocks: Positive | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
@@ -114,6 +111,18 @@ class PowerRequest(OwnLawRequest):
                 "Leave schedule at 'exact', or leave reward out",
             )
         return self
+
+    @property
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        draft = self.initial_text or (None if self.initial_ids is None else tuple(self.initial_ids))
+        field = "initial_text" if self.initial_ids is None else "initial_ids"
+        return Needs(
+            quadratic=True,
+            ignores_temperature=self.on_temperature == "ignore",
+            reward=self.reward,
+            forced=None if draft is None else ForcedTokens(field, draft, whole=True),
+        )
 
     @property
     def weight(self) -> float:

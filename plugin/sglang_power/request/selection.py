@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    StrictBool,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
 
-from sglang_power.fields import Exponent, FiniteFloat, Positive, Seed, conflict
+from sglang_power.answers.judging import LLM
+from sglang_power.fields import Exponent, FiniteFloat, Positive, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
+from sglang_power.request.needs import SAMPLING, AnswerKind, ForcedTokens, Needs, Wanted
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.power import PowerRequest
+from sglang_power.request.whole import WholeAnswerRequest
 
-AnswerKind = Literal["number", "choice", "boxed", "regex", "continuation", "text"]
+SELF_EVALUATION: Final = "self_evaluation"
+"""The score that the served model gives its own answers."""
 
 EQUIVALENCE_OF: dict[str, str] = {"number": "number", "choice": "choice"}
 """How answers of a kind are compared where the request does not say; others by their normalised text."""
-
-
-SAMPLING = ("temperature", "top_p", "top_k", "min_p")
-"""SGLang's own sampling parameters that say how a token is drawn."""
 
 RewardName = Annotated[str, Field(min_length=1)]
 
@@ -40,7 +33,12 @@ def check_reward(score: str, reward: str | None) -> None:
         raise conflict("reward", f"not used with score={score!r}", "Set score to 'reward'")
 
 
-class SelectionRequest(BaseModel):
+def with_judge(needs: Needs, score: str) -> Needs:
+    """Return needs to which a score adds the served model's judgement, where it is one."""
+    return replace(needs, judge=Wanted("score", score)) if score == SELF_EVALUATION else needs
+
+
+class SelectionRequest(WholeAnswerRequest):
     """What these samplers share.
 
     Args:
@@ -50,21 +48,14 @@ class SelectionRequest(BaseModel):
         answer_regex: with answer="regex"; one group or none.
         equivalence: when two answers are the same; by the kind of answer where absent. With "llm" the
             served model is asked, both ways.
-        seed: of draws and ties; below 2^64.
-        max_total_tokens, deadline_ms: budgets of the request; what there is by then is chosen from.
         return_tree: add the whole tree of answers to the response.
         return_rows: add to every path the statistics of the rows that its tokens were drawn from (entropy,
             varentropy and the others of `types.ROW_FIELDS`).
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
     answer: AnswerKind = "number"
     answer_regex: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     equivalence: Annotated[str, Field(min_length=1)] | None = None
-    seed: Seed | None = None
-    max_total_tokens: Positive | None = None
-    deadline_ms: Positive | None = None
     return_tree: StrictBool = False
     return_rows: StrictBool = False
 
@@ -82,23 +73,14 @@ class SelectionRequest(BaseModel):
         return self.equivalence or EQUIVALENCE_OF.get(self.answer, "normalised")
 
     @property
-    def answers(self) -> int:
-        """How many answers are generated at least."""
-        return 1
-
-    @property
-    def answers_field(self) -> str:
-        """What raises their number."""
-        return "n"
-
-    @property
-    def draws(self) -> bool:
-        """Whether a seed has a part in its candidates; otherwise every run of it finds the same ones.
-
-        Greedy continuations are the argmax of their rows, the first of equal logits. Ties between classes of
-        answers are drawn all the same: a Selection says where one was.
-        """
-        return True
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        return Needs(
+            answer=self.answer,
+            answer_regex=self.answer_regex,
+            equivalence=self.relation,
+            judge=Wanted("equivalence", LLM) if self.relation == LLM else None,
+        )
 
     @property
     def sampling_fields(self) -> tuple[str, ...]:
@@ -146,19 +128,18 @@ class CotRequest(SelectionRequest):
         return self
 
     @property
-    def draws(self) -> bool:
-        """Where a policy continues; first tokens are the most likely ones."""
-        return self.continuation_policy is not None
-
-    @property
-    def answers(self) -> int:
-        """One per first token."""
-        return self.k
-
-    @property
-    def answers_field(self) -> str:
-        """What raises their number."""
-        return "k"
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        prefix, after = self.fork_prefix, "after_reasoning"
+        return replace(
+            super().needs,
+            answers=self.k,
+            answers_field="k",
+            acting=() if self.continuation_policy is None else SAMPLING,
+            deterministic=self.continuation_policy is None,
+            forced=None if prefix is None else ForcedTokens("fork_prefix", prefix, whole=False),
+            reasoning_end=Wanted("fork_at", after) if self.fork_at == after else None,
+        )
 
     @property
     def sampling_fields(self) -> tuple[str, ...]:
@@ -190,14 +171,19 @@ class SamplesRequest(SelectionRequest):
         return _base_sampler(value) if isinstance(value, dict) else value
 
     @property
-    def answers(self) -> int:
-        """One per sample."""
-        return self.samples
-
-    @property
-    def answers_field(self) -> str:
-        """What raises their number."""
-        return "samples"
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        over_chains = isinstance(self.base, PowerRequest)
+        ignores = isinstance(self.base, PowerRequest) and self.base.on_temperature == "ignore"
+        return replace(
+            super().needs,
+            answers=self.samples,
+            answers_field="samples",
+            quadratic=over_chains,
+            acting=() if over_chains else SAMPLING,
+            drawn_by="base" if over_chains else None,
+            ignores_temperature=ignores,
+        )
 
     @property
     def sampling_fields(self) -> tuple[str, ...]:
@@ -267,3 +253,9 @@ class BestOfRequest(SamplesRequest):
     def _reward_where_it_scores(self) -> Self:
         check_reward(self.score, self.reward)
         return self
+
+    @property
+    def needs(self) -> Needs:
+        """Return what it takes to serve the request."""
+        needs = replace(super().needs, reward=self.reward)
+        return with_judge(needs, self.score)

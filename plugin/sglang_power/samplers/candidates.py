@@ -5,7 +5,6 @@ Knows neither SGLang nor HTTP: the host gives an Engine and a Reader.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,6 @@ from sglang_power.answers import Classes
 from sglang_power.samplers.budgets import StoppedBy
 from sglang_power.samplers.evaluation import judge_notes
 from sglang_power.types import ROW_FIELDS, Tokens, Usage
-
-COSTS = ("judge", "reward")
-"""Notes that count calls."""
 
 MAX_REPORTED_TEXT = 4096
 """Characters of a path's text in the report; a longer one is cut there, and the answer says so."""
@@ -164,17 +160,6 @@ class Selection:
     headline: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     tied: bool = False
-
-    @property
-    def ended_early(self) -> bool:
-        """Whether an abort or the deadline ended the run: caps of a search leave it time to answer again."""
-        return self.stopped_by in ("abort", "deadline_ms")
-
-    @property
-    def copied(self) -> Selection:
-        """The same selection as the answer of another choice: what it cost is told once."""
-        notes = {name: note for name, note in self.notes.items() if name not in COSTS}
-        return dataclasses.replace(self, usage=Usage(), notes=notes)
 
     @property
     def best(self) -> Candidate:

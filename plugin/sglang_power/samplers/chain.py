@@ -30,8 +30,11 @@ StateReward = Callable[[Sequence[int], bool], Awaitable[float | None]]
 
 
 @dataclass(slots=True)
-class Shadow:
-    """Checks of early rejection: lost proposals that were generated to their end all the same."""
+class RejectionCheck:
+    """Lost proposals that are generated to their end all the same, and how many would have been accepted.
+
+    A diagnostic that costs what early rejection saves.
+    """
 
     resumed: int = 0
     violations: int = 0
@@ -44,7 +47,7 @@ class ChainResult:
     Args:
         last_stage_steps: how many of the steps the last stage took; these alone leave the target invariant,
             so an answer that had none of them follows another law, wherever it was when a limit came.
-        tilt_dropped_at: the number of steps after which the reward was given up, if it was.
+        rejection_check: what checking early rejection gave, where it was checked.
     """
 
     state: ChainState
@@ -52,8 +55,7 @@ class ChainResult:
     usage: Usage
     stopped_by: StoppedBy
     last_stage_steps: int
-    shadow: Shadow
-    tilt_dropped_at: int | None = None
+    rejection_check: RejectionCheck | None = None
 
 
 class Chain:
@@ -66,7 +68,7 @@ class Chain:
         budget: when to stop early.
         observer: told of every state.
         reward: scores whole answers; needed if and only if the configuration has a tilt.
-        shadow: generate lost proposals to their end and count wrong early rejections (a diagnostic).
+        rejection_check: counts wrong early rejections; None where nobody checks.
     """
 
     def __init__(
@@ -78,16 +80,14 @@ class Chain:
         observer: Observer | None = None,
         *,
         reward: StateReward | None = None,
-        shadow: bool = False,
+        rejection_check: RejectionCheck | None = None,
     ) -> None:
         assert (reward is None) == (config.tilt is None)
         self._engine, self._config, self._key, self._budget = engine, config, key, budget
-        self._observer, self._reward, self._shadowing = observer, reward, shadow
+        self._observer, self._reward, self._check = observer, reward, rejection_check
         self.state = mh.initial_state()
         self.infos: list[Info] = []
         self.usage = Usage()
-        self.shadow = Shadow()
-        self.tilt_dropped_at: int | None = None
 
     async def run(self, draft: tuple[int, ...] | None = None) -> ChainResult:
         """Run the schedule, or as much of it as the budget allows, from an optional draft."""
@@ -106,7 +106,8 @@ class Chain:
                 stopped_by = limit
                 break
         await self._finish_answer()
-        if self._config.tilt is not None and self.state.reward is None and not self._budget.expired():
+        unscored = self._config.tilt_of(self.state) is not None and self.state.reward is None
+        if unscored and not self._budget.expired():
             await self._score_state()
         return self.result(stopped_by)
 
@@ -118,8 +119,7 @@ class Chain:
             self.usage,
             stopped_by,
             sum(info.stage == self._config.stages for info in self.infos),
-            self.shadow,
-            self.tilt_dropped_at,
+            self._check,
         )
 
     def _set(self, state: ChainState, info: Info | None = None) -> None:
@@ -158,7 +158,7 @@ class Chain:
         async with asyncio.timeout(self._budget.remaining()):
             value = await self._reward(tokens.ids, finished)
         if value is None:
-            self._config, self.tilt_dropped_at = self._config.untilted(), self.state.step
+            self.state = dataclasses.replace(self.state, untilted_at=self.state.step)
         return value
 
     async def _reward_of(self, proposal: Propose, continuation: Continuation) -> float | None:
@@ -182,12 +182,13 @@ class Chain:
             continuation = await self._resume(proposal, continuation)
         try:
             reward = await self._reward_of(proposal, continuation)
-            decided = mh.decide(self._config, self.state, proposal, continuation, reward)
-            if self._shadowing and continuation.cut_short:
-                await self._check_rejection(proposal, continuation)
+            state, info = mh.decide(self._config, self.state, proposal, continuation, reward)
+            if self._check is not None and continuation.cut_short:
+                await self._check_rejection(self._check, proposal, continuation)
         except TimeoutError:
             return self._given_up(continuation, "deadline_ms")
-        self._set(*decided)
+        # The check may have given the reward up, after the decision.
+        self._set(dataclasses.replace(state, untilted_at=self.state.untilted_at), info)
         return None
 
     def _limit_within(self, proposal: Propose, so_far: Continuation) -> StoppedBy | None:
@@ -206,14 +207,14 @@ class Chain:
         rest = await self._generate(call)
         return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens)
 
-    async def _check_rejection(self, proposal: Propose, lost: Continuation) -> None:
-        config, whole = self._config, await self._resume(proposal, lost)
+    async def _check_rejection(self, check: RejectionCheck, proposal: Propose, lost: Continuation) -> None:
+        state, whole = self.state, await self._resume(proposal, lost)
         reward = await self._reward_of(proposal, whole)
-        if self._config is not config:
+        if self.state is not state:
             return  # the reward has just been given up: there is nothing to compare with
-        self.shadow.resumed += 1
-        _, info = mh.decide(config, self.state, proposal, whole, reward)
-        self.shadow.violations += info.accepted
+        check.resumed += 1
+        _, info = mh.decide(self._config, state, proposal, whole, reward)
+        check.violations += info.accepted
 
     async def _finish_answer(self) -> None:
         """Bring a state whose schedule was cut off to a stop or to the horizon."""

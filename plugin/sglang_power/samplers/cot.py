@@ -10,9 +10,12 @@ from typing import Any, Final
 from sglang_power.algorithms.cot import CotConfig, kept_first_tokens, path_call
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken, RankingEngine
 from sglang_power.answers import Relation
+from sglang_power.request import CotRequest
 from sglang_power.rng import Key, Purpose
+from sglang_power.samplers.base import Outcome, Tools
 from sglang_power.samplers.candidates import Candidate, Reader, Selection, candidate, stopped_by
 from sglang_power.samplers.choosing import by_confidence
+from sglang_power.samplers.selecting import Selecting
 from sglang_power.samplers.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import Continuation, Tokens, Usage, in_parallel
 
@@ -147,3 +150,26 @@ class Cot:
             stopped_by=stopped_by(self._aborted, self._late),
             notes={**selection.notes, **notes},
         )
+
+
+class CotSampler:
+    """The sampler `cot`: CoT-decoding."""
+
+    request = CotRequest
+
+    async def run(self, asked: CotRequest, tools: Tools) -> Outcome:
+        """Make one answer."""
+        selecting = Selecting(asked, tools)
+        law = selecting.continuation_law(asked.continuation_policy)
+        cot = Cot(
+            tools.engine,
+            selecting.reader,
+            selecting.relation,
+            CotConfig(asked.k, tools.horizon, law, asked.min_first_p),
+            tools.key,
+            aggregate=asked.select == "aggregate",
+            forced_prefix=tools.forced or (),
+            after=tools.behind_reasoning if asked.needs.reasoning_end is not None else None,
+            deadline=tools.budget.deadline,
+        )
+        return await selecting.outcome(selecting.with_star(await cot.run()))

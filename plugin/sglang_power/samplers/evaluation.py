@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from sglang_power.types import Usage
-
-SELF_EVALUATION: Final = "self_evaluation"
-"""The name of the score that an Evaluator gives."""
 
 
 class Evaluator(Protocol):

@@ -102,9 +102,7 @@ class LeafChoice:
         if each < max(len(leaf.tokens) for leaf in leaves):
             return Refined(leaves)  # no room even for scoring the drafts
         budget = Budget(each, self.refine_steps, self.budget.deadline)
-        chains = [
-            Chain(self.engine, config, Key(key.seed, _chain_of(key, i)), budget) for i in range(len(leaves))
-        ]
+        chains = [Chain(self.engine, config, _key_of(key, i), budget) for i in range(len(leaves))]
         results = await gather_or_cancel(
             [unless_aborted(chain.run(leaf.tokens.ids)) for chain, leaf in zip(chains, leaves, strict=True)]
         )
@@ -142,6 +140,10 @@ def _left_by(chain: Chain, leaf: Path) -> Path:
     return dataclasses.replace(leaf, tokens=state.tokens, finished=state.finished) if state.tokens else leaf
 
 
-def _chain_of(key: Key, leaf: int) -> int:
+MAX_LEAVES = 1_000_000
+"""Of one run: what tells the keys of its leaves apart."""
+
+
+def _key_of(key: Key, leaf: int) -> Key:
     """Chains of leaves share no random numbers with the search or with each other."""
-    return (key.chain + 1) * 1_000_000 + leaf
+    return Key(key.seed, key.chain + 1).split(leaf, MAX_LEAVES)

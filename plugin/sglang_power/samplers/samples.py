@@ -1,31 +1,23 @@
-"""Drives samplers that draw several answers and return one: `vote` and `best_of`."""
+"""Several draws of one law, read: what `vote` and `best_of` choose from."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.answers import Relation, power_weights, uniform_weights
-from sglang_power.errors import UnsupportedError
+from sglang_power.request import BestOfRequest, PowerRequest, VoteRequest
 from sglang_power.rng import Key, Purpose
+from sglang_power.samplers.base import Tools
 from sglang_power.samplers.budgets import Budget, StoppedBy
 from sglang_power.samplers.candidates import Candidate, Reader, Selection, candidate
 from sglang_power.samplers.chain import Chain
-from sglang_power.samplers.choosing import by_confidence, by_score, by_vote
-from sglang_power.samplers.report import law_of
-from sglang_power.samplers.scores import Scores
+from sglang_power.samplers.chain_report import chain_law
 from sglang_power.samplers.tasks import finished_of, gather_or_cancel, unless_aborted
-from sglang_power.types import FloatArray, ProposalLaw, Tokens, Usage, in_parallel
-
-Weight = Literal["count", "confidence", "power"]
+from sglang_power.types import ProposalLaw, Tokens, Usage, in_parallel
 
 LIMITS: tuple[StoppedBy, ...] = ("deadline_ms", "max_total_tokens", "max_steps")
-
-UNWEIGHTED = "no power weight: {} ended it before its law was that of base"
 
 
 @dataclass(frozen=True)
@@ -68,12 +60,26 @@ class Draw:
     usage: Usage
 
 
+def samples_of(asked: VoteRequest | BestOfRequest, tools: Tools) -> Samples:
+    """Return what a request draws: chains of its base, or draws of a policy or of the request's own law."""
+    base, budget = asked.base, tools.budget
+    chain = base if isinstance(base, PowerRequest) else None
+    return Samples(
+        count=asked.samples,
+        horizon=tools.horizon,
+        base=tools.request_law(base) if not isinstance(base, PowerRequest) else base.mh_config(tools.horizon),
+        tokens_each=budget.max_total_tokens // asked.samples,
+        max_steps=None if chain is None else chain.max_steps,
+        deadline=budget.deadline,
+    )
+
+
 async def draw(engine: Engine, samples: Samples, key: Key) -> Draw:
     """One sample of the base; `key` is its own."""
     if isinstance(samples.base, MHConfig):
         budget = Budget(samples.tokens_each, samples.max_steps, samples.deadline)
         result = await Chain(engine, samples.base, key, budget).run()
-        tokens, exact = result.state.tokens, law_of(samples.base, result) == "power"
+        tokens, exact = result.state.tokens, chain_law(samples.base, result) == "power"
         log_q = samples.base.alpha * float(tokens.log_p.sum()) if exact else None
         return Draw(tokens, result.state.finished, log_q, result.stopped_by, result.usage)
     seed = key.child_seed(0, Purpose.PROPOSAL)
@@ -103,8 +109,8 @@ class SampledSelection:
 
     async def candidates(self) -> list[Candidate]:
         """Every sample, read."""
-        first = self._key.chain * self._samples.count
-        keys = [Key(self._key.seed, first + i) for i in range(self._samples.count)]
+        count = self._samples.count
+        keys = [self._key.split(i, count) for i in range(count)]
         results = await gather_or_cancel(
             [unless_aborted(draw(self._engine, self._samples, key)) for key in keys]
         )
@@ -123,56 +129,3 @@ class SampledSelection:
     def _with_cost(self, selection: Selection) -> Selection:
         """A selection among the samples, with what drawing them cost and what ended that."""
         return dataclasses.replace(selection, usage=self._usage + selection.usage, stopped_by=self.stopped_by)
-
-
-class BestOf(SampledSelection):
-    """The sample of highest score; the first one of several."""
-
-    async def run(self, scores: Scores) -> Selection:
-        """The whole run."""
-        return self._with_cost(await by_score(await self.candidates(), scores))
-
-
-class Vote(SampledSelection):
-    """The class of equivalent answers of largest weight (Wang et al., arXiv 2203.11171)."""
-
-    async def run(self, relation: Relation, weight: Weight, alpha: float) -> Selection:
-        """The whole run.
-
-        Args:
-            relation: says which answers are the same.
-            weight: of a sample: 1, its Delta, which may be negative, or what makes it a draw of p^alpha.
-            alpha: exponent of the power weights.
-        """
-        candidates = await self.candidates()
-        if weight == "confidence":
-            return self._with_cost(await by_confidence(candidates, relation, self._key))
-        log_weights = uniform_weights(len(candidates))
-        if weight == "power":
-            log_weights = self._power_weights(candidates, alpha)
-            candidates = [_noted(*one) for one in zip(candidates, self._draws, strict=True)]
-        selection, choice = await by_vote(candidates, relation, log_weights, self._key)
-        return self._with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
-
-    def _power_weights(self, candidates: list[Candidate], alpha: float) -> FloatArray:
-        """[samples] nats, that make draws of their law draws of p^alpha; -inf where that law is unknown.
-
-        Raises:
-            UnsupportedError: it is unknown for all of them, or the model's logits were not numbers.
-        """
-        unknown = [i for i, one in enumerate(self._draws) if one.log_q is None]
-        if len(unknown) == len(self._draws):
-            problem = f"{self.stopped_by} ended every sample before its law was that of base"
-            raise UnsupportedError("weight", "power", problem, "Allow more, or weigh samples by count")
-        log_q = [one.log_q or 0.0 for one in self._draws]
-        log_weights = power_weights(alpha, [one.log_p for one in candidates], log_q)
-        log_weights[unknown] = -math.inf
-        return log_weights
-
-
-def _noted(one: Candidate, drawn: Draw) -> Candidate:
-    """The sample; where it has no power weight, it says why."""
-    if drawn.log_q is not None:
-        return one
-    note = UNWEIGHTED.format(drawn.stopped_by)
-    return dataclasses.replace(one, note=note if one.note is None else f"{one.note}; {note}")

@@ -16,6 +16,7 @@ from sglang_power.sglang_host.experiments import enrolled
 from sglang_power.sglang_host.experiments.desk import desk_of
 from sglang_power.sglang_host.tokenizer import orchestrator, parent
 from sglang_power.sglang_host.tokenizer.body import Body, body_of
+from sglang_power.sglang_host.tokenizer.host import Host, state_of
 from sglang_power.sglang_host.tokenizer.places import Written, places_of, without_own, written
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, is_users, plan_request
 
@@ -34,7 +35,7 @@ def generate_request(
     desk = desk_of(manager)
     facts = desk.facts_of(obj, request, body) if desk is not None and is_users(obj) else None
     _strip_own_fields(obj, body, served=not all(isinstance(plan, PlainPlan) for plan in plans))
-    host = orchestrator.Host(manager, original, obj, request, config)
+    host = Host(manager, original, obj, request, config)
     if desk is None or facts is None:
         return orchestrator.respond(host, plans)
     return enrolled.answers(desk, host, facts, body, plans)
@@ -70,10 +71,11 @@ def abort_request(
 ) -> None:
     """Around TokenizerManager.abort_request: an abort also ends chains that are between two children."""
     original(manager, rid, abort_all)
+    state = state_of(manager, server_config())
     if abort_all:
-        parent.abort_all(manager)
+        parent.abort_all(state)
     elif rid and rid not in manager.rid_to_state and manager.server_args.tokenizer_worker_num > 1:
-        parent.abort_elsewhere(manager, rid)
+        parent.abort_elsewhere(manager, state, rid)
 
 
 def update_request_meta_info(

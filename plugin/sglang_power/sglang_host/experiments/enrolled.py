@@ -27,9 +27,10 @@ from sglang_power.sglang_host.experiments.exposure_header import tell
 from sglang_power.sglang_host.experiments.shadows import Served
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.openai import notes_of
-from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
+from sglang_power.sglang_host.tokenizer.orchestrator import respond
 from sglang_power.sglang_host.tokenizer.parent import GONE
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 

@@ -27,8 +27,9 @@ from sglang_power.experiments.records import Outcome, ShadowRun
 from sglang_power.experiments.sections import Shadow
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.meter import Meter
-from sglang_power.sglang_host.tokenizer.orchestrator import Host, respond
+from sglang_power.sglang_host.tokenizer.orchestrator import respond
 
 if TYPE_CHECKING:
     from sglang_power.sglang_host.experiments.desk import Desk

@@ -177,7 +177,7 @@ def _lift_truncation(values: Fields, named: Fields, origins: Mapping[str, str]) 
             _lift(values, key, value, key, origins)
 
 
-def neutralised(params: Mapping[str, Any], named: Fields, own_law: OwnLawRequest | None = None) -> list[str]:
+def neutralised(params: Mapping[str, Any], named: Fields, ignores_temperature: bool = False) -> list[str]:
     """Return the sampling fields that are not applied.
 
     Those that the model's generation config set and the client did not name; and the client's temperature
@@ -188,6 +188,6 @@ def neutralised(params: Mapping[str, Any], named: Fields, own_law: OwnLawRequest
         for key, neutral in NEUTRAL.items()
         if key not in named and params.get(key) not in (None, neutral, TOP_K_ALL)
     }
-    if own_law is not None and own_law.on_temperature == "ignore" and named.get("temperature", 1) != 1:
+    if ignores_temperature and named.get("temperature", 1) != 1:
         fields.add("temperature")
     return sorted(fields)

@@ -17,8 +17,6 @@ import numpy as np
 from sglang_power.answers import LLM, LlmRelation, Relation, disarmed, equivalence, right_question
 from sglang_power.answers.weights import log_sum
 from sglang_power.errors import HostError, UnsupportedError
-from sglang_power.request import BestOfRequest, BranchRequest, SelectingRequest
-from sglang_power.samplers.evaluation import SELF_EVALUATION
 from sglang_power.sglang_host.tokenizer.children import prefilled_of
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.types import Usage
@@ -73,17 +71,6 @@ def _spellings(tokenizer: Any, word: str) -> tuple[int, ...]:
         if tokenizer.decode(last).strip().lower() == word:
             found.update(map(int, last))
     return tuple(sorted(found))
-
-
-def readout_of(tokenizer: Any, request: SelectingRequest) -> Readout | None:
-    """What the judge of a request reads; None where nothing is judged.
-
-    Raises:
-        UnsupportedError: see Readout.of.
-    """
-    if isinstance(request, BestOfRequest | BranchRequest) and request.score == SELF_EVALUATION:
-        return Readout.of(tokenizer, "score", SELF_EVALUATION)
-    return Readout.of(tokenizer, "equivalence", LLM) if request.relation == LLM else None
 
 
 class Judge:
@@ -190,5 +177,5 @@ class SelfEvaluation:
 
 
 def relation_of(name: str, judge: Judge | None) -> Relation:
-    """The equivalence of a request; `judge` is there where it needs one (`readout_of`)."""
+    """The equivalence of a request; `judge` is there where it needs one."""
     return equivalence(name) if judge is None or name != LLM else LlmRelation(judge)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sglang_power.experiments.records import Tokens
 
 if TYPE_CHECKING:
-    from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+    from sglang_power.sglang_host.tokenizer.host import GenerateRequest
 
 
 class Meter:

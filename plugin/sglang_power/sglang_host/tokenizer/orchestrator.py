@@ -1,10 +1,9 @@
-"""Serves one generate_request call in which some prompt asks for power sampling. Tokenizer process.
+"""Serves one generate_request call in which some prompt asks for a sampler. Tokenizer process.
 
-Each such prompt becomes a run (PromptRun for power, SelectionRun for samplers that choose among answers,
-PolicyRun for per-step policies, TwinRun for policies with a second prompt); prompts that ask for nothing go
-to SGLang. The generator that `serve` returns keeps SGLang's protocol: one dictionary (or list) without
-streaming, dictionaries with an `index` with it. All bookkeeping is done before the last one is yielded:
-callers drop the generator there.
+Each such prompt becomes a run: an AnswerRun for samplers of whole answers, a PolicyRun for per-step policies.
+Prompts that ask for nothing go to SGLang. The generator that `serve` returns keeps SGLang's protocol: one
+dictionary (or list) without streaming, dictionaries with an `index` with it. All bookkeeping is done before
+the last one is yielded: callers drop the generator there.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -22,17 +20,14 @@ from sglang_power.errors import HostError, OverloadedError, PowerError, RewardEr
 from sglang_power.samplers.fallback import Fallback
 from sglang_power.samplers.report import fallback_report
 from sglang_power.samplers.tasks import gather_or_cancel
-from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import fallback_log
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
+from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
-from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
-from sglang_power.sglang_host.tokenizer.plan import OwnPlan, PlainPlan, Plan, PowerPlan
+from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PolicyPlan
 from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun, sample_copy
-from sglang_power.sglang_host.tokenizer.prompt_run import PromptRun
-from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan
-from sglang_power.sglang_host.tokenizer.selection_run import SelectionRun
-from sglang_power.sglang_host.tokenizer.twin_run import TwinRun
 
 STATUS: dict[type[PowerError], HTTPStatus] = {
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -41,25 +36,6 @@ STATUS: dict[type[PowerError], HTTPStatus] = {
     HostError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """One call of TokenizerManager.generate_request.
-
-    Args:
-        manager: SGLang's TokenizerManager.
-        original: its own generate_request.
-        obj: the GenerateReqInput, without our keys.
-        request: the HTTP request, None in an Engine.
-        config: the server's configuration.
-    """
-
-    manager: Any
-    original: GenerateRequest
-    obj: Any
-    request: Any
-    config: ServerConfig
 
 
 def respond(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
@@ -79,12 +55,11 @@ def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     """Answer a call in which at least one plan is an OwnPlan."""
     obj = host.obj
     obj.normalize_batch_and_arguments()
-    call = _Call(host.manager, host.original, host.request, host.config)
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
     each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
     if obj.stream:
-        return _stream(call, prompts, each, notes_of(obj))
-    return _collect(call, prompts, each, single=obj.is_single)
+        return _stream(host, prompts, each, notes_of(obj))
+    return _collect(host, prompts, each, single=obj.is_single)
 
 
 async def annotated(
@@ -113,53 +88,41 @@ async def annotated(
             yield response
 
 
-class _Call:
-    """What all prompts of one call share."""
+async def _answers(host: Host, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
+    """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
+    prompt = host.of(obj)
+    if isinstance(plan, AnswerPlan):
+        return await AnswerRun(prompt, plan).answers(emit, first_index)
+    if isinstance(plan, PolicyPlan):
+        return await PolicyRun(prompt, plan).answers(emit, first_index)
+    count = obj.sampling_params.get("n") or 1
+    copies = [host.of(sample_copy(obj, n=1)) for _ in range(count)]
+    return await gather_or_cancel(
+        [_plain(sample, plan, emit, first_index + i) for i, sample in enumerate(copies)]
+    )
 
-    def __init__(self, manager: Any, original: GenerateRequest, request: Any, config: ServerConfig) -> None:
-        self.manager, self.original, self.request, self.config = manager, original, request, config
 
-    async def answer(self, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
-        """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
-        if not isinstance(plan, PlainPlan):
-            return await self._run(obj, plan).answers(emit, first_index)
-        count = obj.sampling_params.get("n") or 1
-        copies = [sample_copy(obj, n=1) for _ in range(count)]
-        return await gather_or_cancel(
-            [self._plain(one, plan, emit, first_index + i) for i, one in enumerate(copies)]
-        )
-
-    def _run(self, obj: Any, plan: OwnPlan) -> PromptRun | SelectionRun | PolicyRun | TwinRun:
-        host = self.manager, self.original, obj, self.request
-        if isinstance(plan, PowerPlan):
-            return PromptRun(*host, plan, self.config)
-        if isinstance(plan, SelectionPlan):
-            return SelectionRun(*host, plan, self.config)
-        if "twin" in plan.policy.needs:
-            return TwinRun(*host, plan, self.config)
-        return PolicyRun(*host, plan)
-
-    async def _plain(self, obj: Any, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
-        answer: Answer = {}
-        async with aclosing(self.original(self.manager, obj, self.request)) as responses:
-            async for answer in responses:
-                if plan.fallback is not None:
-                    answer["meta_info"]["power"] = fallback_report(plan.fallback)
-                if emit is not None:
-                    emit(index, answer)
-        return answer
+async def _plain(host: Host, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
+    answer: Answer = {}
+    async with aclosing(host.original(host.manager, host.obj, host.request)) as responses:
+        async for answer in responses:
+            if plan.fallback is not None:
+                answer["meta_info"]["power"] = fallback_report(plan.fallback)
+            if emit is not None:
+                emit(index, answer)
+    return answer
 
 
 async def _collect(
-    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], *, single: bool
+    host: Host, prompts: Sequence[Any], plans: Sequence[Plan], *, single: bool
 ) -> AsyncIterator[Any]:
     try:
         groups = await gather_or_cancel(
-            [call.answer(obj, plan, None, 0) for obj, plan in zip(prompts, plans, strict=True)]
+            [_answers(host, obj, plan, None, 0) for obj, plan in zip(prompts, plans, strict=True)]
         )
     except PowerError as error:
         status = STATUS.get(type(error))
-        if status is None or call.request is None:
+        if status is None or host.request is None:
             raise
         raise HTTPException(status, str(error)) from error
     answers = [answer for group in groups for answer in group]
@@ -167,7 +130,7 @@ async def _collect(
 
 
 async def _stream(
-    call: _Call, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
+    host: Host, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
 ) -> AsyncIterator[Answer]:
     chunks: asyncio.Queue[Answer | None] = asyncio.Queue()
 
@@ -178,7 +141,7 @@ async def _stream(
     async def produce() -> None:
         firsts = _first_indices(prompts)
         await gather_or_cancel(
-            [call.answer(obj, plan, emit, i) for obj, plan, i in zip(prompts, plans, firsts, strict=True)]
+            [_answers(host, obj, plan, emit, i) for obj, plan, i in zip(prompts, plans, firsts, strict=True)]
         )
 
     producer = asyncio.create_task(produce())

@@ -13,7 +13,7 @@ import copy
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -28,12 +28,10 @@ from tenacity import (
 )
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
-from sglang_power.server.config import Limits
+from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
 from sglang_power.sglang_host.tokenizer.meter import Meter
 
 T = TypeVar("T")
-
-GenerateRequest = Callable[..., Any]
 
 _NEUTRAL_PARAMS: dict[str, Any] = {
     "temperature": 1.0,
@@ -62,33 +60,23 @@ ABORT_CHECK_S = 0.1
 ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
 """For one second: longer than a chain is ever between two children, unless it waits for a slow reward."""
 
-_repeating: set[asyncio.Task[None]] = set()
-_live: set[Parent] = set()
-"""Requests between their first and their last child, in this process."""
-
 
 class Parent:
     """One power request (one prompt, n chains) and its child requests.
 
     Args:
-        manager: SGLang's TokenizerManager.
-        original: its own generate_request.
-        obj: the normalised GenerateReqInput of one prompt.
-        request: the HTTP request, or None in an Engine.
-        limits: the server's limits.
+        host: the call, for one prompt whose GenerateReqInput is normalised.
 
     Attributes:
         retractions: how often SGLang retracted one of its children.
         answers, reports: how many answers were counted, and how many of them say what they cost.
     """
 
-    def __init__(
-        self, manager: Any, original: GenerateRequest, obj: Any, request: Any, limits: Limits
-    ) -> None:
-        self._meter, self._reported = Meter(), Counter[str]()
-        self.manager, self._original = manager, self._meter.around(original)
-        self.obj, self._request, self._limits = obj, request, limits
-        self.params: Mapping[str, Any] = obj.sampling_params
+    def __init__(self, host: Host) -> None:
+        self._host, self._meter, self._reported = host, Meter(), Counter[str]()
+        self.manager, self._original = host.manager, self._meter.around(host.original)
+        self.obj, self._request, self._limits = host.obj, host.request, host.config.limits
+        self.params: Mapping[str, Any] = host.obj.sampling_params
         self._numbers = itertools.count()
         self._state: Any = None
         self._weight_version: str | None = None
@@ -100,11 +88,11 @@ class Parent:
     def __enter__(self) -> Parent:
         self.manager._init_req_state(self.obj, self._request)
         self._state = self.manager.rid_to_state[self.obj.rid]
-        _live.add(self)
+        self._host.state.live.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _live.discard(self)
+        self._host.state.live.discard(self)
         if self.manager.rid_to_state.get(self.obj.rid) is self._state:
             del self.manager.rid_to_state[self.obj.rid]
 
@@ -292,14 +280,13 @@ def _batch_of(children: Sequence[Any]) -> Any:
     return batch
 
 
-def abort_all(manager: Any) -> None:
-    """End every power request of one TokenizerManager: SGLang's abort_all reaches running children only."""
-    for parent in list(_live):
-        if parent.manager is manager:
-            parent.abort()
+def abort_all(state: ManagerState) -> None:
+    """End every request of one TokenizerManager: SGLang's abort_all reaches running children only."""
+    for parent in list(state.live):
+        parent.abort()
 
 
-def abort_elsewhere(manager: Any, rid: str) -> None:
+def abort_elsewhere(manager: Any, state: ManagerState, rid: str) -> None:
     """Repeat an abort for a request of another tokenizer worker until it must have met one of its children.
 
     Only the scheduler is common to both workers, and between two children it knows nothing of the chain.
@@ -311,8 +298,8 @@ def abort_elsewhere(manager: Any, rid: str) -> None:
             manager._dispatch_to_scheduler(AbortReq(rid=rid))
 
     task = asyncio.get_running_loop().create_task(repeat())
-    _repeating.add(task)
-    task.add_done_callback(_repeating.discard)
+    state.repeating.add(task)
+    task.add_done_callback(state.repeating.discard)
 
 
 def _is_queue_full(error: BaseException) -> bool:

@@ -12,36 +12,16 @@ from typing import Any
 
 from sglang_power.errors import RequestError
 from sglang_power.policies import Policy
-from sglang_power.request import NO_SAMPLER, BranchRequest, PowerRequest, SamplerRequest, SelectingRequest
-from sglang_power.rewards import NamedReward, reward
+from sglang_power.request import NO_SAMPLER, SamplerRequest
 from sglang_power.samplers.fallback import Fallback, fall_back
+from sglang_power.samplers.registry import served
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import intake, support, token_checks
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan, answer_plan
 from sglang_power.sglang_host.tokenizer.body import Body, Fields
 from sglang_power.sglang_host.tokenizer.intake import Asked
 from sglang_power.sglang_host.tokenizer.places import Written, without_own, written
-from sglang_power.sglang_host.tokenizer.selection_plan import SelectionPlan, selection_plan
-from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.token_checks import NamedPrompt, check_ids
-
-
-@dataclass(frozen=True)
-class PowerPlan:
-    """One prompt that power sampling serves.
-
-    Args:
-        request: validated parameters.
-        chains: n.
-        draft: initial token ids, if any.
-        reward: what scores its answers, if anything.
-        neutralised: model defaults that are not applied.
-    """
-
-    request: PowerRequest
-    chains: int
-    draft: tuple[int, ...] | None
-    reward: NamedReward | None
-    neutralised: list[str]
 
 
 @dataclass(frozen=True)
@@ -64,7 +44,7 @@ class PlainPlan:
     fallback: Fallback | None = None
 
 
-OwnPlan = PowerPlan | PolicyPlan | SelectionPlan
+OwnPlan = AnswerPlan | PolicyPlan
 Plan = OwnPlan | PlainPlan
 
 
@@ -188,14 +168,10 @@ def _own_plan(
     token_checks.check_prompts(manager, obj, prompts)
     token_checks.check_sampling(manager, obj, params)
     _check_policy_ids(manager, request)
-    if isinstance(request, PowerRequest):
-        return _power_plan(manager, obj, params, named, config, request)
-    if isinstance(request, SelectingRequest):
-        return selection_plan(manager, obj, params, named, config, request)
-    if request.branching is not None:
-        branch = BranchRequest(**request.branching)
-        return selection_plan(manager, obj, params, named, config, branch, name=request.name())
-    return _policy_plan(manager, obj, params, named, config, request)
+    if (answered := served(request)) is not None:
+        return answer_plan(manager, obj, params, named, config, answered)
+    assert isinstance(request, Policy)
+    return _policy_plan(obj, params, named, config, request)
 
 
 def _check_policy_ids(manager: Any, request: SamplerRequest) -> None:
@@ -207,7 +183,6 @@ def _check_policy_ids(manager: Any, request: SamplerRequest) -> None:
 
 
 def _policy_plan(
-    manager: Any,
     obj: Any,
     params: Mapping[str, Any],
     named: Fields,
@@ -217,70 +192,4 @@ def _policy_plan(
     support.check_policy_request(obj, params, named)
     chains = support.chains_of(params)
     support.check_chains(config.limits, chains)
-    if "twin" in policy.needs:
-        _check_twin(manager, obj, params, named, policy)
     return PolicyPlan(policy, chains)
-
-
-def _check_twin(manager: Any, obj: Any, params: Mapping[str, Any], named: Fields, policy: Policy) -> None:
-    """A policy with a twin runs as two children: theirs are its limits, and SGLang sees only them."""
-    support.check_request(obj, params, named)
-    horizon = support.horizon_of(params, manager.context_len)
-    assert policy.twin_prompt is not None
-    field, prompt = policy.twin_prompt
-    token_checks.check_prompts(manager, obj, [NamedPrompt(field, prompt)])
-    length = len(manager.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-    room = manager.context_len - length
-    if params.get("max_new_tokens", 128) is None:
-        horizon = 1
-    if horizon > room:
-        problem = f"{length} tokens leave room for {max(room, 0)} in the context of {manager.context_len}"
-        raise RequestError(field, prompt, problem, "Shorten it, or ask for fewer max_new_tokens")
-
-
-def _power_plan(
-    manager: Any,
-    obj: Any,
-    params: Mapping[str, Any],
-    named: Fields,
-    config: ServerConfig,
-    request: PowerRequest,
-) -> PowerPlan:
-    support.check_request(obj, params, named)
-    chains = support.chains_of(params)
-    horizon = support.horizon_of(params, manager.context_len, config.limits.max_horizon)
-    if params.get("max_new_tokens", 128) is not None:
-        support.total_tokens_of(params, request.max_total_tokens, config.limits, horizon, chains)
-    return PowerPlan(
-        request=request,
-        chains=chains,
-        draft=_draft(manager, request, params, horizon),
-        reward=None if request.reward is None else reward(request.reward, config.rewards),
-        neutralised=intake.neutralised(params, named, request),
-    )
-
-
-def _draft(
-    manager: Any, request: PowerRequest, params: Mapping[str, Any], horizon: int
-) -> tuple[int, ...] | None:
-    """The draft's ids, checked against the vocabulary, the horizon and stops inside."""
-    field = "initial_ids" if request.initial_ids is not None else "initial_text"
-    shown: object = request.initial_ids or request.initial_text
-    if request.initial_ids is not None:
-        ids = tuple(request.initial_ids)
-    elif request.initial_text is not None:
-        ids = tuple(manager.tokenizer.encode(request.initial_text, add_special_tokens=False))
-    else:
-        return None
-    check_ids(manager, field, ids)
-    if not ids:
-        raise RequestError(field, shown, "a draft without a token", "Leave it out")
-    if len(ids) > horizon:
-        problem = f"{len(ids)} tokens, more than the {horizon} that an answer may have"
-        raise RequestError(field, shown, problem, "Shorten the draft, or raise max_new_tokens")
-    stop = StopRule.of(manager, params).first_stop(ids, 0)
-    if stop is not None and stop < len(ids):
-        raise RequestError(
-            field, shown, f"a stop at token {stop} of {len(ids)}", "End the draft at its first stop"
-        )
-    return ids

@@ -20,7 +20,7 @@ from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_pol
 from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
 from sglang_power.sglang_host.tokenizer.endings import endings_told
-from sglang_power.sglang_host.tokenizer.parent import GenerateRequest
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.places import internal_of
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 
@@ -37,22 +37,13 @@ class PolicyRun:
     """One parent request: n samples, each with a seed of its own.
 
     Args:
-        manager, original: SGLang's TokenizerManager and its own generate_request.
-        obj: the request of one prompt.
-        request: the HTTP request, None in an Engine.
+        host: the call, for one prompt.
         plan: what was asked, validated.
     """
 
-    def __init__(
-        self,
-        manager: Any,
-        original: GenerateRequest,
-        obj: Any,
-        request: Any,
-        plan: PolicyPlan,
-    ) -> None:
-        self._manager, self._original = manager, original
-        self._obj, self._request, self._plan = obj, request, plan
+    def __init__(self, host: Host, plan: PolicyPlan) -> None:
+        self._manager, self._original = host.manager, host.original
+        self._obj, self._request, self._plan = host.obj, host.request, plan
         self._seed = fresh_seed() if plan.policy.seed is None else plan.policy.seed
         self._answers = 0
 

@@ -7,6 +7,7 @@ aborted.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -18,18 +19,22 @@ from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import EXTRACTORS
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError
-from sglang_power.request import parse_request
+from sglang_power.request import VoteRequest, parse_request
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called
 from sglang_power.rng import Key
-from sglang_power.samplers.candidates import Candidate, Selection
-from sglang_power.server.config import Limits
-from sglang_power.sglang_host.tokenizer import selecting, selection_run
+from sglang_power.samplers.base import Outcome, Tools
+from sglang_power.samplers.candidates import Selection
+from sglang_power.samplers.registry import served
+from sglang_power.samplers.selecting import Selecting
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer import answer_run, tools
+from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
+from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
 from sglang_power.sglang_host.tokenizer.children import Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.judge import Readout
 from sglang_power.sglang_host.tokenizer.parent import Parent
-from sglang_power.sglang_host.tokenizer.selecting import Selector
-from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, Tokens, Usage
 from test_host_tokenizer_side import Letters
 
@@ -59,10 +64,10 @@ class StubParent(Parent):
             max_req_input_len=494,
             enable_metrics=False,
         )
-        obj = SimpleNamespace(rid="r", text="p", sampling_params={"max_new_tokens": L}, background=False)
+        obj: Any = SimpleNamespace(rid="r", text="p", sampling_params={"max_new_tokens": L}, background=False)
         obj.return_logprob = obj.return_prompt_token_ids = obj.log_metrics = False
         obj.routed_dp_rank = obj.custom_labels = None
-        super().__init__(manager, lambda *_: None, obj, None, Limits())
+        super().__init__(Host(manager, lambda *_: None, obj, None, ServerConfig()))
         self._state = SimpleNamespace(abort_sent=False)
 
     def __enter__(self) -> Parent:
@@ -80,19 +85,24 @@ class StubParent(Parent):
 
 TREE = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 1, "max_branches": 2}
 REWARD = NamedReward("r", Called("r", lambda *_: 1.0))
+READOUT = Readout("equivalence", "llm", (1,), (2,), frozenset())
 
 
-def plan_of(asked: dict[str, Any], chains: int = 1, reward: NamedReward = REWARD) -> Any:
-    return SimpleNamespace(
-        request=parse_request(asked),
-        name=asked["sampler"],
+def plan_of(asked: dict[str, Any], chains: int = 1, reward: NamedReward = REWARD) -> AnswerPlan:
+    found = served(parse_request(asked))
+    assert found is not None
+    return AnswerPlan(
+        sampler=found.sampler,
+        request=found.request,
+        name=found.name,
+        needs=found.needs,
         chains=chains,
+        forced=None,
         extractor=None if asked.get("answer") == "continuation" else EXTRACTORS["text"],
-        fork_prefix=(),
         reasoning_end=None,
         max_horizon=None,
         neutralised=[],
-        readout=Readout("equivalence", "llm", (1,), (2,), frozenset()),
+        readout=None if found.needs.judge is None else READOUT,
         reward=reward if "reward" in asked else None,
     )
 
@@ -102,41 +112,50 @@ def plan_of(asked: dict[str, Any], chains: int = 1, reward: NamedReward = REWARD
 TOKENS = Tokens.of([1, 2], np.zeros((2, 7)))
 
 
-class StubSelector:
-    """Choice 0 is done at once; what becomes of the others is said by `behaviour`."""
+class StubSampler:
+    """Choice 0 is done at once; the others tell that a token is certain, and are aborted."""
 
-    def __init__(self, key: Key, **_: Any) -> None:
-        self._number = key.chain
+    request = VoteRequest
 
-    async def run(self, observer: Any) -> Selection:
-        if self._number:
-            observer(TOKENS.first(1))
+    async def run(self, asked: VoteRequest, given: Tools) -> Outcome:
+        if given.key.chain:
+            assert given.observer is not None
+            given.observer(TOKENS.first(1), {"tokens": 1})
             await asyncio.sleep(0.01)
             raise ChainAbortedError("aborted")
-        return Selection((Candidate(TOKENS, True, "ab", None, None),), 0, "x", (None,), Usage(decoded=2))
+        return Outcome(TOKENS, True, Usage(decoded=2), "selection", asked.echo())
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> selection_run.SelectionRun:
-    """A request of two choices, the second of which is aborted before it has an answer."""
+def on_the_exact_model(monkeypatch: pytest.MonkeyPatch, engine: TabularEngine, parent: Parent) -> None:
+    """Let the runs of a request take place there, in a slot that is always free."""
 
     async def prepared(_: Parent) -> Prompt:
         return PROMPT
 
     @asynccontextmanager
-    async def slot(*_: Any) -> AsyncIterator[None]:
+    async def place(*_: Any) -> AsyncIterator[None]:
         yield
 
-    for name, stub in (
-        ("Selector", StubSelector),
-        ("Parent", StubParent),
-        ("prepare_prompt", prepared),
-        ("slot", slot),
-    ):
-        monkeypatch.setattr(selection_run, name, stub)
-    config: Any = SimpleNamespace(limits=Limits())
-    manager, plan = StubParent().manager, plan_of({"sampler": "vote"}, chains=2)
-    return selection_run.SelectionRun(manager, lambda: None, None, None, plan, config)
+    monkeypatch.setattr(answer_run, "ChildEngine", lambda *_, **__: engine)
+    monkeypatch.setattr(tools, "ChildEngine", TabularEngine)
+    monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
+    monkeypatch.setattr(TabularEngine, "room", 100, raising=False)
+    monkeypatch.setattr(answer_run, "Parent", lambda *_: parent)
+    monkeypatch.setattr(answer_run, "prepare_prompt", prepared)
+    monkeypatch.setattr(AnswerRun, "_place", place)
+
+
+def run_of(parent: Parent, plan: AnswerPlan) -> AnswerRun:
+    return AnswerRun(Host(parent.manager, lambda: None, parent.obj, None, ServerConfig()), plan)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> AnswerRun:
+    """A request of two choices, the second of which is aborted before it has an answer."""
+    parent = StubParent()
+    on_the_exact_model(monkeypatch, TabularEngine(MODEL), parent)
+    plan = dataclasses.replace(plan_of({"sampler": "vote"}, chains=2), sampler=StubSampler())
+    return run_of(parent, plan)
 
 
 def shown(answer: dict[str, Any]) -> tuple[str, str | None]:
@@ -145,7 +164,7 @@ def shown(answer: dict[str, Any]) -> tuple[str, str | None]:
 
 
 async def test_an_abort_of_one_choice_leaves_the_others_their_answers(
-    run: selection_run.SelectionRun,
+    run: AnswerRun,
 ) -> None:
     answers = await run.answers(None, 0)
     assert [shown(one) for one in answers] == [("a", "stop"), ("a", "abort")]
@@ -154,7 +173,7 @@ async def test_an_abort_of_one_choice_leaves_the_others_their_answers(
     assert aborted == {"sampler": "vote", "stopped_by": "abort"}
 
 
-async def test_every_choice_of_a_stream_ends_once(run: selection_run.SelectionRun) -> None:
+async def test_every_choice_of_a_stream_ends_once(run: AnswerRun) -> None:
     got: list[tuple[int, tuple[str, str | None]]] = []
     await run.answers(lambda index, answer: got.append((index, shown(answer))), 5)
     assert got == [(5, ("a", "stop")), (6, ("a", None)), (6, ("a", "abort"))]
@@ -183,21 +202,9 @@ Choices = tuple[list[dict[str, Any]], Counting, list[tuple[int, dict[str, Any]]]
 async def choices(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], count: int) -> Choices:
     """The answers of a whole request on the exact model, its engine and what was streamed."""
 
-    async def prepared(_: Parent) -> Prompt:
-        return PROMPT
-
-    @asynccontextmanager
-    async def slot(*_: Any) -> AsyncIterator[None]:
-        yield
-
-    engine, sent = Counting(), list[tuple[int, dict[str, Any]]]()
-    monkeypatch.setattr(selecting, "ChildEngine", lambda *_, **__: engine)
-    monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
-    for name, stub in (("Parent", StubParent), ("prepare_prompt", prepared), ("slot", slot)):
-        monkeypatch.setattr(selection_run, name, stub)
-    config: Any = SimpleNamespace(limits=Limits())
-    plan = plan_of({"seed": 5, **asked}, chains=count)
-    run = selection_run.SelectionRun(StubParent().manager, lambda: None, None, None, plan, config)
+    engine, sent, parent = Counting(), list[tuple[int, dict[str, Any]]](), StubParent()
+    on_the_exact_model(monkeypatch, engine, parent)
+    run = run_of(parent, plan_of({"seed": 5, **asked}, chains=count))
     return await run.answers(lambda index, answer: sent.append((index, answer)), 0), engine, sent
 
 
@@ -282,8 +289,6 @@ async def test_a_tie_that_a_seed_decides_is_drawn_by_every_choice(monkeypatch: p
 class Aborting(TabularEngine):
     """Aborts the request once some calls have been answered; further ones fail."""
 
-    room = 100
-
     def __init__(self, parent: Parent, calls: int) -> None:
         super().__init__(MODEL)
         self._parent, self._left = parent, calls
@@ -306,24 +311,25 @@ async def selected(
     reward: NamedReward = REWARD,
     key: Key = Key(3),  # noqa: B008  (frozen)
 ) -> Selection:
-    """One selection on the exact language model."""
+    """One selection on the exact language model, as its sampler finished it."""
     parent = StubParent() if parent is None else parent
     engine = TabularEngine(MODEL) if engine is None else engine
-    monkeypatch.setattr(selecting, "ChildEngine", lambda *_, **__: engine)
-    monkeypatch.setattr(TabularEngine, "behind", lambda self, _: self, raising=False)
-    stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
-    return await Selector(
-        plan=plan_of(asked, reward=reward),
-        parent=parent,
-        prompt=PROMPT,
-        stop=stop,
-        text=text,
-        key=key,
-        dp_rank=None,
-        horizon=L,
-        limits=Limits(),
-        deadline=deadline,
-    ).run(None)
+    on_the_exact_model(monkeypatch, engine, parent)
+    finished: list[Selection] = []
+    finish = Selecting.finished
+
+    async def recorded(selecting: Selecting, selection: Selection) -> Selection:
+        finished.append(await finish(selecting, selection))
+        return finished[-1]
+
+    monkeypatch.setattr(Selecting, "finished", recorded)
+    plan = plan_of(asked, reward=reward)
+    run = run_of(parent, plan)
+    run._deadline = deadline
+    prompts = await run._prompts()
+    await plan.sampler.run(plan.request, run._tools(prompts, key, None, lambda *_: None))
+    monkeypatch.setattr(Selecting, "finished", finish)
+    return finished[-1]
 
 
 async def aborted(monkeypatch: pytest.MonkeyPatch, calls: int, asked: dict[str, Any]) -> Selection:

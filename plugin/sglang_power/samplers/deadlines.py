@@ -1,7 +1,7 @@
 """How long answers may be read, compared and scored: to the deadline of their request, or to its abort.
 
 Wraps whatever asks somebody for that: the served model, a reward, another process. What is not known by then
-stays unknown and says so, so that the answers that are there can still be chosen from. Tokenizer process.
+stays unknown and says so, so that the answers that are there can still be chosen from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sglang_power.answers import LlmRelation, Relation, Verdict, undecided
 from sglang_power.answers.equivalence import Keyed, unreadable
@@ -18,7 +18,6 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.samplers.candidates import Reader, Reading
 from sglang_power.samplers.evaluation import Evaluator
 from sglang_power.samplers.scores import AnswerReward
-from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.types import Tokens, Usage
 
 T = TypeVar("T")
@@ -26,20 +25,28 @@ T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
 
 
+class Watched(Protocol):
+    """Awaits something that is no call of an engine; an abort or a lost client ends it."""
+
+    async def __call__(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return its result."""
+        ...
+
+
 @dataclass
-class Patience:
+class Deadline:
     """Of one selection.
 
     Args:
-        parent: the request.
-        deadline: unix time in seconds; None: no limit.
+        watched: awaits what is no call of an engine.
+        at: unix time in seconds; None: no limit.
 
     Attributes:
-        aborted, late: something was left unknown because of an abort, or of the deadline.
+        aborted, late: something was left unknown because of an abort, or because the deadline had passed.
     """
 
-    parent: Parent
-    deadline: float | None = None
+    watched: Watched
+    at: float | None = None
     aborted: bool = field(default=False, init=False)
     late: bool = field(default=False, init=False)
 
@@ -66,7 +73,7 @@ class Patience:
         """The same for what is no child: the deadline, an abort or a lost client ends it."""
         try:
             async with asyncio.timeout(self._remaining()) as limit:
-                return await self.for_children(lambda: self.parent.watched(work()))
+                return await self.for_children(lambda: self.watched(work()))
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -75,73 +82,73 @@ class Patience:
 
     def _remaining(self) -> float | None:
         """Seconds until the deadline, 0 behind it; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+        return None if self.at is None else max(0.0, self.at - time.time())
 
 
 @dataclass(frozen=True)
-class PatientReader:
+class BoundedReader:
     """A Reader that asks the model."""
 
     reader: Reader
-    patience: Patience
+    deadline: Deadline
 
     def text(self, ids: Sequence[int], finished: bool) -> str:
-        """See Reader."""
+        """Read as `reader` does."""
         return self.reader.text(ids, finished)
 
     async def answer(self, tokens: Tokens, finished: bool) -> Reading:
-        """See Reader."""
-        found = await self.patience.for_children(lambda: self.reader.answer(tokens, finished))
-        return Reading(None, note=self.patience.reason) if found is None else found
+        """Read as `reader` does."""
+        found = await self.deadline.for_children(lambda: self.reader.answer(tokens, finished))
+        return Reading(None, note=self.deadline.reason) if found is None else found
 
 
 @dataclass(frozen=True)
-class PatientRelation:
+class BoundedRelation:
     """A Relation whose comparisons take time."""
 
     relation: Relation
-    patience: Patience
+    deadline: Deadline
 
     async def same(self, a: str, b: str) -> Verdict:
         """See Relation."""
         asks_children = isinstance(self.relation, LlmRelation)
-        wait = self.patience.for_children if asks_children else self.patience.for_others
+        wait = self.deadline.for_children if asks_children else self.deadline.for_others
         verdict = await wait(lambda: self.relation.same(a, b))
-        return undecided(self.patience.reason) if verdict is None else verdict
+        return undecided(self.deadline.reason) if verdict is None else verdict
 
     async def unreadable(self, answer: str) -> str | None:
         """See Reads; an answer counts as readable where there is no time to find out."""
-        return await self.patience.for_others(lambda: unreadable(self.relation, answer))
+        return await self.deadline.for_others(lambda: unreadable(self.relation, answer))
 
 
-def patient(relation: Relation, patience: Patience) -> Relation:
-    """The relation; one that compares keys answers at once and needs no patience."""
-    return relation if isinstance(relation, Keyed) else PatientRelation(relation, patience)
+def bounded(relation: Relation, deadline: Deadline) -> Relation:
+    """The relation; one that compares keys answers at once and needs no deadline."""
+    return relation if isinstance(relation, Keyed) else BoundedRelation(relation, deadline)
 
 
 @dataclass(frozen=True)
-class PatientEvaluator:
+class BoundedEvaluator:
     """An Evaluator that asks the model."""
 
     evaluator: Evaluator
-    patience: Patience
+    deadline: Deadline
 
     async def right(self, answer: str) -> tuple[float | None, Usage]:
         """See Evaluator."""
-        value = await self.patience.for_children(lambda: self.evaluator.right(answer))
+        value = await self.deadline.for_children(lambda: self.evaluator.right(answer))
         return (None, Usage()) if value is None else value
 
 
 @dataclass(frozen=True)
-class PatientReward:
+class BoundedReward:
     """A reward of answers."""
 
     reward: AnswerReward
-    patience: Patience
+    deadline: Deadline
 
     async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
         """See AnswerReward."""
-        return await self.patience.for_others(lambda: self.reward(ids, finished))
+        return await self.deadline.for_others(lambda: self.reward(ids, finished))
 
     def report(self) -> dict[str, Any]:
         """See AnswerReward."""

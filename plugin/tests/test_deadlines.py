@@ -18,11 +18,11 @@ from sglang_power.engines.tabular import TabularEngine
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called as CalledReward
 from sglang_power.samplers.candidates import Selection
-from sglang_power.sglang_host.tokenizer import selecting
-from sglang_power.sglang_host.tokenizer.deadlines import Patience, PatientEvaluator, PatientReader, patient
+from sglang_power.samplers.deadlines import BoundedEvaluator, BoundedReader, Deadline, bounded
+from sglang_power.sglang_host.tokenizer import tools
 from sglang_power.types import Continuation, Usage
+from test_answer_run import DRAWN, MODEL, TOKENS, StubParent, selected
 from test_selection import LastDigit
-from test_selection_run import DRAWN, MODEL, TOKENS, StubParent, selected
 
 HUNG_S = 60.0
 SOON_S = 0.2
@@ -72,7 +72,7 @@ VOTE = {"sampler": "vote", "samples": 8, "answer": "text", "equivalence": "math"
 
 
 async def voted(monkeypatch: pytest.MonkeyPatch, relation: Any, **more: Any) -> Selection:
-    monkeypatch.setattr(selecting, "relation_of", lambda *_: relation)
+    monkeypatch.setattr(tools, "relation_of", lambda *_: relation)
     async with asyncio.timeout(HUNG_S):
         return await selected(monkeypatch, VOTE, **more)
 
@@ -122,10 +122,10 @@ async def test_a_timeout_of_the_work_itself_is_no_deadline() -> None:
     async def failing() -> None:
         raise TimeoutError
 
-    patience = Patience(StubParent(), time.time() + HUNG_S)
+    deadline = Deadline(StubParent().watched, time.time() + HUNG_S)
     with pytest.raises(TimeoutError):
-        await patience.for_others(failing)
-    assert not patience.late
+        await deadline.for_others(failing)
+    assert not deadline.late
 
 
 # --- what asks the model ------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ class Asking(LastDigit):
 
 
 async def test_nobody_is_asked_after_the_deadline() -> None:
-    patience = Patience(StubParent(), PASSED)
-    assert await patient(LlmRelation(Nobody()), patience).same("a", "b") == undecided(LATE)
-    assert await PatientEvaluator(Nobody(), patience).right("a") == (None, Usage())
-    reading = await PatientReader(Asking(), patience).answer(TOKENS, True)
+    deadline = Deadline(StubParent().watched, PASSED)
+    assert await bounded(LlmRelation(Nobody()), deadline).same("a", "b") == undecided(LATE)
+    assert await BoundedEvaluator(Nobody(), deadline).right("a") == (None, Usage())
+    reading = await BoundedReader(Asking(), deadline).answer(TOKENS, True)
     assert (reading.answer, reading.note) == (None, LATE)
-    assert patience.late
+    assert deadline.late
 
 
 async def test_children_that_run_at_the_deadline_end_by_themselves() -> None:
@@ -163,10 +163,10 @@ async def test_children_that_run_at_the_deadline_end_by_themselves() -> None:
             await asyncio.sleep(2 * SOON_S)
             return float(bool(question)), Usage(children=1)
 
-    patience = Patience(StubParent(), time.time() + SOON_S)
-    verdict = await patient(LlmRelation(Slow()), patience).same("a", "b")
+    deadline = Deadline(StubParent().watched, time.time() + SOON_S)
+    verdict = await bounded(LlmRelation(Slow()), deadline).same("a", "b")
     assert (verdict.outcome, verdict.usage) == (Outcome.EQUAL, Usage(children=1))
-    assert not patience.late
+    assert not deadline.late
 
 
 async def test_what_a_relation_cannot_read_is_known_behind_the_wrapper() -> None:
@@ -177,7 +177,7 @@ async def test_what_a_relation_cannot_read_is_known_behind_the_wrapper() -> None
         async def unreadable(self, answer: str) -> str | None:
             return None if answer else "empty"
 
-    in_time: Any = patient(Reading(), Patience(StubParent()))
+    in_time: Any = bounded(Reading(), Deadline(StubParent().watched))
     assert (await in_time.unreadable(""), await in_time.unreadable("a")) == ("empty", None)
-    late: Any = patient(Reading(), Patience(StubParent(), PASSED))
+    late: Any = bounded(Reading(), Deadline(StubParent().watched, PASSED))
     assert await late.unreadable("") is None

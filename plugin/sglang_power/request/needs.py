@@ -1,0 +1,85 @@
+"""What a request for whole answers needs beside an engine.
+
+Each request model says it of itself. Planning, refusal and the tools of a run read this and never the kind
+of request, so that a sampler of another package is planned like one of ours. Knows no server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+AnswerKind = Literal["number", "choice", "boxed", "regex", "continuation", "text"]
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+"""SGLang's own sampling parameters that say how a token is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedTokens:
+    """Tokens that answers begin with.
+
+    Args:
+        field: the parameter that holds them.
+        tokens: as text or as ids.
+        whole: they may be a whole answer, up to the horizon and to its stop; otherwise answers go on behind
+            them, so they may neither hold a stop nor fill the horizon.
+    """
+
+    field: str
+    tokens: str | tuple[int, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something that a parameter asks for, which a server may not have.
+
+    Args:
+        field, value: the parameter, for the message.
+    """
+
+    field: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Needs of one request.
+
+    Args:
+        answers: sequences that one choice of it generates at least.
+        answers_field: the parameter that raises their number.
+        quadratic: its cost grows with the square of the horizon.
+        acting: those of SAMPLING that say how its tokens are drawn.
+        drawn_by: the parameter whose own parameters draw instead of SAMPLING; naming truncation beside it
+            would do nothing, so it is refused.
+        ignores_temperature: the client's temperature is not applied, and it asked for that.
+        answer: which part of a text is the answer, with `answer_regex`; None where none is read.
+        equivalence: when two answers are the same; None where none are compared.
+        judge: what asks for the served model's own judgement.
+        reward: the reward that scores answers.
+        forced: what answers begin with.
+        reasoning_end: what asks where the reasoning of the served model ends.
+        second_prompt: the parameter that holds the prompt of a twin, and it: the engine decodes one answer
+            behind both prompts in lock step.
+        deterministic: no seed has a part in its candidates, so that n choices are computed once. Greedy
+            continuations are the argmax of their rows, the first of equal logits. Ties between classes of
+            answers are drawn all the same: an Outcome says where one was.
+    """
+
+    answers: int = 1
+    answers_field: str = "n"
+    quadratic: bool = False
+    acting: tuple[str, ...] = ()
+    drawn_by: str | None = None
+    ignores_temperature: bool = False
+    answer: AnswerKind | None = None
+    answer_regex: str | None = None
+    equivalence: str | None = None
+    judge: Wanted | None = None
+    reward: str | None = None
+    forced: ForcedTokens | None = None
+    reasoning_end: Wanted | None = None
+    second_prompt: tuple[str, str | list[int]] | None = None
+    deterministic: bool = False

@@ -1,0 +1,77 @@
+"""One call of SGLang's TokenizerManager, and what the plugin keeps for a manager between calls."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sglang_power.server.config import ServerConfig
+
+if TYPE_CHECKING:
+    from sglang_power.sglang_host.tokenizer.parent import Parent
+
+GenerateRequest = Callable[..., Any]
+
+
+@dataclass
+class ManagerState:
+    """What the plugin keeps for one TokenizerManager.
+
+    Args:
+        max_concurrent: requests of samplers of whole answers at work at once.
+
+    Attributes:
+        live: requests between their first and their last child.
+        repeating: aborts that are being repeated.
+    """
+
+    max_concurrent: int
+    live: set[Parent] = field(default_factory=set)
+    repeating: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @cached_property
+    def slots(self) -> asyncio.Semaphore:
+        """The places of requests at work."""
+        return asyncio.Semaphore(self.max_concurrent)
+
+
+_states: weakref.WeakKeyDictionary[Any, ManagerState] = weakref.WeakKeyDictionary()
+
+
+def state_of(manager: Any, config: ServerConfig) -> ManagerState:
+    """Return what is kept for a TokenizerManager, made when it is first asked for."""
+    if manager not in _states:
+        _states[manager] = ManagerState(config.limits.max_concurrent_requests)
+    return _states[manager]
+
+
+@dataclass(frozen=True)
+class Host:
+    """One call of TokenizerManager.generate_request.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        original: its own generate_request.
+        obj: the GenerateReqInput, without our keys; of one prompt, where it serves one.
+        request: the HTTP request, None in an Engine.
+        config: the server's configuration.
+    """
+
+    manager: Any
+    original: GenerateRequest
+    obj: Any
+    request: Any
+    config: ServerConfig
+
+    def of(self, obj: Any) -> Host:
+        """Return the same call for one of its prompts."""
+        return replace(self, obj=obj)
+
+    @property
+    def state(self) -> ManagerState:
+        """What is kept for the manager."""
+        return state_of(self.manager, self.config)
