@@ -216,7 +216,7 @@ def test_the_report_says_first_how_often_the_trigger_fired_and_what_was_refused(
     pivot_server: Server, threshold: float
 ) -> None:
     """The rows of the one path that is kept are those of the tree, whatever was drawn behind them."""
-    asked = {"policy": "tree", "threshold": threshold, "max_branches": 2, "return_rows": True}
+    asked: Json = {"policy": "tree", "threshold": threshold, "max_branches": 2, "return_rows": True}
     power = power_of(ask(pivot_server, **asked))
     entropies = [path["rows"]["entropy"] for path in power["paths"]]
     assert [len(column) for column in entropies] == [path["tokens"] for path in power["paths"]]

@@ -15,7 +15,7 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.request import BranchRequest, parse_request
 from sglang_power.server.config import load_config
 
-DOCUMENTED = {
+DOCUMENTED: dict[str, Any] = {
     "sampler": "branch",
     "answer": "number",
     "answer_regex": None,
