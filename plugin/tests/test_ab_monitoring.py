@@ -246,7 +246,7 @@ def test_the_documents_name_every_reason() -> None:
     """Whoever reads a label looks it up there."""
     plugin = FOLDER.parents[1] / "plugin"
     for path, reasons in (
-        (plugin / "EXPERIMENTS.md", get_args(counters.NotEnrolledReason)),
+        (plugin / "docs" / "experiments.md", get_args(counters.NotEnrolledReason)),
         (plugin / "docs" / "requests.md", get_args(FallbackReason)),
     ):
         text = path.read_text()

@@ -1,6 +1,6 @@
 """The life of one parent request inside SGLang's TokenizerManager: identity, abort, child requests.
 
-Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/DEVELOPERS.md):
+Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/docs/developing.md):
 a placeholder under the parent's id keeps graceful shutdown waiting and makes /abort_request work; child
 ids extend the parent's by a fixed-width number, because the scheduler aborts by prefix; children go
 through the original generate_request, never while a lock of the manager is held.
