@@ -8,7 +8,7 @@ from typing import Any
 
 from scripted_server import EOS, Script, ScriptedServer, text_of
 from sglang.lang.ir import SglSamplingParams
-from sglang_power.frontend.ledger import Draw, Piece
+from sglang_power.frontend.ledger import DrawnText, LedgerEntry
 from sglang_power.frontend.session import Asked, Session
 
 BOS = EOS + 1
@@ -50,8 +50,10 @@ def sent(fake: ScriptedServer) -> list[list[int]]:
     return [body["input_ids"] for body in fake.generated()]
 
 
-def begun(ids: list[int], finished: bool = False) -> Piece:
+def begun(ids: list[int], finished: bool = False) -> LedgerEntry:
     """A lead; one that has finished drew a stop as well."""
     drawn = (*ids, EOS) if finished else tuple(ids)
     reason = STOP if finished else None
-    return Piece(text_of(ids), tuple(ids), Draw(None, drawn, text_of(ids), lead=True, reason=reason))
+    return LedgerEntry(
+        text_of(ids), tuple(ids), DrawnText(None, drawn, text_of(ids), lead=True, reason=reason)
+    )

@@ -10,7 +10,7 @@ import sglang_power.frontend as sp
 from sglang.lang.interpreter import StreamExecutor
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.frontend import _lang
-from sglang_power.frontend.ledger import Draw, Ledger, Piece
+from sglang_power.frontend.ledger import DrawnText, Ledger, LedgerEntry
 from sglang_power.frontend.settings import BranchSettings, SelectSettings, parsed
 
 
@@ -122,10 +122,10 @@ def test_tracing_ends_the_common_prefix_at_a_branch() -> None:
 
 
 def test_a_ledger_forgets_what_the_text_no_longer_holds() -> None:
-    ledger = Ledger([Piece("ab", (1, 2)), Piece("c", (3,), Draw("x", (3, 9), "c"))])
+    ledger = Ledger([LedgerEntry("ab", (1, 2)), LedgerEntry("c", (3,), DrawnText("x", (3, 9), "c"))])
     assert (ledger.missing("abcd"), ledger.ids) == ("d", (1, 2, 3))
     copy = ledger.copy()
     assert (ledger.missing("abX"), ledger.ids) == ("X", (1, 2))
     assert copy.ids == (1, 2, 3)
-    assert copy.draws_from(1) == [((1, 2), Draw("x", (3, 9), "c"))]
+    assert copy.draws_from(1) == [((1, 2), DrawnText("x", (3, 9), "c"))]
     assert copy.draws_from(2) == []

@@ -19,7 +19,7 @@ from sglang_power.samplers.best_of import BestOf
 from sglang_power.samplers.candidates import ReadAnswer, Reading, Selection
 from sglang_power.samplers.cot import Cot
 from sglang_power.samplers.samples import Samples
-from sglang_power.samplers.scores import Score, Scores
+from sglang_power.samplers.scores import ScoreName, Scores
 from sglang_power.samplers.vote import Vote
 from sglang_power.types import ProposalLaw, Tokens, Usage
 
@@ -75,7 +75,7 @@ async def selected(sampler: str, judge: Judge | None) -> Selection:
     if sampler == "vote":
         return await Vote(engine, LastDigit(), samples, key).run(same, "count", 1.0)
     best_of = BestOf(engine, LastDigit(), samples, key)
-    name: Score = "log_p" if judge is None else "self_evaluation"
+    name: ScoreName = "log_p" if judge is None else "self_evaluation"
     return await best_of.run(Scores(name, LastDigit(), evaluator=judge))
 
 

@@ -208,6 +208,138 @@ def tokens_at_most(config: BranchConfig, path: Path, fork: Fork) -> int:
     return (config.k - 1) * each + given_up
 
 
+def extra_tokens(config: BranchConfig, path: Path, fork: Fork) -> int:
+    """Return how many tokens a fork may add to a run, those that find its branches included."""
+    finding = config.k if config.drawn else 1
+    return finding + tokens_at_most(config, path, fork)
+
+
+Cap = Literal["max_branches", "max_total_tokens", "deadline_ms"]
+"""What may refuse a fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a round has to keep to.
+
+    Args:
+        opened: branches that the forks of earlier rounds have opened.
+        decoded: tokens that the run has decoded.
+        max_total_tokens: that it may decode; every path's way to the horizon stays affordable.
+        late: the deadline has passed.
+    """
+
+    opened: int
+    decoded: int
+    max_total_tokens: int
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A fork that a cap refused: its path goes on alone."""
+
+    path: Path
+    position: int
+    cap: Cap
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What becomes of paths that have grown to a fork or to their end.
+
+    Args:
+        ended: paths that did not fork.
+        forks: paths and the places at which they fork.
+        refused: forks that a cap refused.
+        opened: branches that all forks so far open together.
+    """
+
+    ended: tuple[Path, ...]
+    forks: tuple[tuple[Path, Fork], ...]
+    refused: tuple[Refusal, ...]
+    opened: int
+
+
+def decide_round(config: BranchConfig, grown: Sequence[tuple[Path, Fork | None]], limits: Limits) -> Round:
+    """Open forks in the order of their paths, as far as the caps allow."""
+    opened = limits.opened
+    reserved = sum(config.horizon - len(path.tokens) for path, fork in grown if fork is not None)
+    forks: list[tuple[Path, Fork]] = []
+    refused: list[Refusal] = []
+    for path, fork in grown:
+        if fork is None:
+            continue
+        needed = limits.decoded + reserved + extra_tokens(config, path, fork)
+        if (cap := _cap(config, limits, opened, needed)) is not None:
+            refused.append(Refusal(path, fork.position, cap))
+            continue
+        forks.append((path, fork))
+        opened += config.k
+        reserved += extra_tokens(config, path, fork)
+    ended = tuple(path for path, fork in grown if fork is None)
+    return Round(ended, tuple(forks), tuple(refused), opened)
+
+
+def _cap(config: BranchConfig, limits: Limits, opened: int, needed: int) -> Cap | None:
+    """The cap that refuses a fork, if one does."""
+    if opened + config.k > config.max_branches:
+        return "max_branches"
+    if needed > limits.max_total_tokens:
+        return "max_total_tokens"
+    return "deadline_ms" if limits.late else None
+
+
+def may_watch(config: BranchConfig, live: Sequence[Path], limits: Limits) -> bool:
+    """Return whether there is room for the token that stopping each path at a trigger costs."""
+    needed = sum(config.horizon - len(path.tokens) + 1 for path in live)
+    return limits.decoded + needed <= limits.max_total_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What a path is compared by.
+
+    Args:
+        ids: of its first tokens, up to the end of what is compared.
+        log_p: of what is compared, nats.
+        length: tokens of what is compared, >= 1.
+        finished: the path ends with it, by a stop.
+    """
+
+    ids: tuple[int, ...]
+    log_p: float
+    length: int
+    finished: bool = False
+
+
+def stretch(path: Path, start: int, end: int) -> Segment:
+    """Return a path up to `end`, where it is that long, compared by its tokens from `start` on."""
+    tokens = path.tokens.first(end)
+    compared = tokens.after(start)
+    finished = path.finished and len(tokens) == len(path.tokens)
+    return Segment(tokens.ids, float(compared.log_p.sum()), len(compared), finished)
+
+
+def beam_segments(leaves: Sequence[Path], live: Sequence[Path]) -> list[Segment]:
+    """Return what a beam compares: whole leaves, and of paths that live on what triggers have seen."""
+    wholes = [_beginning(leaf, len(leaf)) for leaf in leaves]
+    return wholes + [_beginning(path, path.state.position) for path in live]
+
+
+def _beginning(path: Path, length: int) -> Segment:
+    """The first tokens of a path; the one that its branch begins with may not be generated yet."""
+    if path.first is not None:
+        return Segment((*path.tokens.ids, path.first.token), path.log_p, len(path))
+    return stretch(path, 0, length)
+
+
+def lookahead_segments(config: BranchConfig, fork: Fork, rolled: Sequence[Path]) -> list[Segment]:
+    """Return what rollouts are compared by: what follows their fork."""
+    end = rollout_horizon(config, fork)
+    return [stretch(path, fork.position, end) for path in rolled]
+
+
 def best(scores: Sequence[float | None], count: int) -> list[int]:
     """Indices of the highest scores, ascending; the first of equal ones; those without a score lose."""
     values = [-math.inf if score is None else score for score in scores]

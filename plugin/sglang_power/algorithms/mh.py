@@ -11,7 +11,7 @@ schedule "exact": a state that is finished when its stage ends skips to the last
 steps leave pi invariant. schedule "paper": it is returned at once; the limit law is then another one.
 
 A driver repeats `next_action`; the action names a ContinuationCall; `extended` or `decide` takes the
-answer and gives the next state; `Score` asks for the state's reward (`steps` holds these records).
+answer and gives the next state; `ScoreState` asks for the state's reward (`steps` holds these records).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.algorithms.steps import Action, ChainState, Done, Extend, Info, Propose, Score
+from sglang_power.algorithms.steps import Action, ChainState, Done, Extend, Info, Propose, ScoreState
 from sglang_power.algorithms.tilt import Tilt
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import Continuation, ProposalLaw, Tokens
@@ -110,7 +110,7 @@ def next_action(config: MHConfig, key: Key, state: ChainState) -> Action:
     if state.stage_step >= config.steps:
         return Done()
     if config.tilt_of(state) is not None and state.reward is None:
-        return Score()
+        return ScoreState()
     return propose(config, key, state)
 
 

@@ -58,7 +58,7 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreState:
     """Find the reward of the state, which is whole."""
 
 
@@ -67,7 +67,7 @@ class Done:
     """The schedule has ended; the state is the answer."""
 
 
-Action = Extend | Score | Propose | Done
+Action = Extend | ScoreState | Propose | Done
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sglang_power.engines.http.wire import NEUTRAL, ranking_body, read_ranking
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, attach, is_tracer
 from sglang_power.frontend.group import Group
-from sglang_power.frontend.ledger import Draw, Piece
+from sglang_power.frontend.ledger import DrawnText, LedgerEntry
 from sglang_power.frontend.rendering import Reason, Tail, shown
 from sglang_power.frontend.session import Session, check_sampler
 from sglang_power.frontend.settings import BranchSettings, TriggerSettings, parsed
@@ -87,7 +87,7 @@ def branch(
     return _group(s, dict.fromkeys(chosen))
 
 
-def _numbered(leads: list[Piece]) -> dict[str, Piece | None]:
+def _numbered(leads: list[LedgerEntry]) -> dict[str, LedgerEntry | None]:
     return {str(number): lead for number, lead in enumerate(leads)}
 
 
@@ -102,7 +102,9 @@ def _settled(s: ProgramState) -> Session:
     return session
 
 
-def _group(s: ProgramState, leads: dict[str, Piece | None], firings: dict[str, Any] | None = None) -> Group:
+def _group(
+    s: ProgramState, leads: dict[str, LedgerEntry | None], firings: dict[str, Any] | None = None
+) -> Group:
     forks = s.fork(len(leads))
     if (error := s.error()) is not None:  # forking caches the shared prefix, which may fail
         raise error
@@ -113,7 +115,7 @@ def _group(s: ProgramState, leads: dict[str, Piece | None], firings: dict[str, A
     return group
 
 
-def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Piece]:
+def _first_tokens(session: Session, count: int, stops: list[str]) -> list[LedgerEntry]:
     """The most likely next tokens, in order.
 
     Raises:
@@ -131,7 +133,7 @@ def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Piece]
 
 def _at_trigger(
     session: Session, values: dict[str, Any], horizon: int, stops: list[str]
-) -> tuple[list[Piece], dict[str, Any] | None]:
+) -> tuple[list[LedgerEntry], dict[str, Any] | None]:
     """What is generated up to the first firing, with each token that forks there; or all of it.
 
     Also what the server says of the trigger on the likeliest branch, which it completes; None from one of an
@@ -158,7 +160,9 @@ def _at_trigger(
     return [_lead(ids, kept, text, _if_stopped(reason))], firings
 
 
-def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], stops: list[str]) -> list[Piece]:
+def _leads(
+    session: Session, trunk: tuple[int, ...], tokens: list[int], stops: list[str]
+) -> list[LedgerEntry]:
     """A lead per token; the server itself is asked which of them end the answer, and have no text."""
     reasons = _endings(session, [*session.ledger.ids, *trunk], tokens, stops)
     held = [trunk if end else (*trunk, token) for token, end in zip(tokens, reasons, strict=True)]
@@ -169,8 +173,8 @@ def _leads(session: Session, trunk: tuple[int, ...], tokens: list[int], stops: l
     ]
 
 
-def _lead(drawn: tuple[int, ...], ids: tuple[int, ...], text: str, reason: Reason | None) -> Piece:
-    return Piece(text, ids, Draw(None, drawn, text, lead=True, reason=reason))
+def _lead(drawn: tuple[int, ...], ids: tuple[int, ...], text: str, reason: Reason | None) -> LedgerEntry:
+    return LedgerEntry(text, ids, DrawnText(None, drawn, text, lead=True, reason=reason))
 
 
 def _if_stopped(reason: Reason) -> Reason | None:

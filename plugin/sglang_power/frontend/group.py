@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from sglang_power.errors import RequestError
 from sglang_power.frontend._lang import ProgramState, SglExpr
-from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.ledger import DrawnText
 
-Generated = tuple[tuple[int, ...], Draw]
+Generated = tuple[tuple[int, ...], DrawnText]
 """A generated segment with the tokens in front of it."""
 
 

@@ -43,7 +43,7 @@ class Drawn:
     Args:
         prefix: the tokens in front of it.
         log_p: of the whole segment, nats.
-        exponent: as `ledger.Draw`.
+        exponent: as `ledger.DrawnText`.
         ends: sampling parameters of `ENDING`, as `endings_of` gives them.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sglang_power.errors import UnsupportedError
 from sglang_power.frontend.client import Client
-from sglang_power.frontend.ledger import REPLACEMENT, Draw
+from sglang_power.frontend.ledger import REPLACEMENT, DrawnText
 from sglang_power.frontend.rendering import Reason
 
 SHAPING: dict[str, tuple[object, ...]] = {
@@ -37,7 +37,7 @@ class End:
     reason: Reason
 
 
-def end_of(client: Client, lead: Draw, settings: Any) -> End | None:
+def end_of(client: Client, lead: DrawnText, settings: Any) -> End | None:
     """Where a segment ends inside of its lead; None where it goes on behind it.
 
     Args:

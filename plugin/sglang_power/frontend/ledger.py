@@ -17,7 +17,7 @@ REPLACEMENT = "�"
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class DrawnText:
     """How the tokens of a generated segment came about.
 
     Args:
@@ -43,18 +43,18 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class LedgerEntry:
     """A stretch of text and its tokens; `draw` tells of one that was generated."""
 
     text: str
     ids: tuple[int, ...]
-    draw: Draw | None = None
+    draw: DrawnText | None = None
 
 
 class Ledger:
     """The pieces of one program, in order."""
 
-    def __init__(self, pieces: list[Piece] | None = None) -> None:
+    def __init__(self, pieces: list[LedgerEntry] | None = None) -> None:
         self.pieces = list(pieces or [])
 
     def copy(self) -> Self:
@@ -75,7 +75,7 @@ class Ledger:
         """The tokens in front of a piece."""
         return tuple(token for piece in self.pieces[:index] for token in piece.ids)
 
-    def append(self, piece: Piece) -> None:
+    def append(self, piece: LedgerEntry) -> None:
         """Add what follows."""
         self.pieces.append(piece)
 
@@ -96,16 +96,16 @@ class Ledger:
         del self.pieces[kept:]
         return text[at:]
 
-    def last_draw(self) -> Draw | None:
+    def last_draw(self) -> DrawnText | None:
         """The generated segment at the very end; None where constant text follows it, or nothing precedes."""
         return self.pieces[-1].draw if self.pieces else None
 
-    def take_lead(self) -> Piece:
+    def take_lead(self) -> LedgerEntry:
         """Remove the lead at the end, for the segment that begins with it; an empty piece where none is."""
         draw = self.last_draw()
-        return self.pieces.pop() if draw is not None and draw.lead else Piece("", ())
+        return self.pieces.pop() if draw is not None and draw.lead else LedgerEntry("", ())
 
-    def withdraw(self, draw: Draw) -> None:
+    def withdraw(self, draw: DrawnText) -> None:
         """Remove the generated segment at the very end, and give back what it took from the one in front."""
         self.pieces.pop()
         if draw.taken:
@@ -128,7 +128,7 @@ class Ledger:
         kept = len(text) - len(last.text) + len(self.pieces[-1].text)
         return tuple(token for piece in run for token in piece.ids), text, kept
 
-    def draws_from(self, index: int) -> list[tuple[tuple[int, ...], Draw]]:
+    def draws_from(self, index: int) -> list[tuple[tuple[int, ...], DrawnText]]:
         """Every generated segment from a piece on, with the tokens in front of it."""
         return [
             (self.ids_before(at), piece.draw)

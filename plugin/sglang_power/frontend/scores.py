@@ -21,7 +21,7 @@ from sglang_power.engines.http.wire import NEUTRAL
 from sglang_power.errors import HostError, RequestError
 from sglang_power.frontend.client import Client
 from sglang_power.frontend.group import Generated, Group
-from sglang_power.frontend.ledger import Draw
+from sglang_power.frontend.ledger import DrawnText
 from sglang_power.types import ROW_FIELDS, Tokens, Usage
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def token_log_probs(client: Client, draws: Sequence[Generated]) -> list[list[flo
     ]
 
 
-def scored_tokens(client: Client, prefix: Sequence[int], draw: Draw) -> Tokens:
+def scored_tokens(client: Client, prefix: Sequence[int], draw: DrawnText) -> Tokens:
     """A segment with its log p and margins; the other statistics are not known to a client, and NaN."""
     meta = client.input_log_probs([(prefix, draw.ids)], top=2)[0]
     rows = np.full((len(draw.ids), len(ROW_FIELDS)), math.nan)

@@ -16,7 +16,7 @@ from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Answer, Client
 from sglang_power.frontend.laws import exponent_of
 from sglang_power.frontend.leads import End, end_of, first_stop, may_stop_behind, stop_strings
-from sglang_power.frontend.ledger import REPLACEMENT, Draw, Ledger, Piece
+from sglang_power.frontend.ledger import REPLACEMENT, DrawnText, Ledger, LedgerEntry
 from sglang_power.frontend.rendering import Tail, shown, text_of
 from sglang_power.reports import report_of
 from sglang_power.request import NO_SAMPLER
@@ -67,7 +67,7 @@ class Call:
     asked: Asked
     settings: Any
     tail: Tail
-    lead: Piece
+    lead: LedgerEntry
     end: End | None
 
     @property
@@ -129,14 +129,14 @@ class Session:
         rest = self.ledger.missing(s.text_)
         if rest:
             ids = self.client.encode([rest])[0] if self.ledger.pieces else self.client.prompt_ids(rest)
-            self.ledger.append(Piece(rest, tuple(ids)))
+            self.ledger.append(LedgerEntry(rest, tuple(ids)))
 
     def commit_lazy_operations(self, s: Executor) -> None:
         """Before forks: have the server cache what they share."""
         self.settle(s)
         self.client.warm(self.ledger.ids)
 
-    def begin_with(self, s: Executor, lead: Piece) -> None:
+    def begin_with(self, s: Executor, lead: LedgerEntry) -> None:
         """Set the tokens that the next generation begins with."""
         self.ledger.append(lead)
         s.text_ += lead.text
@@ -153,10 +153,10 @@ class Session:
         shown_ids, drawn_ids = (tuple(ids) for ids in self.client.encode([text, drawn]))
         if isinstance(matched, int):
             drawn_ids += (matched,)
-        self.ledger.append(Piece(text, shown_ids, Draw(name, drawn_ids, text, settings=settings)))
+        self.ledger.append(LedgerEntry(text, shown_ids, DrawnText(name, drawn_ids, text, settings=settings)))
         s.text_ += text
 
-    def withdraw(self, s: Executor, name: str) -> Draw:
+    def withdraw(self, s: Executor, name: str) -> DrawnText:
         """Take the last generated segment back, as a draft.
 
         Raises:
@@ -212,7 +212,7 @@ class Session:
             output_token_logprobs=[meta["output_token_logprobs"] for meta in metas],
             unconditional_token_logprobs=unconditional,
         )
-        self.ledger.append(Piece(decision.decision, tuple(encoded[choices.index(decision.decision)])))
+        self.ledger.append(LedgerEntry(decision.decision, tuple(encoded[choices.index(decision.decision)])))
         return decision
 
     def _prepare(self, s: Executor, sampling_params: Any) -> Call:
@@ -237,7 +237,7 @@ class Session:
             **{name: value for name, value in extra.items() if value is not None},
         }
 
-    def _take_tail(self, s: Executor) -> tuple[Tail, Piece]:
+    def _take_tail(self, s: Executor) -> tuple[Tail, LedgerEntry]:
         """What the next segment writes anew: characters that are not complete, and its lead."""
         lead = self.ledger.take_lead()
         tail = Tail(*self.ledger.split_character())
@@ -273,8 +273,8 @@ class Session:
 
     def _keep(self, call: Call, end: End, text: str, exponent: float | None) -> None:
         ids, held = shown(self.client, call.tail, end.drawn, text, end.reason)
-        draw = Draw(call.asked.name, end.drawn, text, exponent, call.settings, call.tail.cut)
-        self.ledger.append(Piece(held, ids, draw))
+        draw = DrawnText(call.asked.name, end.drawn, text, exponent, call.settings, call.tail.cut)
+        self.ledger.append(LedgerEntry(held, ids, draw))
 
     def _text(self, call: Call, answer: Answer) -> str:
         """The text of an answer, with its lead's; decoded together where a character spans the border."""

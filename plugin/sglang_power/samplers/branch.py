@@ -8,8 +8,8 @@ from __future__ import annotations
 from sglang_power.request import BranchRequest
 from sglang_power.samplers.base import Outcome, Tools
 from sglang_power.samplers.leaves import LeafChoice
-from sglang_power.samplers.scores import Score
-from sglang_power.samplers.search import BranchSearch, Observer
+from sglang_power.samplers.scores import ScoreName
+from sglang_power.samplers.search import BranchSearch, SearchObserver
 from sglang_power.samplers.selecting import Selecting
 from sglang_power.types import Tokens
 
@@ -22,7 +22,7 @@ class BranchSampler:
     async def run(self, asked: BranchRequest, tools: Tools) -> Outcome:
         """Make one answer."""
         selecting, refine = Selecting(asked, tools), asked.refine
-        name: Score = "mean_log_p" if asked.score == "vote" else asked.score
+        name: ScoreName = "mean_log_p" if asked.score == "vote" else asked.score
         scores = selecting.scores(name, asked.alpha)
         config = asked.branch_config(tools.horizon, selecting.continuation_law(asked.continuation_policy))
         observer = None if refine is not None else _told(tools)
@@ -40,7 +40,7 @@ class BranchSampler:
         return await selecting.outcome(await choice.run(search, tools.key))
 
 
-def _told(tools: Tools) -> Observer | None:
+def _told(tools: Tools) -> SearchObserver | None:
     """What tells the observer of a run how much of its answer is certain."""
     observer = tools.observer
     if observer is None:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from sglang_power.algorithms import mh
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, Score
+from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, ScoreState
 from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget, StoppedBy
 from sglang_power.types import Continuation, Tokens, Usage
 
-Observer = Callable[[ChainState, Info | None], None]
+ChainObserver = Callable[[ChainState, Info | None], None]
 """Called after every extension (Info is None) and every step."""
 
 StateReward = Callable[[Sequence[int], bool], Awaitable[float | None]]
@@ -77,7 +77,7 @@ class Chain:
         config: MHConfig,
         key: Key,
         budget: Budget,
-        observer: Observer | None = None,
+        observer: ChainObserver | None = None,
         *,
         reward: StateReward | None = None,
         rejection_check: RejectionCheck | None = None,
@@ -98,7 +98,7 @@ class Chain:
             if isinstance(action, Extend):
                 self._set(mh.extended(self._config, self.state, await self._generate(action.call)))
                 continue
-            if isinstance(action, Score):
+            if isinstance(action, ScoreState):
                 limit = await self._score_state()
             else:
                 limit = self._limit_before(action) or await self._step(action)

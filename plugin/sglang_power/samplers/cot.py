@@ -24,7 +24,7 @@ NO_PLACE: Final = {"fork": {"at": "first", "reason": "no token follows the end o
 
 
 @dataclass(frozen=True)
-class Fork:
+class Parting:
     """Where paths part.
 
     Args:
@@ -87,7 +87,7 @@ class Cot:
         candidates = await self._read(fork, [firsts[i] for i in parts], list(parts.values()))
         return await self._choose(candidates, fork.notes)
 
-    async def _fork(self) -> Fork:
+    async def _fork(self) -> Parting:
         if self._forced_prefix:
             prefix = await self._generate(
                 ContinuationCall(
@@ -98,9 +98,9 @@ class Cot:
                     forced=self._forced_prefix,
                 )
             )
-            return Fork(prefix.tokens)
+            return Parting(prefix.tokens)
         if self._after is None:
-            return Fork(Tokens.EMPTY)
+            return Parting(Tokens.EMPTY)
         whole = await self._generate(
             ContinuationCall(
                 (), self._config.horizon, self._config.law, self._seed(0), deadline=self._deadline
@@ -111,9 +111,9 @@ class Cot:
         if at is None or at >= len(whole.tokens):
             at, notes = 0, NO_PLACE
         rest = Continuation(whole.tokens.after(at), whole.finished, whole.cut_short, Usage())
-        return Fork(whole.tokens.first(at), rest, notes)
+        return Parting(whole.tokens.first(at), rest, notes)
 
-    async def _path(self, fork: Fork, first: RankedToken, number: int) -> Continuation:
+    async def _path(self, fork: Parting, first: RankedToken, number: int) -> Continuation:
         if fork.trunk is not None and fork.trunk.tokens.ids[:1] == (first.token,):
             return fork.trunk
         call = path_call(self._config, fork.prefix.ids, first, self._seed(number + 1), self._deadline)
@@ -131,7 +131,7 @@ class Cot:
         return continuation
 
     async def _read(
-        self, fork: Fork, firsts: Sequence[RankedToken], parts: Sequence[Continuation]
+        self, fork: Parting, firsts: Sequence[RankedToken], parts: Sequence[Continuation]
     ) -> list[Candidate]:
         read = await gather_or_cancel(
             [

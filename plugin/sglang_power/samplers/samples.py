@@ -42,7 +42,7 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class Sample:
     """One sample.
 
     Args:
@@ -74,21 +74,21 @@ def samples_of(asked: VoteRequest | BestOfRequest, tools: Tools) -> Samples:
     )
 
 
-async def draw(engine: Engine, samples: Samples, key: Key) -> Draw:
+async def draw(engine: Engine, samples: Samples, key: Key) -> Sample:
     """One sample of the base; `key` is its own."""
     if isinstance(samples.base, MHConfig):
         budget = Budget(samples.tokens_each, samples.max_steps, samples.deadline)
         result = await Chain(engine, samples.base, key, budget).run()
         tokens, exact = result.state.tokens, chain_law(samples.base, result) == "power"
         log_q = samples.base.alpha * float(tokens.log_p.sum()) if exact else None
-        return Draw(tokens, result.state.finished, log_q, result.stopped_by, result.usage)
+        return Sample(tokens, result.state.finished, log_q, result.stopped_by, result.usage)
     seed = key.child_seed(0, Purpose.PROPOSAL)
     one = await engine.generate(
         ContinuationCall((), samples.horizon, samples.base, seed, deadline=samples.deadline)
     )
     if one.cut_short:
-        return Draw(one.tokens, one.finished, None, "deadline_ms", one.usage)
-    return Draw(one.tokens, one.finished, float(one.tokens.log_q.sum()), "completed", one.usage)
+        return Sample(one.tokens, one.finished, None, "deadline_ms", one.usage)
+    return Sample(one.tokens, one.finished, float(one.tokens.log_q.sum()), "completed", one.usage)
 
 
 class SampledSelection:
@@ -104,7 +104,7 @@ class SampledSelection:
     def __init__(self, engine: Engine, reader: Reader, samples: Samples, key: Key) -> None:
         self._engine, self._reader, self._samples, self._key = engine, reader, samples, key
         self._usage = Usage()
-        self._draws: list[Draw] = []
+        self._draws: list[Sample] = []
         self._aborted = False
 
     async def candidates(self) -> list[Candidate]:

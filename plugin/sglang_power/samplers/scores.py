@@ -13,14 +13,14 @@ Knows neither SGLang nor HTTP: the host brings what asks the model and what asks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from sglang_power.algorithms.branching import Segment
 from sglang_power.samplers.candidates import Candidate, Reader
 from sglang_power.samplers.evaluation import Evaluator, judge_notes
 from sglang_power.types import Usage
 
-Score = Literal["mean_log_p", "log_p", "power", "confidence", "self_evaluation", "reward"]
+ScoreName = Literal["mean_log_p", "log_p", "power", "confidence", "self_evaluation", "reward"]
 
 
 class AnswerReward(Protocol):
@@ -33,23 +33,6 @@ class AnswerReward(Protocol):
     def report(self) -> dict[str, Any]:
         """What its calls came to, for the response."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A branch that may go on.
-
-    Args:
-        ids: of its whole path.
-        log_p: of what is compared, nats.
-        length: tokens of what is compared, >= 1.
-        finished: its path ends with a stop.
-    """
-
-    ids: tuple[int, ...]
-    log_p: float
-    length: int
-    finished: bool = False
 
 
 class Scores:
@@ -65,7 +48,7 @@ class Scores:
 
     def __init__(
         self,
-        name: Score,
+        name: ScoreName,
         reader: Reader,
         *,
         alpha: float = 1.0,
@@ -84,9 +67,9 @@ class Scores:
             return one.delta, Usage()
         return await self._score(one.tokens.ids, one.finished, one.log_p, len(one.tokens))
 
-    async def piece(self, one: Piece) -> tuple[float | None, Usage]:
+    async def segment(self, segment: Segment) -> tuple[float | None, Usage]:
         """The score of a branch; its mean log p where the score speaks of whole answers only."""
-        return await self._score(one.ids, one.finished, one.log_p, one.length)
+        return await self._score(segment.ids, segment.finished, segment.log_p, segment.length)
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from sglang_power.algorithms import branching
-from sglang_power.algorithms.branching import BranchConfig, Fork, Path
+from sglang_power.algorithms.branching import BranchConfig, Fork, Limits, Path, Segment
 from sglang_power.algorithms.engine import RankedToken, RankingEngine
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.budgets import Budget, StoppedBy
 from sglang_power.samplers.firings import Firings, firings
-from sglang_power.samplers.scores import Piece, Scores
+from sglang_power.samplers.scores import Scores
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.samplers.tree import Tree, common_length
 from sglang_power.types import Tokens, Usage, in_parallel
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 MAX_BRANCHES_OF_A_FORK = 1024
 
-Observer = Callable[[Tokens], None]
+SearchObserver = Callable[[Tokens], None]
 """Told of the tokens that every answer which is still possible begins with."""
 
 
@@ -57,7 +57,7 @@ class BranchSearch:
         key: Key,
         scores: Scores,
         budget: Budget,
-        observer: Observer | None = None,
+        observer: SearchObserver | None = None,
     ) -> None:
         self._engine, self._config, self._key = engine, config, key
         self._scores, self._budget, self._observer = scores, budget, observer
@@ -90,26 +90,24 @@ class BranchSearch:
             self.aborted = True
         return self.leaves
 
+    @property
+    def _limits(self) -> Limits:
+        budget = self._budget
+        return Limits(self.opened, self.usage.decoded, budget.max_total_tokens, budget.expired())
+
     async def _round(self, live: Sequence[Path]) -> list[Path]:
         """Grow every path, open the forks that the caps allow, keep what the policy keeps."""
         grown = await self._together([self._grow(path) for path in self._watched(live)])
-        forks: list[tuple[Path, Fork]] = []
-        closed: list[Path] = []
-        reserved = sum(self._config.horizon - len(path.tokens) for path, fork in grown if fork is not None)
-        for path, fork in grown:
-            cap = None if fork is None else self._cap(path, fork, reserved)
-            if fork is None:
-                self._end(path)
-            elif cap is None:
-                forks.append((path, fork))
-                self.opened += self._config.k
-                reserved += self._extra_tokens(path, fork)
-            else:
-                self._close(path, cap, fork.position)
-                closed.append(dataclasses.replace(path, open=False))
-        opened = await self._together([self._open(path, fork) for path, fork in forks])
-        groups = [self._recorded(*at, branches) for at, branches in zip(forks, opened, strict=True)]
-        return await self._keep(closed, forks, groups)
+        decided = branching.decide_round(self._config, grown, self._limits)
+        self.opened = decided.opened
+        for path in decided.ended:
+            self._end(path)
+        for refusal in decided.refused:
+            self._close(refusal.path, refusal.cap, refusal.position)
+        closed = [dataclasses.replace(refusal.path, open=False) for refusal in decided.refused]
+        opened = await self._together([self._open(path, fork) for path, fork in decided.forks])
+        groups = [self._recorded(*at, branches) for at, branches in zip(decided.forks, opened, strict=True)]
+        return await self._keep(closed, decided.forks, groups)
 
     async def _grow(self, path: Path) -> tuple[tuple[Path, Fork | None], Usage]:
         """A path up to its next fork, or to its end."""
@@ -127,8 +125,7 @@ class BranchSearch:
 
     def _watched(self, live: Sequence[Path]) -> list[Path]:
         """The paths; no longer open where the budget has no room for the token that stopping one costs."""
-        needed = sum(self._config.horizon - len(path.tokens) + 1 for path in live)
-        if self.usage.decoded + needed <= self._budget.max_total_tokens:
+        if branching.may_watch(self._config, live, self._limits):
             return list(live)
         for path in live:
             if path.open:
@@ -139,18 +136,6 @@ class BranchSearch:
         """Note in the record that a limit keeps a path from forking from a position on."""
         node = self.tree[path.node]
         node.cap, node.cap_from = cap, position
-
-    def _cap(self, path: Path, fork: Fork, reserved: int) -> StoppedBy | None:
-        """The limit that forbids this fork, if any; answers of all live paths stay affordable after it."""
-        if self.opened + self._config.k > self._config.max_branches:
-            return "max_branches"
-        needed = self.usage.decoded + reserved + self._extra_tokens(path, fork)
-        return self._budget.spent_by(steps=0, tokens=needed, next_tokens=0)
-
-    def _extra_tokens(self, path: Path, fork: Fork) -> int:
-        """Of a fork, those that find its first tokens included."""
-        finding = self._config.k if self._config.drawn else 1
-        return finding + branching.tokens_at_most(self._config, path, fork)
 
     async def _open(self, path: Path, fork: Fork) -> tuple[list[Path], Usage]:
         """The branches of a fork."""
@@ -196,9 +181,7 @@ class BranchSearch:
         live = closed + [branch for group in groups for branch in group]
         if self._config.policy == "tree" or not live:
             return live
-        wholes = [_piece(leaf, len(leaf)) for leaf in self.leaves]
-        firsts = [_piece(path, path.state.position) for path in live]
-        kept = await self._best(self.leaves + live, wholes + firsts)
+        kept = await self._best(self.leaves + live, branching.beam_segments(self.leaves, live))
         self.leaves = [path for path in self.leaves if path in kept]
         return [path for path in live if path in kept]
 
@@ -206,8 +189,8 @@ class BranchSearch:
         """The best of the branches, rolled out."""
         horizon = branching.rollout_horizon(self._config, fork)
         rolled = await self._together([self._roll_out(path, horizon) for path in group])
-        pieces = [_stretch(path, fork.position, horizon) for path in rolled]
-        return (await self._best(rolled, pieces, 1))[0]
+        segments = branching.lookahead_segments(self._config, fork, rolled)
+        return (await self._best(rolled, segments, 1))[0]
 
     async def _roll_out(self, path: Path, horizon: int) -> tuple[Path, Usage]:
         usage = Usage()
@@ -224,10 +207,10 @@ class BranchSearch:
         return path, usage
 
     async def _best(
-        self, paths: Sequence[Path], pieces: Sequence[Piece], count: int | None = None
+        self, paths: Sequence[Path], segments: Sequence[Segment], count: int | None = None
     ) -> list[Path]:
         """The paths of highest score, in their order; the others are marked as pruned."""
-        scores = await self._together([self._scores.piece(piece) for piece in pieces])
+        scores = await self._together([self._scores.segment(segment) for segment in segments])
         kept = branching.best(scores, self._config.beam if count is None else count)
         for i, (path, score) in enumerate(zip(paths, scores, strict=True)):
             self.tree.grown(path.node, path.tokens)
@@ -259,18 +242,3 @@ class BranchSearch:
         results = await gather_or_cancel(work)
         self.usage += in_parallel(usage for _, usage in results)
         return [result for result, _ in results]
-
-
-def _piece(path: Path, length: int) -> Piece:
-    """The first tokens of a path, as a beam compares them; its branch's own may not be generated yet."""
-    if path.first is not None:
-        return Piece((*path.tokens.ids, path.first.token), path.log_p, len(path))
-    return _stretch(path, 0, length)
-
-
-def _stretch(path: Path, start: int, end: int) -> Piece:
-    """A path up to `end`, where it is that long, compared by its tokens from `start` on."""
-    tokens = path.tokens.first(end)
-    compared = tokens.after(start)
-    finished = path.finished and len(tokens) == len(path.tokens)
-    return Piece(tokens.ids, float(compared.log_p.sum()), len(compared), finished)

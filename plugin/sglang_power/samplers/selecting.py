@@ -23,7 +23,7 @@ from sglang_power.samplers.deadlines import (
     Deadline,
     bounded,
 )
-from sglang_power.samplers.scores import Score, Scores
+from sglang_power.samplers.scores import ScoreName, Scores
 from sglang_power.samplers.tree import reported_tree, star
 from sglang_power.types import ProposalLaw
 
@@ -51,7 +51,7 @@ class Selecting:
         """When two answers are the same."""
         return bounded(self._tools.relation, self._deadline)
 
-    def scores(self, name: Score, alpha: float = 1.0) -> Scores:
+    def scores(self, name: ScoreName, alpha: float = 1.0) -> Scores:
         """Return what compares answers and branches by one score."""
         evaluator, reward = self._tools.evaluator, self._tools.reward
         return Scores(

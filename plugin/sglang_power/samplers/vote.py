@@ -16,7 +16,7 @@ from sglang_power.request import VoteRequest
 from sglang_power.samplers.base import Outcome, Tools
 from sglang_power.samplers.candidates import Candidate, Selection
 from sglang_power.samplers.choosing import by_confidence, by_vote
-from sglang_power.samplers.samples import Draw, SampledSelection, samples_of
+from sglang_power.samplers.samples import Sample, SampledSelection, samples_of
 from sglang_power.samplers.selecting import Selecting
 from sglang_power.types import FloatArray
 
@@ -29,7 +29,7 @@ class Vote(SampledSelection):
     """The class of equivalent answers of largest weight."""
 
     async def run(self, relation: Relation, weight: Weight, alpha: float) -> Selection:
-        """Draw, compare and choose.
+        """Sample, compare and choose.
 
         Args:
             relation: says which answers are the same.
@@ -62,7 +62,7 @@ class Vote(SampledSelection):
         return log_weights
 
 
-def _noted(sample: Candidate, drawn: Draw) -> Candidate:
+def _noted(sample: Candidate, drawn: Sample) -> Candidate:
     """The sample; where it has no power weight, it says why."""
     if drawn.log_q is not None:
         return sample
