@@ -153,11 +153,12 @@ def _extractor(needs: Needs) -> Extractor | None:
 
 def _forced(manager: Any, forced: ForcedTokens, params: Mapping[str, Any], horizon: int) -> tuple[int, ...]:
     """The ids, checked against the vocabulary, the horizon and stops inside."""
-    field, shown = forced.field, forced.tokens
-    if isinstance(shown, str):
+    field = forced.field
+    shown = forced.tokens if isinstance(forced.tokens, str) else list(forced.tokens)
+    if isinstance(forced.tokens, str):
         ids = tuple(manager.tokenizer.encode(shown, add_special_tokens=False))
     else:
-        ids = shown
+        ids = forced.tokens
         check_ids(manager, field, ids)
     if not ids:
         raise RequestError(field, shown, "no token", "Correct it, or leave it out")

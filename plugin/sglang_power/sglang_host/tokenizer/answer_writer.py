@@ -72,9 +72,12 @@ class AnswerWriter:
 
     def count(self, answer: Answer) -> None:
         """Count an answer (final or aborted) in SGLang's metrics and in the plugin's."""
-        meta = answer["meta_info"]
+        meta, enabled = answer["meta_info"], self._parent.manager.enable_metrics
+        power = meta["power"]
         self._parent.count_answer(meta)
-        metrics.observe(meta["power"], meta["e2e_latency"], self._parent.manager.enable_metrics)
+        metrics.observe(power, meta["e2e_latency"], enabled)
+        if power.get("law") == "policy":
+            metrics.observe_policy(power["sampler"], meta["finish_reason"]["type"], enabled)
 
     @property
     def incremental(self) -> bool:

@@ -100,9 +100,10 @@ def _is_batch(prompt: str | list[Any]) -> bool:
 
 
 def _lift(values: Fields, key: str, value: object, name: str, origins: Mapping[str, str]) -> None:
-    if values.setdefault(key, value) != value:
+    if key in values and values[key] != value:
         other = origins.get(key, f"custom_params.{key}")
         raise RequestError(name, value, f"contradicts {other}={values[key]!r}", "Name it in one place")
+    values.setdefault(key, value)
 
 
 def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model: str) -> SamplerRequest:
