@@ -6,7 +6,8 @@
         s += sp.gen("answer", sampler="power", alpha=4.0, max_tokens=256)
 
 From the first expression of this package on, a program sends token ids instead of text;
-plugin/docs/programs.md tells what that changes. Importing this package installs hooks on SGLang's interpreter; see `_lang`.
+plugin/docs/programs.md tells what that changes. Importing this package installs hooks on SGLang's
+interpreter; see `_lang`.
 """
 
 from sglang_power.frontend._lang import install
