@@ -105,11 +105,15 @@ def likeliest(server: Server) -> list[int]:
     return list(plain_rows(server, [0], None, 0)[0])[:2]
 
 
+ROUNDED = -85.0
+"""Nats: exp of less is no normal number in float32, and SGLang takes logarithms of probabilities."""
+
+
 def assert_same(ours: dict[int, float], plain: dict[int, float]) -> None:
-    """Equal but for drift; masked tokens are at the smallest float in both."""
+    """Equal but for drift; of probabilities that SGLang's own rows round to 0, only that they are as small."""
     assert ours.keys() == plain.keys()
     for token, value in plain.items():
-        assert ours[token] == pytest.approx(value, abs=DRIFT, rel=1e-3)
+        assert max(ours[token], ROUNDED) == pytest.approx(max(value, ROUNDED), abs=DRIFT, rel=1e-3)
 
 
 @pytest.mark.parametrize("custom", SAMPLERS.values(), ids=list(SAMPLERS))
