@@ -110,7 +110,7 @@ ROUNDED = -85.0
 
 
 def assert_same(ours: dict[int, float], plain: dict[int, float]) -> None:
-    """Equal but for drift; of probabilities that SGLang's own rows round to 0, only that they are as small."""
+    """Equal but for drift; what SGLang's own rows round to 0 is as small in ours."""
     assert ours.keys() == plain.keys()
     for token, value in plain.items():
         assert max(ours[token], ROUNDED) == pytest.approx(max(value, ROUNDED), abs=DRIFT, rel=1e-3)
