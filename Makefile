@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-results test test-router check serve clean
+.PHONY: demo demo-results test test-contract test-router check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ test: $(STAMP)  ## the whole suite in two processes (the second one's lines begi
 	@set -o pipefail; ( $(PYTEST) plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \
 	beside=$$!; $(PYTEST) $(SERVERS) kernels/tests $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
 	echo "exit status of both halves: $$first, $$second"; [ $$first = 0 ] && [ $$second = 0 ]
+
+test-contract: $(STAMP)  ## every promise of every sampler of whole answers through every route; prints a table
+	$(PYTEST) integration_tests/contract_tests
 
 test-router: $(STAMP) $(ROUTER_STAMP)  ## two servers behind SGLang's router, which `make test` does not need
 	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) integration_tests/router_tests

@@ -16,7 +16,7 @@ import pytest
 from integration_tests import server
 from integration_tests.law_model import write_law_model
 from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
-from integration_tests.tests.trials import MAIN, Ground, Trials
+from integration_tests.tests.trials import MAIN, PLAIN, SHORTLISTED, Ground, Trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
@@ -43,10 +43,11 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with an installed distribution that brings a policy and a reward."""
+    """A folder for PYTHONPATH with an installed distribution that brings a policy, rewards and a sampler."""
     folder = tmp_path_factory.mktemp("third_party")
     shutil.copy(Path(__file__).with_name("third_party_policy.py"), folder / "top_a_policy.py")
     shutil.copy(Path(__file__).with_name("third_party_reward.py"), folder / "worked_steps_reward.py")
+    shutil.copy(Path(__file__).with_name("third_party_sampler.py"), folder / "shortlist_sampler.py")
     info = folder / "top_a_policy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: top-a-policy\nVersion: 1.0\n")
@@ -54,8 +55,16 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[sglang_power.policies]\ntop_a = top_a_policy:TopA\n"
         "[sglang_power.rewards]\nworked_steps = worked_steps_reward:worked_steps\n"
         "worked_steps_stuck = worked_steps_reward:stuck\n"
+        "brevity = shortlist_sampler:brevity\n"
+        "[sglang_power.samplers]\nshortlist = shortlist_sampler:ShortlistSampler\n"
     )
     return folder
+
+
+def with_third_party(folder: Path) -> dict[str, str]:
+    """Environment variables of a server beside which the distribution in `folder` is installed."""
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +74,7 @@ def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
         PIVOT_MODEL,
         "pivot",
         ["--page-size", "1", "--enable-metrics", "--enable-cache-report"],
-        {
-            "SGLANG_POWER_CONFIG": str(TEST_CONFIG),
-            "PYTHONPATH": os.pathsep.join([str(third_party), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        },
+        {"SGLANG_POWER_CONFIG": str(TEST_CONFIG), **with_third_party(third_party)},
     )
     with server.running(spec, logs) as running:
         yield running
@@ -104,13 +110,26 @@ def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def prose_server(logs: Path) -> Iterator[Server]:
-    """The prose model: chat roles, long texts, prompts that are prefilled in chunks, pages of 16 tokens."""
+def prose_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """The experiments of the prose server: an arm with another package's sampler."""
+    ground = Ground(tmp_path_factory.mktemp("prose"))
+    ground.write("shortlist", arms=[{**PLAIN, "weight": 0}, SHORTLISTED])
+    return ground
+
+
+@pytest.fixture(scope="session")
+def prose_server(logs: Path, prose_ground: Ground, third_party: Path) -> Iterator[Server]:
+    """The prose model: chat roles, long texts, prompts that are prefilled in chunks, pages of 16 tokens.
+
+    Another package's extensions are installed, and a preset and an experiment use its sampler.
+    """
     arguments = [
         *["--page-size", "16", "--chunked-prefill-size", "64", "--max-running-requests", "32"],
         "--enable-cache-report",
     ]
-    with server.running(ServerSpec(PROSE_MODEL, "prose", arguments), logs) as running:
+    presets = {"shortlisted": SHORTLISTED["sampler"]}
+    environment = prose_ground.environment(presets=presets) | with_third_party(third_party)
+    with server.running(ServerSpec(PROSE_MODEL, "prose", arguments, environment), logs) as running:
         yield running
 
 

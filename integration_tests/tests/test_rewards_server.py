@@ -55,7 +55,8 @@ def test_unknown_rewards_and_addresses_are_refused_before_any_token(pivot_server
     for name in ("worked_step", "http://127.0.0.1:9/"):
         response = refused(pivot_server, reward=name)
         assert response.status_code == httpx.codes.BAD_REQUEST
-        assert "unknown reward. Rewards of this server: gone, optional, worked_steps" in response.text
+        known = "brevity, gone, optional, worked_steps"
+        assert f"unknown reward. Rewards of this server: {known}" in response.text
     assert refused(pivot_server, reward_weight=2.0).status_code == httpx.codes.BAD_REQUEST
     base = {"sampler": "power", "reward": "worked_steps"}
     assert refused(pivot_server, sampler="vote", base=base).status_code == httpx.codes.BAD_REQUEST

@@ -94,6 +94,8 @@ def test_sglangs_own_server_info_names_the_plugin(pivot_server: Server, route: s
     told = info["sglang_power"]
     assert told["version"] == sglang_power.__version__
     assert {"power", "cot", "branch", "vote", "best_of", "top_n_sigma", "kl_guided"} <= set(told["samplers"])
+    assert {"top_a", "shortlist"} <= set(told["samplers"]), "another package's"
+    assert {"top_a", "top_n_sigma"} <= set(told["policies"]) < set(told["samplers"]) - {"shortlist", "power"}
     assert told["presets"] == ["entropy", "short"]
     assert told["default"] is None
     assert len(told["hooks"]) > 5

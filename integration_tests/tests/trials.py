@@ -42,6 +42,13 @@ PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "contr
 POWER = {"name": "power", "sampler": {"sampler": "power", "block_size": 4, "steps": 1}, "weight": 5000}
 """One Metropolis-Hastings step."""
 
+SHORTLISTED = {
+    "name": "shortlisted",
+    "sampler": {"sampler": "shortlist", "samples": 4, "keep": 2, "reward": "brevity", "answer": "text"},
+    "weight": 10_000,
+}
+"""Another package's sampler (third_party_sampler.py), with a reward and with the served model's judgement."""
+
 MAIN, REWEIGHTED = (
     [{**PLAIN, "weight": 10_000 - weight}, {**POWER, "weight": weight}] for weight in (2_000, 3_000)
 )
@@ -91,12 +98,20 @@ class Ground:
             json.loads(text) for text in texts if all(part in text for part in wanted) and text.endswith("}")
         ]
 
-    def spec(self, *arguments: str, **environment: str) -> ServerSpec:
-        """The pivot model behind two tokenizer workers, with experiments."""
+    def environment(self, **sections: Json) -> dict[str, str]:
+        """Environment of a server with these experiments and further sections of its configuration."""
         config = self.folder / "config.yaml"
         settings = {"directory": str(self.experiments), "log": str(self.log)}
+        config.write_text(yaml.safe_dump({"experiments": settings, **sections}))
+        return {
+            "SGLANG_POWER_CONFIG": str(config),
+            "SGLANG_POWER_UNIT_KEY": UNIT_KEY,
+            "SGLANG_POWER_FEEDBACK_KEY": FEEDBACK_KEY,
+        }
+
+    def spec(self, *arguments: str, **environment: str) -> ServerSpec:
+        """The pivot model behind two tokenizer workers, with experiments."""
         rewards = {GONE: {"url": "http://127.0.0.1:9/score", "retries": 0}}
-        config.write_text(yaml.safe_dump({"experiments": settings, "rewards": rewards}))
         return ServerSpec(
             PIVOT_MODEL,
             "trials",
@@ -105,12 +120,7 @@ class Ground:
                 *["--enable-priority-scheduling", "--default-priority-value", "0"],
                 *["--log-level-http", "warning", *arguments],
             ],
-            {
-                "SGLANG_POWER_CONFIG": str(config),
-                "SGLANG_POWER_UNIT_KEY": UNIT_KEY,
-                "SGLANG_POWER_FEEDBACK_KEY": FEEDBACK_KEY,
-                **environment,
-            },
+            {**self.environment(rewards=rewards), **environment},
         )
 
 

@@ -98,6 +98,7 @@ def describe(status: dict[str, Any]) -> list[str]:
         "refused by this configuration: nothing"
     ]
     lines.append(f"limits: {status['limits']}")
+    lines += [f"samplers: {', '.join(status['samplers'])}"] if "samplers" in status else []
     lines.append(f"presets: {', '.join(status['presets']) or 'none'}; default: {status['default'] or 'none'}")
     lines += [f"  {ROUTED_DEFAULT}"] if status["default"] else []
     lines += [*_experiments(status), *_rejected_edits(status)]

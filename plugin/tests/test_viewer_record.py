@@ -254,7 +254,7 @@ WINNERS: dict[str, tuple[Edit, str]] = {
         _power(lambda p: [p["chosen"].update(reason="reward"), p.update(classes=[])]),
         "because it was given the highest reward",
     ),
-    "a score to come": (_power(lambda p: p["chosen"].update(reason="luck")), "the highest (luck)"),
+    "a score to come": (_power(lambda p: p["chosen"].update(reason="luck")), "what decided was: luck."),
 }
 
 
@@ -262,3 +262,15 @@ WINNERS: dict[str, tuple[Edit, str]] = {
 def test_the_story_tells_why_the_winner_won(case: str) -> None:
     edit, wanted = WINNERS[case]
     assert wanted in " ".join(sentences(record_of(edited("cot_response", edit))))
+
+
+def test_the_story_of_a_sampler_that_nobody_knows_claims_nothing_of_it() -> None:
+    def strange(power: Json) -> None:
+        power.update(sampler="shortlist", classes=[])
+        power["chosen"].update(reason="luck")
+        for path in power["paths"]:
+            path["first_log_p"] = None
+
+    told = sentences(record_of(edited("cot_response", _power(strange))))
+    assert told[0] == "The sampler “shortlist” came to 10 answers."
+    assert told[1] == "Of the finished answers one was returned; what decided was: luck."

@@ -7,7 +7,7 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
-from sglang_power.request.needs import Needs
+from sglang_power.request.needs import Needs, Wanted
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.selection import (
@@ -41,6 +41,7 @@ __all__ = [
     "SamplesRequest",
     "SelectionRequest",
     "VoteRequest",
+    "Wanted",
     "WholeAnswerRequest",
     "is_strict",
     "parse_power",

@@ -16,7 +16,7 @@ class BestOf(SampledSelection):
 
     async def run(self, scores: Scores) -> Selection:
         """Draw, score and choose."""
-        return self._with_cost(await by_score(await self.candidates(), scores))
+        return self.with_cost(await by_score(await self.candidates(), scores))
 
 
 class BestOfSampler:

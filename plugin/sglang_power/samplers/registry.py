@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, cast
 
+from sglang_power.errors import ConfigError
 from sglang_power.policies import Policy
 from sglang_power.request import BranchRequest, SamplerRequest
 from sglang_power.request.needs import SAMPLING, Needs
@@ -52,9 +53,21 @@ class Served:
 
 @functools.cache
 def samplers_of_whole_answers() -> dict[type[WholeAnswerRequest], Sampler[Any]]:
-    """Return every sampler by its request model."""
+    """Return every sampler by its request model.
+
+    Raises:
+        ConfigError: one of another distribution that is none, or cannot be made.
+    """
     classes = [*BUILT_IN, *cast("list[type[Sampler[Any]]]", installed_samplers())]
-    return {each.request: each() for each in classes}
+    return {each.request: _made(each) for each in classes}
+
+
+def _made(sampler: type[Sampler[Any]]) -> Sampler[Any]:
+    try:
+        return sampler()
+    except TypeError as error:
+        named = f"{sampler.__module__}.{sampler.__qualname__}"
+        raise ConfigError(f"the sampler {named} cannot be made without arguments: {error}") from error
 
 
 def served(request: SamplerRequest) -> Served | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.request import BestOfRequest, PowerRequest, VoteRequest
+from sglang_power.request import PowerRequest, SamplesRequest
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.base import Tools
 from sglang_power.samplers.budgets import Budget, StoppedBy
@@ -60,7 +60,7 @@ class Sample:
     usage: Usage
 
 
-def samples_of(asked: VoteRequest | BestOfRequest, tools: Tools) -> Samples:
+def samples_of(asked: SamplesRequest, tools: Tools) -> Samples:
     """Return what a request draws: chains of its base, or draws of a policy or of the request's own law."""
     base, budget = asked.base, tools.budget
     chain = base if isinstance(base, PowerRequest) else None
@@ -126,6 +126,6 @@ class SampledSelection:
         limits = {one.stopped_by for one in self._draws}
         return "abort" if self._aborted else next((one for one in LIMITS if one in limits), "completed")
 
-    def _with_cost(self, selection: Selection) -> Selection:
-        """A selection among the samples, with what drawing them cost and what ended that."""
+    def with_cost(self, selection: Selection) -> Selection:
+        """Return a selection among the samples, with what drawing them cost and what ended that."""
         return dataclasses.replace(selection, usage=self._usage + selection.usage, stopped_by=self.stopped_by)

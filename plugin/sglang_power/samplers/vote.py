@@ -38,13 +38,13 @@ class Vote(SampledSelection):
         """
         candidates = await self.candidates()
         if weight == "confidence":
-            return self._with_cost(await by_confidence(candidates, relation, self._key))
+            return self.with_cost(await by_confidence(candidates, relation, self._key))
         log_weights = uniform_weights(len(candidates))
         if weight == "power":
             log_weights = self._power_weights(candidates, alpha)
             candidates = [_noted(*each) for each in zip(candidates, self._draws, strict=True)]
         selection, choice = await by_vote(candidates, relation, log_weights, self._key)
-        return self._with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
+        return self.with_cost(dataclasses.replace(selection, notes={"ess": choice.ess, **selection.notes}))
 
     def _power_weights(self, candidates: list[Candidate], alpha: float) -> FloatArray:
         """[samples] nats, that make draws of their law draws of p^alpha; -inf where that law is unknown.

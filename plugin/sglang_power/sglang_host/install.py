@@ -16,8 +16,9 @@ from packaging.version import Version
 
 import sglang_power
 from sglang_power.errors import ConfigError, HostError, PowerError
-from sglang_power.request import samplers
+from sglang_power.policies import policies
 from sglang_power.rewards import installed_rewards
+from sglang_power.samplers.registry import samplers_of_whole_answers
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.sglang_host.experiments.desk import check_experiments
 from sglang_power.sglang_host.hooks import HOOKS, Hook
@@ -33,8 +34,7 @@ def install() -> None:
     """Register the sampler and all hooks, or end the process."""
     try:
         _check_version(sglang.__version__)
-        samplers()
-        installed_rewards()
+        _check_extensions()
         config = server_config()
         check_experiments(config)
         _register_sampler()
@@ -54,6 +54,20 @@ def install() -> None:
         sorted(config.presets),
         config.defaults,
     )
+
+
+def _check_extensions() -> None:
+    """Check what other distributions bring.
+
+    Raises:
+        HostError: a sampler, a policy or a reward that cannot be used, or takes a name that is in use.
+    """
+    try:
+        samplers_of_whole_answers()
+        policies()
+        installed_rewards()
+    except ConfigError as error:
+        raise HostError(str(error)) from error
 
 
 def _check_version(version: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 import sglang_power
+from sglang_power.policies import policies
 from sglang_power.request import samplers
 from sglang_power.routes import STATUS_ROUTE
 from sglang_power.server.config import server_config
@@ -48,6 +49,7 @@ async def server_status(manager: Any) -> dict[str, Any]:
         ],
         "refused": [str(refusal) for refusal in server_refusals(args)],
         "limits": config.limits.model_dump(),
+        "samplers": sorted(samplers()),
         "presets": config.presets,
         "default": config.default_for(manager.served_model_name),
         "experiments": in_force.get("experiments", {}),
@@ -61,6 +63,7 @@ def server_info(manager: Any) -> dict[str, Any]:
     return {
         "version": sglang_power.__version__,
         "samplers": sorted(samplers()),
+        "policies": sorted(policies()),
         "presets": sorted(config.presets),
         "default": config.default_for(manager.served_model_name),
         "hooks": probe.report("tokenizer")["hooks"],

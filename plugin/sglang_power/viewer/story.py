@@ -29,11 +29,14 @@ SCORES = {
 }
 """Why the highest score of that name wins."""
 
+INDEPENDENT = frozenset({"vote", "best_of"})
+"""Samplers whose answers know nothing of each other."""
+
 
 def sentences(record: TraceRecord) -> list[str]:
     """The story of a run: what was done, what came of it, what it cost."""
     run = record.run
-    told = _chain(run) if isinstance(run, Chain) else [_opening(run), *_caps(run), why(run, record)]
+    told = _chain(run) if isinstance(run, Chain) else [_opening(run, record), *_caps(run), why(run, record)]
     return [*told, _cost(record)]
 
 
@@ -74,7 +77,7 @@ def _early(stopped: list[Step]) -> str:
     return f"{told}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{told}."
 
 
-def _opening(tree: Tree) -> str:
+def _opening(tree: Tree, record: TraceRecord) -> str:
     """How there came to be several texts."""
     if tree.triggers:
         return _forks(tree)
@@ -82,7 +85,9 @@ def _opening(tree: Tree) -> str:
     if any(node.first_log_p is not None for node in tree.nodes):
         firsts = counted(ends, "most likely first token")
         return f"The model's {firsts} were each tried once, and each was continued to its end."
-    return f"The model answered {counted(ends, 'time')}, independently."
+    if record.sampler in INDEPENDENT:
+        return f"The model answered {counted(ends, 'time')}, independently."
+    return f"The sampler “{record.sampler}” came to {counted(ends, 'answer')}."
 
 
 def _ends(tree: Tree) -> int:
@@ -142,8 +147,9 @@ def why(tree: Tree, record: TraceRecord) -> str:
         return _vote(tree)
     if _ends(tree) == 1 and not tree.omitted:
         return "Only one finished answer was left, so it was returned."
-    reason = SCORES.get(tree.reason, f"its score was the highest ({tree.reason})")
-    return f"Of the finished answers one was returned, because {reason}."
+    if tree.reason not in SCORES:
+        return f"Of the finished answers one was returned; what decided was: {tree.reason}."
+    return f"Of the finished answers one was returned, because {SCORES[tree.reason]}."
 
 
 def _vote(tree: Tree) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sglang_power.algorithms.engine import RankingEngine
 from sglang_power.answers import Relation, spelled
+from sglang_power.errors import HostError
 from sglang_power.policies import Policy
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.base import Observer
@@ -88,6 +89,7 @@ class HostTools:
         """What reads answers: the host, or the served model itself."""
         if self.plan.extractor is not None:
             return HostReader(self.stop, self.text, self.plan.extractor)
+        self._check_needed("answer")
         assert isinstance(self.engine, ChildEngine)
         seed = self.key.child_seed(0, Purpose.READING)
         return AskingReader(self.stop, self.text, self.engine.behind, seed)
@@ -95,8 +97,8 @@ class HostTools:
     @cached_property
     def relation(self) -> Relation:
         """When two answers are the same."""
-        assert self.plan.needs.equivalence is not None
-        return relation_of(self.plan.needs.equivalence, self._judge)
+        self._check_needed("equivalence")
+        return relation_of(str(self.plan.needs.equivalence), self._judge)
 
     @cached_property
     def _judge(self) -> Judge | None:
@@ -113,12 +115,21 @@ class HostTools:
 
     def behind_reasoning(self, ids: Sequence[int]) -> int | None:
         """Return the index of the token behind the one that completes the end of the reasoning."""
-        marker: str | None = self.plan.reasoning_end
-        assert marker is not None
+        self._check_needed("reasoning_end")
+        marker = str(self.plan.reasoning_end)
         whole = spelled(self.parent.manager.tokenizer.decode, ids)
         end = whole.text.find(marker) + len(marker)
         found = end >= len(marker)
         return next((i + 1 for i, (_, e) in enumerate(whole.offsets) if found and e >= end), None)
+
+    def _check_needed(self, need: str) -> None:
+        """Check that the request has asked for what its sampler uses.
+
+        Raises:
+            HostError: it has not, so nobody has checked whether this server has it.
+        """
+        if getattr(self.plan.needs, need) is None:
+            raise HostError(f"the sampler {self.plan.name!r} uses what its request does not need: {need}")
 
     async def watched(self, work: Coroutine[Any, Any, T]) -> T:
         """Await something that is no child; an abort or a lost client ends it."""
