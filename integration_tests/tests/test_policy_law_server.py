@@ -49,6 +49,9 @@ BLANKS = frozenset(encode(" \t"))
 CLEARLY = 1e-12
 """Expected p-value of a base law that REJECTED will reject."""
 
+CHOICES = 8
+"""Answers of one request; the test server grants 16."""
+
 IMPOSSIBLE = -1e30
 """SGLang returns log 0 as the least float32."""
 
@@ -133,10 +136,22 @@ def named(policy: Policy, seed: int) -> Json:
 def first_tokens(
     server: Server, policy: Policy, prompt: str, seed: int, temperature: float = TEMPERATURE, **cut: float
 ) -> FloatArray:
-    """[vocab] counts of the first tokens of DRAWS samples of one request."""
-    params = {"max_new_tokens": 1, "n": DRAWS, "temperature": temperature, **cut}
-    answers = raw_generate(server, prompt, sampling_params={**params, "custom_params": named(policy, seed)})
-    return counted(answers, policy)
+    """[vocab] counts of the first tokens of DRAWS samples."""
+    params = {"max_new_tokens": 1, "temperature": temperature, **cut}
+    return counted(sampled(server, policy, prompt, DRAWS, params, seed), policy)
+
+
+def sampled(
+    server: Server, policy: Policy, prompt: str, count: int, params: Json, seed: int
+) -> Sequence[Json]:
+    """Many answers of a policy, as many to a request as the server grants, each request with its own seed."""
+    assert count % CHOICES == 0
+    each = [
+        {**params, "n": CHOICES, "custom_params": named(policy, 1000 * seed + i)}
+        for i in range(count // CHOICES)
+    ]
+    answers: list[Json] = raw_generate(server, [prompt] * len(each), sampling_params=each)
+    return answers
 
 
 def counted(answers: Sequence[Json], policy: Policy) -> FloatArray:
@@ -357,12 +372,10 @@ def answered(server: Server, case: Whole, seed: int) -> list[list[tuple[int, Row
     prompt, twin = encode(case.prompt), twin_of(case.policy)
     params = {
         "max_new_tokens": LENGTH,
-        "n": ANSWERS,
         "temperature": TEMPERATURE,
         "logit_bias": {str(NEWLINE): case.bias},
-        "custom_params": named(case.policy, seed),
     }
-    responses = raw_generate(server, case.prompt, sampling_params=params)
+    responses = sampled(server, case.policy, case.prompt, ANSWERS, params, seed)
     answers: list[list[int]] = [response["output_ids"] for response in responses]
     logits = scored(server, prompt, answers)
     twins = logits if twin is None else scored(server, twin, answers)
