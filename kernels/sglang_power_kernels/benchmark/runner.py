@@ -64,10 +64,34 @@ def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write the report, and the page of all reports in the folder; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     path, page = folder / f"{_name(report)}.json", folder / PAGE
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(_one_timing_a_line(report))
     paths = sorted(found for pattern in REPORTS for found in folder.glob(pattern))
     page.write_text(render({found.stem: json.loads(found.read_text()) for found in paths}))
     return path, page
+
+
+def _one_timing_a_line(report: dict[str, Any]) -> str:
+    """The report as JSON that stays small and whose differences can be read: five digits of every figure."""
+    *head, _ = json.dumps(
+        _short({name: value for name, value in report.items() if name != "timings"}), indent=1
+    ).split("\n")
+    timings = ",\n".join(
+        "  " + json.dumps(_short(timing), separators=(",", ":")) for timing in report["timings"]
+    )
+    return "\n".join(head) + f',\n "timings": [\n{timings}\n ]\n}}\n'
+
+
+def _short(value: Any) -> Any:
+    """The same JSON value with its floats rounded to five significant digits."""
+    match value:
+        case float():
+            return float(f"{value:.5g}")
+        case dict():
+            return {name: _short(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_short(part) for part in value]
+        case _:
+            return value
 
 
 def measure(settings: Settings, batch: int, vocab: int) -> list[Timing]:
