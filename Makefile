@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-results test test-contract test-router check serve clean
+.PHONY: demo demo-full demo-results test test-contract test-router check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,8 +28,11 @@ $(ROUTER_STAMP):
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
 	$(BIN)/python -m integration_tests.demo
 
+demo-full: $(STAMP)  ## the same with as many problems as the committed results come from
+	$(BIN)/python -m integration_tests.demo --full
+
 demo-results: $(STAMP)  ## the same, renewing the committed results and the README's tables
-	$(BIN)/python -m integration_tests.demo --write
+	$(BIN)/python -m integration_tests.demo --full --write
 
 # A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
 LIMIT := 2100

@@ -1,7 +1,8 @@
 """`make demo`: power sampling against its controls on the built-in model, through a real server.
 
-Starts the server, asks fresh problems of both families with every sampler, prints the tables and writes
-demo.json, demo.png and chain.png outside the checkout; `make demo-results` (--write) renews those that are
+Starts the server, asks fresh problems of both families with every sampler, prints the tables and whether each
+claim holds, and writes demo.json, demo.png and chain.png outside the checkout; `make demo-full` (--full) asks
+as many problems as the committed figures come from; `make demo-results` (--write) renews those that are
 committed, and the README. The model shows the mechanism, not the quality of large models.
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,6 +25,7 @@ import torch
 from sglang_power.reports import report_of
 
 from integration_tests import plots
+from integration_tests.claims import check_claims
 from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import Family, problems
@@ -34,8 +37,17 @@ WRITTEN = ("demo.json", "demo.png", "chain.png")
 README = Path(__file__).parents[1] / "README.md"
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
-PROBLEMS = 200
-"""Per family."""
+PROBLEMS = 60
+"""Per family: about three minutes on two free cores; fewer cannot show the claims."""
+
+FULL = 200
+"""Per family, of the committed figures."""
+
+COMMANDS = {PROBLEMS: "make demo", FULL: "make demo-full"}
+
+CHECK = r"^sglang-power check --url \S+"
+ASK = r"^curl .*?\}'$"
+"""Find commands of the README, which `next_steps` repeats."""
 
 POWER: dict[Family, dict[str, Any]] = {
     "Q": {"alpha": ALPHA, "proposal_temperature": 1.0, "block_size": 96, "steps": 30},
@@ -61,15 +73,12 @@ BRANCH: dict[str, Any] = {"trigger": "entropy", "policy": "lookahead", "lookahea
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison; the exit status says whether every claim of the README held."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", type=int, default=PROBLEMS, help="problems per family")
-    add_outputs(parser, "demo", RESULTS)
-    options = parser.parse_args(argv)
+    """Run the comparison; the exit status is 1 where a claim failed."""
+    options = parse(argv)
     results = results_of(options)
     arguments = ["--page-size", "1", "--max-running-requests", "64"]
     with tempfile.TemporaryDirectory() as logs:
-        print("starting SGLang with the built-in model ...", flush=True)
+        print("starting SGLang with the built-in model (half a minute) ...", flush=True)
         with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
             runs = asyncio.run(evaluate(server.url, options.problems))
             plots.chain(one_chain(server.url), results / "chain.png")
@@ -81,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": {
             name: version(name) for name in ("sglang", "sglang-power", "torch", "flashinfer-python")
         },
-        "command": "make demo" if options.problems == PROBLEMS else f"demo --problems {options.problems}",
+        "command": COMMANDS.get(options.problems, f"demo --problems {options.problems}"),
         "problems": options.problems,
         "rows": [
             run.row(suite, suite_runs["plain"])
@@ -103,7 +112,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     if results == RESULTS:
         write_readme(record, tree)
     print(f"written: {', '.join(str(results / name) for name in WRITTEN)}")
+    print(next_steps())
     return 0 if all(claims.values()) else 1
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options: how many problems, and where the results go."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--problems",
+        type=int,
+        default=PROBLEMS,
+        help="problems per family (default: %(default)s; with fewer, claims fail by chance)",
+    )
+    parser.add_argument(
+        "--full", dest="problems", action="store_const", const=FULL, help=f"as --problems {FULL}"
+    )
+    add_outputs(parser, "demo", RESULTS)
+    options = parser.parse_args(argv)
+    if options.results == RESULTS and options.problems != FULL:
+        parser.error(f"the committed figures are those of {FULL} problems per family: add --full")
+    return options
+
+
+def next_steps() -> str:
+    """Return what to try next: the commands of the README, for the model that the demo served."""
+    text = README.read_text()
+    check, ask = (re.search(command, text, re.MULTILINE | re.DOTALL) for command in (CHECK, ASK))
+    if check is None or ask is None:
+        raise ValueError("README.md has no command that checks a server, or none that asks one")
+    return "\n".join(
+        [
+            "",
+            "Next, serve the same model on 127.0.0.1:30000 until interrupted:",
+            "",
+            "make serve",
+            "",
+            "and in a second terminal see that the plugin is live, and ask for one answer:",
+            "",
+            f"source .venv/bin/activate\n{check[0]}\n{ask[0]}",
+            "",
+            f"`make demo-full` asks {FULL} problems per family. README.md goes on from here.",
+        ]
+    )
 
 
 async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
@@ -153,29 +204,6 @@ def _one_answer(url: str, custom: dict[str, Any]) -> dict[str, Any]:
 def paired_p(runs: dict[str, Run], own: str = "power") -> dict[str, float]:
     """One of our samplers against every other sampler on the same problems."""
     return {name: mcnemar_p(runs[own], run) for name, run in runs.items() if name != own}
-
-
-def check_claims(runs: dict[str, dict[str, Run]]) -> dict[str, bool]:
-    """What the README says of this table."""
-    accuracy = {
-        suite: {name: run.total("correct") / len(run.outcomes) for name, run in suite_runs.items()}
-        for suite, suite_runs in runs.items()
-    }
-    q, r, p = accuracy["Q"], accuracy["R"], paired_p(runs["R"])
-    cost = runs["R"]["branch"].total("decoded") / runs["R"]["branch"].total("returned")
-    return {
-        "Q: power at least 0.85": q["power"] >= 0.85,
-        "R: power at least 0.85": r["power"] >= 0.85,
-        "Q: CoT-decoding at least 0.95": q["cot"] >= 0.95,
-        "Q: plain above low temperature": q["plain"] > q["lowtemp"],
-        "R: plain above low temperature": r["plain"] > r["lowtemp"],
-        "R: power above best_of at equal decoded tokens, p < 0.01": p["best_of @ power"] < 0.01,
-        "R: power above vote at equal decoded tokens, p < 0.01": p["vote @ power"] < 0.01,
-        "R: branch at least 0.9 at no more than 6 decoded tokens per returned one": r["branch"] >= 0.9
-        and cost <= 6.0,
-        "R: best_of and vote at the decoded tokens of branch below 0.4": r["best_of @ branch"] < 0.4
-        and r["vote @ branch"] < 0.4,
-    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

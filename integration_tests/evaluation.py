@@ -53,6 +53,11 @@ class Run:
         """Sum of one counter over all problems."""
         return sum(int(getattr(outcome, counter)) for outcome in self.outcomes)
 
+    @property
+    def accuracy(self) -> float:
+        """Return the share of problems with the right answer."""
+        return self.total("correct") / len(self.outcomes)
+
     def row(self, suite: str, plain: Run) -> dict[str, Any]:
         """The table row, in the names of demo.json."""
         returned, count = self.total("returned"), len(self.outcomes)
@@ -62,7 +67,7 @@ class Run:
             "suite": suite,
             "sampler": self.sampler,
             "params": self.params,
-            "accuracy": self.total("correct") / count,
+            "accuracy": self.accuracy,
             "ci95": [interval.low, interval.high],
             "decoded_per_returned": self.total("decoded") / returned,
             "prefilled_per_returned": self.total("prefilled") / returned,

@@ -1,0 +1,189 @@
+"""The demo's claims hold nearly always at the committed rates, and every one of them can fail. No server.
+
+The rates are those of results/demo.json, row by row, with the pairing of each row with `power`, which the
+committed p-values tell exactly. Problems are drawn anew and independently, and rows independently given
+whether power is right. The draws have a fixed seed: no chance is left in these tests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from integration_tests import demo
+from integration_tests.claims import Runs, check_claims
+from integration_tests.evaluation import Outcome, Run
+
+RECORD: dict[str, Any] = json.loads((demo.RESULTS / "demo.json").read_text())
+ROWS = {(row["suite"], row["sampler"]): row for row in RECORD["rows"]}
+SIMULATIONS = 2_000
+RETURNED = 1_000
+"""Returned tokens of an outcome, so that the cost per returned token is exact to three digits."""
+
+Pairs = Mapping[tuple[str, str], tuple[int, int]]
+"""By family and sampler: problems that only `power` solved, and only that sampler."""
+
+BREAKS: Mapping[str, tuple[str, str, float, float]] = {
+    "Q: power at least 0.8": ("Q", "power", 0.75, 1.0),
+    "Q: CoT-decoding at least 0.95": ("Q", "cot", 0.9, 1.0),
+    "Q: plain above low temperature": ("Q", "lowtemp", 0.5, 1.0),
+    "R: power at least 0.75": ("R", "power", 0.7, 1.0),
+    "R: power above best_of at equal decoded tokens, p < 0.05": ("R", "best_of @ power", 0.88, 1.0),
+    "R: power above vote at equal decoded tokens, p < 0.01": ("R", "vote @ power", 0.88, 1.0),
+    "R: branch at least 0.9": ("R", "branch", 0.85, 1.0),
+    "R: branch at no more than 6 decoded tokens per returned one": ("R", "branch", 1.0, 6.1),
+    "R: branch above best_of at equal decoded tokens, p < 0.01": ("R", "best_of @ branch", 1.0, 1.0),
+    "R: branch above vote at equal decoded tokens, p < 0.01": ("R", "vote @ branch", 1.0, 1.0),
+}
+"""By claim: a row, and an accuracy and a cost of it with which the claim is false."""
+
+
+def discordant(suite: str, sampler: str) -> tuple[int, int]:
+    """Return on how many of the committed problems only `power` was right, and only `sampler`."""
+    count, p = RECORD["problems"], RECORD["paired_p"][suite][sampler]
+    own, other = (round(count * ROWS[suite, name]["accuracy"]) for name in ("power", sampler))
+    both_right = range(max(0, own + other - count), min(own, other) + 1)
+    fitting = [
+        (wins, losses)
+        for wins, losses in ((own - both, other - both) for both in both_right)
+        if np.isclose(stats.binom.sf(wins - 1, wins + losses, 0.5), p, rtol=1e-9, atol=0)
+    ]
+    assert len(fitting) == 1, (suite, sampler, fitting)
+    return fitting[0]
+
+
+def run_of(suite: str, sampler: str, correct: np.ndarray, cost: float | None = None) -> Run:
+    """Return a run that was right where `correct` says, at the committed cost per returned token."""
+    cost = ROWS[suite, sampler]["decoded_per_returned"] if cost is None else cost
+    wrong, right = (Outcome(truth, RETURNED, round(RETURNED * cost), 1, 1) for truth in (False, True))
+    return Run(sampler, {}, tuple(right if truth else wrong for truth in correct), 1.0)
+
+
+def drawn_runs(
+    rng: np.random.Generator, count: int, pairs: Mapping[tuple[str, str], tuple[int, int]]
+) -> Runs:
+    """Return runs over `count` problems per family, drawn at the committed rates."""
+    runs: dict[str, dict[str, Run]] = {}
+    for suite in demo.POWER:
+        right = round(RECORD["problems"] * ROWS[suite, "power"]["accuracy"])
+        power = rng.random(count) < right / RECORD["problems"]
+        runs[suite] = {"power": run_of(suite, "power", power)}
+        for (family, sampler), (wins, losses) in pairs.items():
+            if family == suite:
+                chance = np.where(power, (right - wins) / right, losses / (RECORD["problems"] - right))
+                runs[suite][sampler] = run_of(suite, sampler, rng.random(count) < chance)
+    return runs
+
+
+def even_runs() -> dict[str, dict[str, Run]]:
+    """Return runs with exactly the committed accuracies, in which every claim holds."""
+    runs: dict[str, dict[str, Run]] = {suite: {} for suite in demo.POWER}
+    for (suite, sampler), row in ROWS.items():
+        runs[suite][sampler] = run_of(suite, sampler, np.arange(200) < round(200 * row["accuracy"]))
+    return runs
+
+
+def broken_runs(claim: str) -> dict[str, dict[str, Run]]:
+    """Return runs in which one row spoils a claim."""
+    suite, sampler, accuracy, cost = BREAKS[claim]
+    runs = even_runs()
+    runs[suite][sampler] = run_of(suite, sampler, np.arange(200) < round(200 * accuracy), cost)
+    return runs
+
+
+@pytest.mark.parametrize("count", [demo.PROBLEMS, demo.FULL])
+def test_all_claims_hold_together_in_at_least_95_of_100_demos(count: int) -> None:
+    """The lower end of an exact one-sided interval of 99.9% is at least 0.95."""
+    pairs = {(suite, sampler): discordant(suite, sampler) for suite, sampler in ROWS if sampler != "power"}
+    rng = np.random.default_rng(20_261_129)
+    held = sum(all(check_claims(drawn_runs(rng, count, pairs)).values()) for _ in range(SIMULATIONS))
+    interval = stats.binomtest(held, SIMULATIONS, alternative="greater").proportion_ci(0.999)
+    assert interval.low >= 0.95, f"{held} of {SIMULATIONS}"
+
+
+def test_the_committed_p_values_tell_the_pairs() -> None:
+    assert discordant("R", "best_of @ power") == (66, 11)
+
+
+def test_every_claim_can_fail() -> None:
+    assert all(check_claims(even_runs()).values())
+    assert BREAKS.keys() == check_claims(even_runs()).keys()
+    for claim in BREAKS:
+        assert not check_claims(broken_runs(claim))[claim], claim
+
+
+@pytest.fixture
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Run]]:
+    """A demo without a server: it measures the runs that the test puts here, and draws nothing."""
+    runs: dict[str, dict[str, Run]] = {}
+
+    @contextmanager
+    def running(*_: Any) -> Iterator[Any]:
+        yield SimpleNamespace(url="")
+
+    async def evaluate(*_: Any) -> dict[str, dict[str, Run]]:
+        return runs
+
+    monkeypatch.setattr(demo, "running", running)
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    monkeypatch.setattr(demo, "one_chain", lambda _: [])
+    monkeypatch.setattr(demo, "one_tree", lambda _: "tree")
+    monkeypatch.setattr(demo, "plots", SimpleNamespace(chain=lambda *_: None, demo=lambda *_: None))
+    return runs
+
+
+def test_a_claim_that_fails_sets_the_exit_status(
+    stubbed: dict[str, dict[str, Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stubbed |= even_runs()
+    assert demo.main(["--results", str(tmp_path)]) == 0
+    assert "FAILS" not in capsys.readouterr().out
+    claim = "R: branch at least 0.9"
+    stubbed |= broken_runs(claim)
+    assert demo.main(["--results", str(tmp_path)]) == 1
+    assert f"FAILS: {claim}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "count"),
+    [
+        ([], "make demo", 60),
+        (["--full"], "make demo-full", 200),
+        (["--problems", "5"], "demo --problems 5", 5),
+    ],
+)
+def test_the_record_names_its_command(
+    stubbed: dict[str, dict[str, Run]], tmp_path: Path, options: list[str], command: str, count: int
+) -> None:
+    stubbed |= even_runs()
+    demo.main([*options, "--results", str(tmp_path)])
+    record = json.loads((tmp_path / "demo.json").read_text())
+    assert (record["command"], record["problems"]) == (command, count)
+
+
+def test_committed_figures_are_renewed_by_full_runs_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.parse(["--full", "--write"]).results == demo.RESULTS
+    with pytest.raises(SystemExit):
+        demo.main(["--write"])
+    assert "add --full" in capsys.readouterr().err
+
+
+def test_what_to_do_next_are_commands_of_the_readme_and_of_make() -> None:
+    steps, readme = demo.next_steps(), demo.README.read_text()
+    makefile = (demo.README.parent / "Makefile").read_text()
+    for command in ("sglang-power check --url http://127.0.0.1:30000", "make serve"):
+        assert f"\n{command}\n" in steps
+        assert command in readme
+    assert "\ncurl -s http://127.0.0.1:30000/generate " in steps
+    assert '"sampler": "power"' in steps
+    for target in ("serve", "demo-full"):
+        assert f"make {target}" in steps
+        assert f"\n{target}: " in makefile
