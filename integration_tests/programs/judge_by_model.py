@@ -23,7 +23,7 @@ def judge_by_model(s: Any, question: str) -> None:
     styles = sp.branch(s, names=["likely", "ordinary"])
     styles["likely"] += sp.gen("answer", alpha=4.0, block_size=16, steps=4, max_tokens=32)
     styles["ordinary"] += sgl.gen("answer", max_tokens=32)
-    s["verdict"] = sp.select(styles, by="llm", of="answer", question=question)
+    s["verdict"] = sp.select(styles, by="self_evaluation", of="answer", question=question)
     s += sgl.assistant_end()
 
 

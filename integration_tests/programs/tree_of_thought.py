@@ -26,7 +26,7 @@ def tree_of_thought(s: Any, question: str) -> None:
     for depth in range(DEPTH):
         thoughts = sp.branch(s, first_tokens=BRANCHES)
         thoughts += sgl.gen(f"step{depth}", max_tokens=16, stop=";", temperature=0.0)
-        sp.select(thoughts, by="logp")
+        sp.select(thoughts, by="mean_log_p")
         steps += s[f"step{depth}"]
         if s.get_meta_info(f"step{depth}")["finish_reason"].get("matched") != ";":
             break

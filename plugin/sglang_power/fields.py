@@ -46,10 +46,18 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 TokenId = Annotated[int, Field(ge=0)]
 
+SCORE_ALIASES = {"logp": "mean_log_p", "llm": "self_evaluation"}
+"""Other names of scores that requests and programs take -> the documented ones."""
+
 CONFLICT = "conflict"
 
 METADATA_KEY = "sglang_power"
 """The entry of OpenAI's `metadata` that holds what `custom_params` would hold, as JSON in a string."""
+
+
+def score_name(value: object) -> object:
+    """The documented name of a score; whatever is no other name of one stays, for the field to judge."""
+    return SCORE_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 def conflict(field: str, problem: str, hint: str) -> PydanticCustomError:

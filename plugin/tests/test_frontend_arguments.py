@@ -12,6 +12,7 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.frontend import _lang
 from sglang_power.frontend.ledger import DrawnText, Ledger, LedgerEntry
 from sglang_power.frontend.settings import BranchSettings, SelectSettings, parsed
+from sglang_power.request import BestOfRequest, BranchRequest
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,14 @@ def test_selection_takes_what_its_criterion_uses(field: str, values: dict[str, A
     with pytest.raises(RequestError) as caught:
         parsed(SelectSettings, values)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("other", "name"), [("logp", "mean_log_p"), ("llm", "self_evaluation")])
+def test_scores_have_one_name_and_take_the_other(other: str, name: str) -> None:
+    for said in (other, name):
+        assert parsed(SelectSettings, {"by": said}).by == name
+        assert BestOfRequest.model_validate({"score": said}).echo()["score"] == name
+        assert BranchRequest.model_validate({"score": said}).echo()["score"] == name
 
 
 def test_choices_need_a_power() -> None:

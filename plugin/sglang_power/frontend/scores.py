@@ -124,7 +124,9 @@ class ChatJudge:
             if word in p:
                 p[word] += math.exp(one["logprob"])
         if (total := sum(p.values())) == 0.0:
-            raise HostError("the served model answers neither yes nor no; by='llm' needs one that does")
+            raise HostError(
+                "the served model answers neither yes nor no; by='self_evaluation' needs one that does"
+            )
         return p["yes"] / total
 
 

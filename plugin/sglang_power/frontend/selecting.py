@@ -91,11 +91,11 @@ class _Chooser:
     def choose(self) -> _Choice:
         """By the criterion of the settings."""
         criteria: dict[str, Callable[[], _Choice]] = {
-            "logp": self._by_log_p,
+            "mean_log_p": self._by_log_p,
             "confidence": self._by_confidence,
             "power": self._by_power,
             "vote": self._by_vote,
-            "llm": self._by_llm,
+            "self_evaluation": self._by_self_evaluation,
         }
         return criteria[self._settings.by]()
 
@@ -158,7 +158,7 @@ class _Chooser:
         name = self._settings.relation
         return LlmRelation(ChatJudge(self._client)) if name == LLM else equivalence(name)
 
-    def _by_llm(self) -> _Choice:
+    def _by_self_evaluation(self) -> _Choice:
         judge, question = ChatJudge(self._client), self._settings.question or self._group.question
         return largest([judge.probability(right_question(question, self._answer(n))) for n in self._names])
 
@@ -181,7 +181,7 @@ def largest(scores: Sequence[float]) -> _Choice:
 
 def select(
     group: Group,
-    by: str | Score = "logp",
+    by: str | Score = "mean_log_p",
     *,
     answer: str | None = None,
     answer_regex: str | None = None,
@@ -227,5 +227,5 @@ def select(
     merge(alive[name].stream_executor, group.origin.stream_executor)
     group.close()
     scores = dict(zip(names, made.scores, strict=True))
-    kind = "callable" if callable(by) else settings.by
+    kind = "callable" if callable(by) else by
     return Selected(name, kind, scores, made.reason, used_seed, made.ess, errors)

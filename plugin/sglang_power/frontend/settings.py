@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sglang_power.answers import EXTRACTORS, Extractor, Regex
-from sglang_power.fields import MAX_ALPHA, Exponent, FiniteFloat, Positive, Seed, conflict
+from sglang_power.fields import MAX_ALPHA, Exponent, FiniteFloat, Positive, Seed, conflict, score_name
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.selection import EQUIVALENCE_OF
 
 Name = Annotated[str, Field(min_length=1)]
 
-Criterion = Literal["logp", "confidence", "power", "vote", "llm"]
+Criterion = Literal["mean_log_p", "confidence", "power", "vote", "self_evaluation"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -88,20 +88,20 @@ class SelectSettings(BaseModel):
     """How a branch is chosen.
 
     Args:
-        by: "logp" takes the largest mean log p, "confidence" the largest Delta of its answer tokens, "power"
-            draws with weights p^alpha / q, "vote" takes the commonest answer, "llm" the branch that the
-            served model most probably calls right.
+        by: "mean_log_p" takes the largest mean log p, "confidence" the largest Delta of its answer tokens,
+            "power" draws with weights p^alpha / q, "vote" takes the commonest answer, "self_evaluation" the
+            branch that the served model most probably calls right.
         answer, answer_regex: which part of the text is the answer, as in requests.
         of: the variable that holds it; the branch's last generated segment where absent.
         equivalence: when two answers are the same; by the kind of answer where absent.
         alpha: exponent of by="power".
         seed: of draws and ties; a fresh one where absent.
-        question: that by="llm" asks about; the text in front of the branches where absent.
+        question: that by="self_evaluation" asks about; the text in front of the branches where absent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    by: Criterion = "logp"
+    by: Criterion = "mean_log_p"
     answer: Literal["number", "choice", "boxed", "regex", "text"] = "number"
     answer_regex: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     of: Name | None = None
@@ -110,16 +110,18 @@ class SelectSettings(BaseModel):
     seed: Seed | None = None
     question: Name | None = None
 
+    _criterion_by_any_name = field_validator("by", mode="before")(score_name)
+
     @model_validator(mode="after")
     def _where_they_are_used(self) -> Self:
         if (self.answer == "regex") != (self.answer_regex is not None):
             raise conflict("answer_regex", "belongs to answer='regex'", "Name both, or neither of the two")
         used = {
             "alpha": ("power",),
-            "question": ("llm",),
+            "question": ("self_evaluation",),
             "equivalence": ("vote",),
             "answer": ("confidence", "vote"),
-            "of": ("confidence", "vote", "llm"),
+            "of": ("confidence", "vote", "self_evaluation"),
         }
         for name, criteria in used.items():
             if name in self.model_fields_set and self.by not in criteria:

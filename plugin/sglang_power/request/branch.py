@@ -11,7 +11,7 @@ from pydantic import Field, InstanceOf, field_validator, model_validator
 from sglang_power.algorithms.branching import BranchConfig, BranchPolicy
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.triggers import DEFAULT_THRESHOLDS, RULES, THRESHOLDS, Trigger
-from sglang_power.fields import Exponent, NonNegativeFloat, Positive, conflict
+from sglang_power.fields import Exponent, NonNegativeFloat, Positive, conflict, score_name
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.needs import SAMPLING, Needs
@@ -74,6 +74,8 @@ class BranchRequest(SelectionRequest):
     reward: RewardName | None = None
     continuation_policy: InstanceOf[Policy] | None = None
     refine: InstanceOf[PowerRequest] | None = None
+
+    _score_by_any_name = field_validator("score", mode="before")(score_name)
 
     @field_validator("trigger", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
 
 from sglang_power.answers.judging import LLM
-from sglang_power.fields import Exponent, FiniteFloat, Positive, conflict
+from sglang_power.fields import Exponent, FiniteFloat, Positive, conflict, score_name
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.needs import SAMPLING, AnswerKind, ForcedTokens, Needs, Wanted
@@ -248,6 +248,8 @@ class BestOfRequest(SamplesRequest):
     sampler: Literal["best_of"] = "best_of"
     score: Literal["mean_log_p", "log_p", "confidence", "self_evaluation", "reward"] = "mean_log_p"
     reward: RewardName | None = None
+
+    _score_by_any_name = field_validator("score", mode="before")(score_name)
 
     @model_validator(mode="after")
     def _reward_where_it_scores(self) -> Self:
