@@ -31,7 +31,7 @@ demo: $(STAMP)  ## start the server with the built-in model, run the comparison,
 demo-full: $(STAMP)  ## the same with as many problems as the committed results come from
 	$(BIN)/python -m integration_tests.demo --full
 
-demo-results: $(STAMP)  ## the same, renewing the committed results and the README's tables
+demo-results: $(STAMP)  ## the same, renewing the committed results and the documents' tables
 	$(BIN)/python -m integration_tests.demo --full --write
 
 # A half that hangs is ended after LIMIT seconds, and shows where every thread stood.

@@ -3,7 +3,8 @@
 Starts the server, asks fresh problems of both families with every sampler, prints the tables and whether each
 claim holds, and writes demo.json, demo.png and chain.png outside the checkout; `make demo-full` (--full) asks
 as many problems as the committed figures come from; `make demo-results` (--write) renews those that are
-committed, and the README. The model shows the mechanism, not the quality of large models.
+committed, the tables of plugin/docs/results.md and the short one of the README. The model shows the
+mechanism, not the quality of large models.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ from integration_tests.trees import tree_text
 RESULTS = Path(__file__).parent / "results"
 WRITTEN = ("demo.json", "demo.png", "chain.png")
 README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "plugin" / "docs" / "results.md"
+"""Holds the whole table; the README's short one has some of its rows."""
+
+IN_SHORT = ("plain", "lowtemp", "greedy", "best_of @ power", "vote @ power", "power", "branch", "cot")
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
 PROBLEMS = 60
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
     if results == RESULTS:
-        write_readme(record, tree)
+        write_documents(record, tree)
     print(f"written: {', '.join(str(results / name) for name in WRITTEN)}")
     print(next_steps())
     return 0 if all(claims.values()) else 1
@@ -231,20 +236,52 @@ def _table_line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def write_readme(record: dict[str, Any], tree: str) -> None:
-    """Replace the table and the tree between README's markers."""
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of the samplers of IN_SHORT: accuracy in both families, and what R costs."""
+    found = {(row["suite"], row["sampler"]): row for row in rows}
+    head = "| sampler | accuracy, Q | accuracy, R | decoded / returned tokens, R |\n|---|---|---|---|"
+    lines = [
+        f"| {sampler} | {found['Q', sampler]['accuracy']:.3f} | {found['R', sampler]['accuracy']:.3f} "
+        f"| {found['R', sampler]['decoded_per_returned']:.1f} |"
+        for sampler in IN_SHORT
+    ]
+    return "\n".join([head, *lines])
+
+
+def caption(record: dict[str, Any]) -> str:
+    """Return what was measured where, in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    steps = "; ".join(f"{suite} {params}" for suite, params in POWER.items()).replace("'", "")
-    branching = str({key: value for key, value in BRANCH.items() if key not in ANSWER}).replace("'", "")
-    caption = (
-        f"{record['problems']} problems per family; {record['hardware']}; {versions}; `{record['command']}`. "
-        f"Power parameters: {steps}. Branch: {branching}."
+    return (
+        f"{record['problems']} problems per family; {record['hardware']}; {versions}; `{record['command']}`."
     )
-    text = README.read_text()
-    for name, block in (("demo", f"{table(record['rows'])}\n\n{caption}"), ("tree", f"```\n{tree}\n```")):
-        before, rest = text.split(f"<!-- {name} -->")
-        text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
-    README.write_text(text)
+
+
+def parameters() -> str:
+    """Return the parameters of `power` and `branch`, in words."""
+    steps = "; ".join(f"{suite} {params}" for suite, params in POWER.items())
+    branching = {key: value for key, value in BRANCH.items() if key not in ANSWER}
+    return f"Power parameters: {steps}. Branch: {branching}.".replace("'", "")
+
+
+def write_documents(record: dict[str, Any], tree: str, readme: Path = README, guide: Path = GUIDE) -> None:
+    """Renew what the documents show between their marks.
+
+    Args:
+        record: as in demo.json.
+        tree: of `one_tree`.
+        readme, guide: the documents.
+    """
+    rows, where = record["rows"], caption(record)
+    _replace(readme, "demo", f"{short_table(rows)}\n\n{where}")
+    _replace(guide, "demo", f"{table(rows)}\n\n{where}\n{parameters()}")
+    _replace(guide, "tree", f"```text\n{tree}\n```")
+
+
+def _replace(document: Path, mark: str, block: str) -> None:
+    text = document.read_text()
+    before, rest = text.split(f"<!-- {mark} -->")
+    after = rest.split(f"<!-- /{mark} -->")[1]
+    document.write_text(f"{before}<!-- {mark} -->\n{block}\n<!-- /{mark} -->{after}")
 
 
 def hardware() -> str:
