@@ -33,7 +33,7 @@ from integration_tests.documents import (
     workplace,
 )
 
-NOT_RUN = 7
+NOT_RUN = 8
 """Blocks that no test runs, each with its reason: installations, clusters, other people's users."""
 
 LINKED = (*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "kernels" / "benchmarks" / "README.md")
