@@ -77,11 +77,11 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """Return the fenced blocks of a document."""
+    """Return the fenced blocks of a document, and those that are only indented: of no language."""
     tokens = _tokens(document)
     found = []
     for before, token in zip([None, *tokens], tokens, strict=False):
-        if token.type == "fence":
+        if token.type in ("fence", "code_block"):
             mark = _NOT_RUN.search(before.content) if before and before.type == "html_block" else None
             assert token.map is not None
             found.append(
@@ -91,7 +91,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def all_blocks() -> list[Block]:
-    """Return the fenced blocks of all documents."""
+    """Return the blocks of all documents."""
     return [block for document in DOCUMENTS for block in blocks(document)]
 
 

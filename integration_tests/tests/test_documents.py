@@ -10,9 +10,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 from sglang_power import cli
+from sglang_power.experiments.model import Experiment
 from sglang_power.policies import policies
 from sglang_power.request import table
+from sglang_power.server.config import ServerConfig
 
 from integration_tests import demo
 from integration_tests.documents import (
@@ -117,6 +121,22 @@ def test_a_block_that_fails_fails_the_test(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="failed"):
             run(Block(README, 1, language, text, None), place)
     assert run(Block(README, 1, "bash", "command -v sglang-power", None), place).endswith("sglang-power\n")
+
+
+@pytest.mark.parametrize("block", [block for block in all_blocks() if block.language == "yaml"], ids=str)
+def test_a_configuration_that_is_shown_is_taken(block: Block, tmp_path: Path) -> None:
+    """Sections of a server's file as a whole; fields of an experiment one by one."""
+    shown = yaml.safe_load(block.text)
+    assert shown
+    if shown.keys() <= ServerConfig.model_fields.keys():
+        file = tmp_path / "server.yaml"
+        file.write_text(block.text)
+        assert cli.main(["config", "check", str(file)]) == 0
+    else:
+        for name, value in shown.items():
+            annotation = Experiment.model_fields[name].annotation
+            assert annotation is not None
+            assert TypeAdapter(annotation).validate_python(value).model_dump(exclude_none=True) == value
 
 
 def commands(program: str) -> set[tuple[str, ...]]:
