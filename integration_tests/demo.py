@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,7 +26,8 @@ from sglang_power.reports import report_of
 
 from integration_tests import plots
 from integration_tests.claims import check_claims
-from integration_tests.evaluation import MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
+from integration_tests.evaluation import CONCURRENCY, MAX_NEW_TOKENS, Evaluator, Run, mcnemar_p
+from integration_tests.next_steps import next_steps
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import Family, problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
@@ -48,11 +48,10 @@ PROBLEMS = 60
 FULL = 200
 """Per family, of the committed figures."""
 
-COMMANDS = {PROBLEMS: "make demo", FULL: "make demo-full"}
+LEFT_OUT = frozenset({("Q", "best_of @ power"), ("Q", "vote @ power"), ("R", "cot")})
+"""Rows of full demos alone: no claim needs them, and they take about a ninth of the time."""
 
-CHECK = r"^sglang-power check --url \S+"
-ASK = r"^curl .*?\}'$"
-"""Find commands of the README, which `next_steps` repeats."""
+COMMANDS = {PROBLEMS: "make demo", FULL: "make demo-full"}
 
 POWER: dict[Family, dict[str, Any]] = {
     "Q": {"alpha": ALPHA, "proposal_temperature": 1.0, "block_size": 96, "steps": 30},
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit status is 1 where a claim failed."""
     options = parse(argv)
     results = results_of(options)
-    arguments = ["--page-size", "1", "--max-running-requests", "64"]
+    arguments = ["--page-size", "1", "--max-running-requests", str(CONCURRENCY)]
     with tempfile.TemporaryDirectory() as logs:
         print("starting SGLang with the built-in model (half a minute) ...", flush=True)
         with running(ServerSpec(PIVOT_MODEL, "pivot", arguments), Path(logs)) as server:
@@ -107,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (results / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
     plots.demo(record["rows"], results / "demo.png")
     print(table(record["rows"]))
+    if options.problems < FULL:
+        print(f"in `make demo-full` only: {', '.join(' '.join(row) for row in sorted(LEFT_OUT))}")
     for suite, values in record["paired_p"].items():
         print(
             f"{suite}: paired one-sided p, power against "
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if results == RESULTS:
         write_documents(record, tree)
     print(f"written: {', '.join(str(results / name) for name in WRITTEN)}")
-    print(next_steps())
+    print(next_steps(README.read_text()))
     return 0 if all(claims.values()) else 1
 
 
@@ -140,45 +141,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def next_steps() -> str:
-    """Return what to try next: the commands of the README, for the model that the demo served."""
-    text = README.read_text()
-    check, ask = (re.search(command, text, re.MULTILINE | re.DOTALL) for command in (CHECK, ASK))
-    if check is None or ask is None:
-        raise ValueError("README.md has no command that checks a server, or none that asks one")
-    return "\n".join(
-        [
-            "",
-            "Next, serve the same model on 127.0.0.1:30000 until interrupted:",
-            "",
-            "make serve",
-            "",
-            "and in a second terminal see that the plugin is live, and ask for one answer:",
-            "",
-            f"source .venv/bin/activate\n{check[0]}\n{ask[0]}",
-            "",
-            f"`make demo-full` asks {FULL} problems per family. README.md goes on from here.",
-        ]
-    )
-
-
 async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
-    """Every sampler on both families, in the order of the table."""
+    """Return the runs of every sampler on both families, in the order of the table."""
     runs: dict[str, dict[str, Run]] = {}
+    left_out = LEFT_OUT if count < FULL else frozenset()
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         evaluator = Evaluator(client)
         for suite, params in POWER.items():
             asked = problems(suite, count, PROBLEM_SEED)
             plain = await evaluator.plain("plain", asked, 1.0)
             lowtemp = await evaluator.plain("lowtemp", asked, 1.0 / ALPHA)
-            greedy = await evaluator.plain("greedy", asked, 0.0)
-            cot = await evaluator.own("cot", asked, COT)
-            power = await evaluator.own("power", asked, params)
+            rows = [plain, lowtemp, await evaluator.plain("greedy", asked, 0.0)]
+            if (suite, "cot") not in left_out:
+                rows.append(await evaluator.own("cot", asked, COT))
             branch = await evaluator.own("branch", asked, BRANCH)
-            controls = [*await evaluator.controls(asked, plain, branch)]
-            controls += await evaluator.controls(asked, plain, power)
-            every = (plain, lowtemp, greedy, cot, branch, *controls[:2], power, *controls[2:])
-            runs[suite] = {run.sampler: run for run in every}
+            rows += [branch, *await evaluator.controls(asked, plain, branch)]
+            power = await evaluator.own("power", asked, params)
+            rows.append(power)
+            if (suite, "best_of @ power") not in left_out:
+                rows += await evaluator.controls(asked, plain, power)
+            runs[suite] = {run.sampler: run for run in rows}
     return runs
 
 

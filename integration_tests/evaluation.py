@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from integration_tests.pivot.problems import Problem, extract_answer, is_correct
 
-CONCURRENCY = 48
+CONCURRENCY = 64
+"""Requests at a time: every problem of `make demo`. More save nothing: the server's cost is per answer."""
+
 MAX_NEW_TOKENS = 96
 
 Answer = dict[str, Any]

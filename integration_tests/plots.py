@@ -27,7 +27,7 @@ LABELS = {
 
 
 def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy against decoded tokens per returned token, one panel per family."""
+    """Draw accuracy against decoded tokens per returned token, a panel per family, a colour per sampler."""
     suites = sorted({row["suite"] for row in rows})
     figure, panels = plt.subplots(1, len(suites), figsize=(5.2 * len(suites), 3.8), sharey=True)
     for panel, suite in zip(panels, suites, strict=True):
@@ -37,6 +37,7 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 row["decoded_per_returned"],
                 row["accuracy"],
                 yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
+                color=f"C{list(LABELS).index(row['sampler'])}",
                 fmt="D" if row["sampler"] in ("power", "branch", "cot") else "o",
                 capsize=3,
                 label=LABELS[row["sampler"]],
@@ -45,7 +46,14 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set_xlabel("decoded tokens per returned token (log scale)")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95% interval")
-    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    handles = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    panels[-1].legend(
+        handles.values(), handles.keys(), fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5)
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -7,8 +7,9 @@ whether power is right. The draws have a fixed seed: no chance is left in these 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from scipy import stats
 from integration_tests import demo
 from integration_tests.claims import Runs, check_claims
 from integration_tests.evaluation import Outcome, Run
+from integration_tests.next_steps import next_steps
+from integration_tests.pivot.problems import Problem
 
 RECORD: dict[str, Any] = json.loads((demo.RESULTS / "demo.json").read_text())
 ROWS = {(row["suite"], row["sampler"]): row for row in RECORD["rows"]}
@@ -102,7 +105,9 @@ def broken_runs(claim: str) -> dict[str, dict[str, Run]]:
 @pytest.mark.parametrize("count", [demo.PROBLEMS, demo.FULL])
 def test_all_claims_hold_together_in_at_least_95_of_100_demos(count: int) -> None:
     """The lower end of an exact one-sided interval of 99.9% is at least 0.95."""
-    pairs = {(suite, sampler): discordant(suite, sampler) for suite, sampler in ROWS if sampler != "power"}
+    left_out = demo.LEFT_OUT if count < demo.FULL else frozenset()
+    rows = [row for row in ROWS if row[1] != "power" and row not in left_out]
+    pairs = {(suite, sampler): discordant(suite, sampler) for suite, sampler in rows}
     rng = np.random.default_rng(20_261_129)
     held = sum(all(check_claims(drawn_runs(rng, count, pairs)).values()) for _ in range(SIMULATIONS))
     interval = stats.binomtest(held, SIMULATIONS, alternative="greater").proportion_ci(0.999)
@@ -176,8 +181,40 @@ def test_committed_figures_are_renewed_by_full_runs_only(capsys: pytest.CaptureF
     assert "add --full" in capsys.readouterr().err
 
 
+class Recorder:
+    """An Evaluator that asks nobody."""
+
+    def __init__(self, _: Any) -> None:
+        pass
+
+    async def plain(self, name: str, problems: Sequence[Problem], temperature: float) -> Run:
+        return Run(name, {"temperature": temperature}, (), float(len(problems)))
+
+    async def own(self, sampler: str, problems: Sequence[Problem], params: dict[str, Any]) -> Run:
+        return Run(sampler, params, (), float(len(problems)))
+
+    async def controls(self, problems: Sequence[Problem], plain: Run, own: Run) -> tuple[Run, Run]:
+        assert plain.sampler == "plain"
+        best_of, vote = (
+            Run(f"{name} @ {own.sampler}", {}, (), float(len(problems))) for name in ("best_of", "vote")
+        )
+        return best_of, vote
+
+
+def test_the_full_demo_has_the_committed_rows_and_the_short_one_leaves_out_three(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo, "Evaluator", Recorder)
+    for count, left_out in ((demo.FULL, frozenset[tuple[str, str]]()), (demo.PROBLEMS, demo.LEFT_OUT)):
+        runs = asyncio.run(demo.evaluate("http://127.0.0.1:1", count))
+        rows = [(suite, sampler) for suite, suite_runs in runs.items() for sampler in suite_runs]
+        assert rows == [row for row in ROWS if row not in left_out]
+        assert {run.seconds for suite_runs in runs.values() for run in suite_runs.values()} == {count}
+
+
 def test_what_to_do_next_are_commands_of_the_readme_and_of_make() -> None:
-    steps, readme = demo.next_steps(), demo.README.read_text()
+    readme = demo.README.read_text()
+    steps = next_steps(readme)
     makefile = (demo.README.parent / "Makefile").read_text()
     for command in ("sglang-power check --url http://127.0.0.1:30000", "make serve"):
         assert f"\n{command}\n" in steps
