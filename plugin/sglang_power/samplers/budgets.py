@@ -10,10 +10,27 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_power.errors import HostError
+
 StoppedBy = Literal[
     "completed", "max_steps", "max_total_tokens", "deadline_ms", "abort", "max_branches", "max_depth"
 ]
 """The last two are of a branch search whose caps refused forks: its answers end, its search does not."""
+
+
+
+def late(deadline: float | None) -> StoppedBy:
+    """Return what a response says of a run that its deadline ended; nothing else makes that value.
+
+    Args:
+        deadline: of the run, unix time in seconds.
+
+    Raises:
+        HostError: it has none, so that something else ended it: to blame the deadline would be a lie.
+    """
+    if deadline is None:
+        raise HostError("a call without a deadline was cut short: the engine ended it for a reason of its own")
+    return "deadline_ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +53,7 @@ class Budget:
             return "max_steps"
         if tokens + next_tokens > self.max_total_tokens:
             return "max_total_tokens"
-        if self.expired():
-            return "deadline_ms"
-        return None
+        return late(self.deadline) if self.expired() else None
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 behind it; None without one."""

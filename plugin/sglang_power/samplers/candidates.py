@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sglang_power.algorithms.cot import confidence
 from sglang_power.answers import Classes
-from sglang_power.samplers.budgets import StoppedBy
+from sglang_power.samplers.budgets import StoppedBy, late
 from sglang_power.samplers.evaluation import judge_notes
 from sglang_power.types import ROW_FIELDS, Tokens, Usage
 
@@ -167,9 +167,18 @@ class Selection:
         return self.candidates[self.chosen]
 
 
-def stopped_by(aborted: bool, late: bool) -> StoppedBy:
-    """What ended a run."""
-    return "abort" if aborted else "deadline_ms" if late else "completed"
+def stopped_by(aborted: bool, cut_short: bool, deadline: float | None) -> StoppedBy:
+    """Return what ended a run.
+
+    Args:
+        aborted: something was left unknown, or undone, because of an abort.
+        cut_short: the same because of the deadline.
+        deadline: of the run, unix time in seconds; None: no limit.
+
+    Raises:
+        HostError: cut short without a deadline.
+    """
+    return "abort" if aborted else late(deadline) if cut_short else "completed"
 
 
 def reported_classes(classes: Classes, weights: Sequence[float]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, ScoreState
 from sglang_power.rng import Key
-from sglang_power.samplers.budgets import Budget, StoppedBy
+from sglang_power.samplers.budgets import Budget, StoppedBy, late
 from sglang_power.types import Continuation, Tokens, Usage
 
 ChainObserver = Callable[[ChainState, Info | None], None]
@@ -144,7 +144,7 @@ class Chain:
         try:
             value = await self._rewarded(self.state.tokens, self.state.finished)
         except TimeoutError:
-            return "deadline_ms"
+            return late(self._budget.deadline)
         self.state = dataclasses.replace(self.state, reward=value)
         return None
 
@@ -186,7 +186,7 @@ class Chain:
             if self._check is not None and continuation.cut_short:
                 await self._check_rejection(self._check, proposal, continuation)
         except TimeoutError:
-            return self._given_up(continuation, "deadline_ms")
+            return self._given_up(continuation, late(self._budget.deadline))
         # The check may have given the reward up, after the decision.
         self._set(dataclasses.replace(state, untilted_at=self.state.untilted_at), info)
         return None
@@ -195,7 +195,7 @@ class Chain:
         """The limit that forbids to go on with an undecided proposal, `_limit_before` having allowed it."""
         left = self._config.horizon - proposal.cut - len(so_far.tokens)
         limit = self._budget.spent_by(steps=self.state.step, tokens=self.usage.decoded, next_tokens=left)
-        return "deadline_ms" if self._budget.expired() else limit
+        return late(self._budget.deadline) if self._budget.expired() else limit
 
     def _given_up(self, undecided: Continuation, limit: StoppedBy) -> StoppedBy:
         self.usage += Usage(wasted=len(undecided.tokens))

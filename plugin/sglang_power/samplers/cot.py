@@ -147,7 +147,7 @@ class Cot:
         return dataclasses.replace(
             selection,
             usage=self._usage + selection.usage,
-            stopped_by=stopped_by(self._aborted, self._late),
+            stopped_by=stopped_by(self._aborted, self._late, self._deadline),
             notes={**selection.notes, **notes},
         )
 

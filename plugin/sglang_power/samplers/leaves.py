@@ -87,7 +87,8 @@ class LeafChoice:
         selection = await self._chosen(candidates, key)
         search.tree[leaves[selection.chosen].node].fate = "chosen"
         found = search.firings
-        ended = stopped_by(search.aborted or refined.aborted, search.late or refined.late)
+        aborted, cut_short = search.aborted or refined.aborted, search.late or refined.late
+        ended = stopped_by(aborted, cut_short, self.budget.deadline)
         return dataclasses.replace(
             selection,
             usage=usage + selection.usage,

@@ -10,7 +10,7 @@ from sglang_power.algorithms.mh import MHConfig
 from sglang_power.request import PowerRequest, SamplesRequest
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.base import Tools
-from sglang_power.samplers.budgets import Budget, StoppedBy
+from sglang_power.samplers.budgets import Budget, StoppedBy, late
 from sglang_power.samplers.candidates import Candidate, Reader, Selection, candidate
 from sglang_power.samplers.chain import Chain
 from sglang_power.samplers.chain_report import chain_law
@@ -87,7 +87,7 @@ async def draw(engine: Engine, samples: Samples, key: Key) -> Sample:
         ContinuationCall((), samples.horizon, samples.base, seed, deadline=samples.deadline)
     )
     if one.cut_short:
-        return Sample(one.tokens, one.finished, None, "deadline_ms", one.usage)
+        return Sample(one.tokens, one.finished, None, late(samples.deadline), one.usage)
     return Sample(one.tokens, one.finished, float(one.tokens.log_q.sum()), "completed", one.usage)
 
 

@@ -80,7 +80,7 @@ class Selecting:
         """Return a selection with its classes of equal answers, and with what ended it or its comparisons."""
         if not selection.classes:  # chosen by score
             selection = await with_classes(selection, self.relation)
-        ended = stopped_by(self._deadline.aborted, self._deadline.late)
+        ended = stopped_by(self._deadline.aborted, self._deadline.late, self._deadline.at)
         if ended == "abort" or (ended != "completed" and selection.stopped_by != "abort"):
             return dataclasses.replace(selection, stopped_by=ended)
         return selection
