@@ -15,7 +15,7 @@ from sglang_power.server.config import Limits
 from sglang_power.sglang_host.hooks import HOOKS, Hook, _leads_to
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.children import _rows
-from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _noted, stream
+from sglang_power.sglang_host.tokenizer.openai import StreamNotes, _never_torn, _noted, stream
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 
 
@@ -116,7 +116,7 @@ async def test_the_last_chunk_with_choices_carries_the_reports() -> None:
     source = lines(
         chunk(0, "x"), chunk(0, "", "stop"), chunk(1, "y"), chunk(1, "", "stop"), usage, "data: [DONE]\n\n"
     )
-    out = [line async for line in _noted(source, notes)]
+    out = [line async for line in _noted(source, notes, None)]
     comments = [line for line in out if line.startswith(":")]
     data = [line for line in out if not line.startswith(":")]
     assert comments == [': sglang-power {"step": 3}\n\n']
@@ -132,7 +132,7 @@ async def test_an_error_before_the_first_line_reaches_the_caller() -> None:
         yield ""
 
     with pytest.raises(ValueError, match="alpha"):
-        await anext(_noted(failing(), StreamNotes()))
+        await anext(_never_torn(_noted(failing(), StreamNotes(), None), None))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,9 @@ async def test_a_mistake_in_a_stream_is_said_by_the_stream(metadata: str) -> Non
         raise RequestError("sampler", "cot", "contradicts another place", "Name it in one place")
         yield ""
 
-    serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(served_model_name="m"))
+    serving = SimpleNamespace(
+        tokenizer_manager=SimpleNamespace(served_model_name="m", incremental_streaming_output=False)
+    )
     body = {"messages": [], "custom_params": {"sampler": "cot"}, "metadata": {"sglang_power": metadata}}
     raw = SimpleNamespace(_json=body, url=SimpleNamespace(path="/v1/messages"))
     lines = stream(planned, serving, GenerateReqInput(text="x", sampling_params={}), None, raw)

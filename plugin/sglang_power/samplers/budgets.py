@@ -18,7 +18,6 @@ StoppedBy = Literal[
 """The last two are of a branch search whose caps refused forks: its answers end, its search does not."""
 
 
-
 def late(deadline: float | None) -> StoppedBy:
     """Return what a response says of a run that its deadline ended; nothing else makes that value.
 
@@ -29,7 +28,9 @@ def late(deadline: float | None) -> StoppedBy:
         HostError: it has none, so that something else ended it: to blame the deadline would be a lie.
     """
     if deadline is None:
-        raise HostError("a call without a deadline was cut short: the engine ended it for a reason of its own")
+        raise HostError(
+            "a call without a deadline was cut short: the engine ended it for a reason of its own"
+        )
     return "deadline_ms"
 
 

@@ -46,7 +46,7 @@ def _planned(manager: Any, obj: Any, body: Body, config: ServerConfig) -> list[P
     try:
         return plan_request(manager, obj, body, config)
     except RequestError as error:
-        if body.route.fields == "options":
+        if body.is_ollamas:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
         raise
 

@@ -142,6 +142,22 @@ HOOKS = (
         ("tokenizer",),
     ),
     Hook(
+        "sglang.srt.entrypoints.ollama.serving.OllamaServing._stream_chat_response",
+        "around",
+        f"{_HOST}.tokenizer.ollama:stream",
+        "an error in a stream of Ollama's chat route reaches its client",
+        ("tokenizer",),
+        optional=True,
+    ),
+    Hook(
+        "sglang.srt.entrypoints.ollama.serving.OllamaServing._stream_generate_response",
+        "around",
+        f"{_HOST}.tokenizer.ollama:stream",
+        "an error in a stream of Ollama's generate route reaches its client",
+        ("tokenizer",),
+        optional=True,
+    ),
+    Hook(
         "sglang.srt.entrypoints.http_server.set_global_state",
         "after",
         f"{_HOST}.startup:started",

@@ -85,9 +85,14 @@ class Body:
         return cls(values, routes().get(path, NATIVE))
 
     @property
+    def is_ollamas(self) -> bool:
+        """Whether it came by one of Ollama's routes."""
+        return self.route.fields == "options"
+
+    @property
     def options(self) -> Fields:
         """Return Ollama's options; empty on other routes."""
-        options = self.values.get("options") if self.route.fields == "options" else None
+        options = self.values.get("options") if self.is_ollamas else None
         return options if isinstance(options, dict) else {}
 
     @property

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host.tokenizer.body import body_of
+from sglang_power.sglang_host.tokenizer.held_logprobs import ChatLogprobs, HeldLogprobs
 from sglang_power.sglang_host.tokenizer.plan import asks_for_power, is_users
+
+logger = logging.getLogger("sglang_power")
 
 _NOTES = "_sglang_power_notes"
 
@@ -22,10 +26,16 @@ Report = dict[str, Any]
 
 
 class StreamNotes:
-    """What the orchestrator tells the stream that carries its answers: progress, and final reports."""
+    """What the orchestrator tells the stream that carries its answers: progress, and final reports.
 
-    def __init__(self) -> None:
+    Args:
+        incremental: the server streams deltas.
+    """
+
+    def __init__(self, incremental: bool = False) -> None:
         self.progress: asyncio.Queue[Report] = asyncio.Queue()
+        self._incremental = incremental
+        self.logprobs: dict[int, HeldLogprobs] = {}
         self.reports: dict[int, Report] = {}
         self._tokens: dict[int, int] = {}
 
@@ -42,6 +52,10 @@ class StreamNotes:
         if not new_tokens:
             self.progress.put_nowait({"index": index, **power["progress"]})
         return new_tokens
+
+    def held(self, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return a chunk that the stream carries, without log probabilities that SGLang would drop now."""
+        return self.logprobs.setdefault(index, HeldLogprobs(self._incremental))(answer)
 
 
 def notes_of(obj: Any) -> StreamNotes | None:
@@ -79,27 +93,54 @@ def stream(
     may_be_enrolled = config.experiments is not None and is_users(adapted_request)
     if not may_be_enrolled and not asks_for_power(serving.tokenizer_manager, adapted_request, body, config):
         return lines
-    notes = StreamNotes()
+    notes = StreamNotes(bool(serving.tokenizer_manager.incremental_streaming_output))
     setattr(adapted_request, _NOTES, notes)
-    return _noted(lines, notes)
+    return _never_torn(_noted(lines, notes, serving), serving)
 
 
-async def _noted(lines: AsyncGenerator[str, None], notes: StreamNotes) -> AsyncGenerator[str, None]:
+async def _never_torn(lines: AsyncGenerator[str, None], serving: Any) -> AsyncGenerator[str, None]:
+    """The lines; an error behind the first of them becomes SGLang's error event and the end of the stream.
+
+    SGLang raises errors before its own first line, so that they become a status; a comment may have been sent
+    by then, and with it the status.
+    """
+    started = False
+    try:
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
+                started = True
+    except Exception as error:
+        if not started:
+            raise
+        if not isinstance(error, ValueError):
+            logger.exception("a stream of a sampler failed")
+        kind = ("BadRequestError", 400) if isinstance(error, ValueError) else ("InternalServerError", 500)
+        yield f"data: {serving.create_streaming_error_response(str(error), *kind)}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+async def _noted(
+    lines: AsyncGenerator[str, None], notes: StreamNotes, serving: Any
+) -> AsyncGenerator[str, None]:
     """Progress comments between the lines, and metadata.power on the last chunk that carries choices."""
     held: str | None = None
+    logprobs = ChatLogprobs(serving, notes.logprobs)
     async with aclosing(_with_comments(lines, notes)) as noted:
         async for line in noted:
             if line.startswith(":"):
                 yield line
                 continue
-            choices = _choices(line)
+            chunk = _chunk_of(line)
+            choices: list[dict[str, Any]] = chunk.get("choices") or []
+            text = _line_of(chunk) if logprobs.complete(choices) else line
             if held is not None:
                 yield held if choices else _with_reports(held, notes)
                 held = None
             if any(choice.get("finish_reason") for choice in choices):
-                held = line
+                held = text
             else:
-                yield line
+                yield text
     if held is not None:
         yield _with_reports(held, notes)
 
@@ -128,18 +169,20 @@ async def _with_comments(lines: AsyncGenerator[str, None], notes: StreamNotes) -
             await asyncio.gather(line, note, return_exceptions=True)
 
 
-def _choices(line: str) -> list[dict[str, Any]]:
+def _chunk_of(line: str) -> dict[str, Any]:
     payload = line.removeprefix("data: ").strip()
-    if not payload.startswith("{"):
-        return []
-    choices: list[dict[str, Any]] = json.loads(payload).get("choices") or []
-    return choices
+    chunk: dict[str, Any] = json.loads(payload) if payload.startswith("{") else {}
+    return chunk
+
+
+def _line_of(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"
 
 
 def _with_reports(line: str, notes: StreamNotes) -> str:
     if not notes.reports:
         return line
-    chunk = json.loads(line.removeprefix("data: "))
+    chunk = _chunk_of(line)
     reports = [notes.reports[index] for index in sorted(notes.reports)]
     chunk["metadata"] = {**(chunk.get("metadata") or {}), "power": reports}
-    return f"data: {json.dumps(chunk)}\n\n"
+    return _line_of(chunk)

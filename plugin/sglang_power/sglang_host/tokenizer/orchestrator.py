@@ -9,6 +9,7 @@ the last one is yielded: callers drop the generator there.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -16,7 +17,14 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from sglang_power.errors import HostError, OverloadedError, PowerError, RewardError, WeightsChangedError
+from sglang_power.errors import (
+    HostError,
+    OverloadedError,
+    PowerError,
+    RequestError,
+    RewardError,
+    WeightsChangedError,
+)
 from sglang_power.samplers.fallback import Fallback
 from sglang_power.samplers.report import fallback_report
 from sglang_power.samplers.tasks import gather_or_cancel
@@ -24,10 +32,14 @@ from sglang_power.sglang_host.tokenizer import fallback_log
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.body import body_of
 from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.ollama import OllamaChunks
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PolicyPlan
 from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun, sample_copy
+
+logger = logging.getLogger("sglang_power")
 
 STATUS: dict[type[PowerError], HTTPStatus] = {
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -122,6 +134,8 @@ async def _collect(
         )
     except PowerError as error:
         status = STATUS.get(type(error))
+        if isinstance(error, RequestError) and body_of(host.request).is_ollamas:
+            status = HTTPStatus.BAD_REQUEST  # SGLang's other routes make that of a ValueError
         if status is None or host.request is None:
             raise
         raise HTTPException(status, str(error)) from error
@@ -133,10 +147,16 @@ async def _stream(
     host: Host, prompts: Sequence[Any], plans: Sequence[Plan], notes: StreamNotes | None
 ) -> AsyncIterator[Answer]:
     chunks: asyncio.Queue[Answer | None] = asyncio.Queue()
+    is_ollamas = body_of(host.request).is_ollamas
+    for_ollama = OllamaChunks(bool(host.manager.incremental_streaming_output))
 
     def emit(index: int, answer: Answer) -> None:
-        if notes is None or notes.takes(index, answer):
-            chunks.put_nowait({**answer, "index": index})
+        if notes is not None:
+            if not notes.takes(index, answer):
+                return
+            answer = notes.held(index, answer)
+        for chunk in for_ollama(answer) if is_ollamas else [answer]:
+            chunks.put_nowait({**chunk, "index": index})
 
     async def produce() -> None:
         firsts = _first_indices(prompts)
@@ -150,9 +170,11 @@ async def _stream(
         while (chunk := await chunks.get()) is not None:
             yield chunk
         await producer
-    except PowerError as error:
-        if type(error) not in STATUS:
-            raise
+    except ValueError:
+        raise  # SGLang's routes send its error event and end the stream
+    except Exception as error:
+        if is_ollamas or (host.request is None and type(error) not in STATUS):
+            raise  # Ollama's chunks have no form of an error (see `ollama`); an Engine's caller sees defects
         yield _failed_chunk(prompts[0], error)
     finally:
         producer.cancel()
@@ -175,9 +197,15 @@ def _first_indices(prompts: Sequence[Any]) -> list[int]:
     return firsts
 
 
-def _failed_chunk(obj: Any, error: PowerError) -> Answer:
+def _failed_chunk(obj: Any, error: Exception) -> Answer:
     """A stream can no longer change its HTTP status: SGLang's own form of a server error inside it."""
-    reason = {"type": "abort", "message": str(error), "status_code": STATUS[type(error)]}
+    status, message = STATUS.get(type(error)), str(error)
+    if isinstance(error, HTTPException):
+        status, message = HTTPStatus(error.status_code), str(error.detail)
+    if status is None:
+        logger.error("a stream of a sampler failed", exc_info=error)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = {"type": "abort", "message": message, "status_code": status}
     meta = {"id": obj.rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
     meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
     return {"text": "", "output_ids": [], "meta_info": meta, "index": 0}
