@@ -198,6 +198,13 @@ def test_a_late_error_is_the_last_line_of_ollamas_streams(
     assert whole.status_code == (400 if custom is UNWEIGHTED else 502)
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_a_bad_request_for_a_stream_of_ollamas_is_a_400(pivot_server: Server, path: str) -> None:
+    response = post(pivot_server, path, ollama_body(path, {**QUICK, "alpha": 0.5}))
+    assert response.status_code == httpx.codes.BAD_REQUEST, response.text
+    assert "alpha=0.5" in response.text
+
+
 def test_messages_end_with_an_error_too(pivot_server: Server) -> None:
     body = {"model": "pivot", "messages": MESSAGES, "max_tokens": TOKENS, "stream": True}
     for custom in (UNWEIGHTED, GONE):

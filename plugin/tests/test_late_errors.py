@@ -97,6 +97,15 @@ async def told(monkeypatch: pytest.MonkeyPatch, path: str, error: Exception, **b
     return await send(path, body_for(path, {}, {"stream": True, **body}))
 
 
+@pytest.mark.parametrize("path", [OLLAMA, OLLAMA_CHAT])
+async def test_what_can_be_known_before_a_stream_of_ollamas_is_a_400(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    response = await told(monkeypatch, path, REFUSED[0], sampler="power", alpha=0.5)
+    assert response.status_code == 400
+    assert "alpha=0.5" in response.text
+
+
 async def _hooked(serving: Any, original: Any, *args: Any) -> Any:
     return await ollama.stream(original, serving, *args)
 

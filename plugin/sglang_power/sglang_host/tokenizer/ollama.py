@@ -9,9 +9,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
+
+from sglang_power.errors import RequestError
+from sglang_power.server.config import server_config
+from sglang_power.sglang_host.tokenizer.body import body_of
+from sglang_power.sglang_host.tokenizer.plan import plan_request
 
 logger = logging.getLogger("sglang_power")
 
@@ -39,10 +45,21 @@ class OllamaChunks:
 
 
 async def stream(
-    original: Callable[..., Coroutine[Any, Any, Any]], serving: Any, *args: Any, **kwargs: Any
+    original: Callable[..., Coroutine[Any, Any, Any]],
+    serving: Any,
+    gen_request: Any,
+    raw_request: Any,
+    *args: Any,
 ) -> Any:
-    """Around the makers of streams: an error becomes a last line, as in Ollama's own protocol."""
-    response = await original(serving, *args, **kwargs)
+    """Around the makers of streams: what can be known before one is a 400, a later error is its last line.
+
+    Ollama's own protocol has such lines.
+    """
+    try:
+        plan_request(serving.tokenizer_manager, gen_request, body_of(raw_request), server_config())
+    except RequestError as error:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
+    response = await original(serving, gen_request, raw_request, *args)
     response.body_iterator = _with_error_line(response.body_iterator)
     return response
 
