@@ -6,13 +6,14 @@ asked beyond 256; it takes no prompt of 250 tokens, so that children of longer p
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import httpx
 import pytest
 
 from integration_tests.server import Server
-from integration_tests.tests.clients import Answer, client, post, power_of, raw_generate, reports
+from integration_tests.tests.clients import Answer, client, post, power_of, raw_generate, reports, together
 
 pytestmark = pytest.mark.server
 
@@ -70,31 +71,32 @@ def test_plain_answers_end_there(pivot_server: Server, prompt: int, tokens: int 
     assert len(answer["output_ids"]) == expected
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("prompt", "tokens"), CASES)
-def test_every_sampler_gives_as_many_tokens(
-    pivot_server: Server, prompt: int, tokens: int | None, name: str
-) -> None:
-    answer = ask(pivot_server, prompt, tokens, SAMPLERS[name])
-    assert length(answer) == min(LAST - prompt, CONTEXT if tokens is None else tokens)
-    report = power_of(answer)
-    assert report.get("stopped_by", "completed") in ("completed", "max_depth", "max_branches")
-    if name == "vote_power":
-        assert report["ess"] is not None
-        assert all("note" not in path for path in report["paths"]), "every sample has its weight"
+def test_every_sampler_gives_as_many_tokens(pivot_server: Server, prompt: int, tokens: int | None) -> None:
+    expected = min(LAST - prompt, CONTEXT if tokens is None else tokens)
+    calls = [functools.partial(ask, pivot_server, prompt, tokens, custom) for custom in SAMPLERS.values()]
+    answers = dict(zip(SAMPLERS, together(calls), strict=True))
+    assert {name: length(answer) for name, answer in answers.items()} == dict.fromkeys(SAMPLERS, expected)
+    for name, answer in answers.items():
+        ended = power_of(answer).get("stopped_by", "completed")
+        assert ended in ("completed", "max_depth", "max_branches"), name
+    weighed = power_of(answers["vote_power"])
+    assert weighed["ess"] is not None
+    assert all("note" not in path for path in weighed["paths"]), "every sample has its weight"
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("prompt", "tokens"), [(200, 57), (249, 8)])
 def test_more_than_the_context_is_refused_as_sglang_does(
-    pivot_server: Server, prompt: int, tokens: int, name: str
+    pivot_server: Server, prompt: int, tokens: int
 ) -> None:
-    for custom in (SAMPLERS[name], None):
-        params: Json = {"max_new_tokens": tokens, "ignore_eos": True}
-        if custom is not None:
-            params["custom_params"] = custom
-        response = post(pivot_server, "/generate", {"text": PROMPTS[prompt], "sampling_params": params})
-        assert response.status_code == httpx.codes.BAD_REQUEST, response.text[:300]
+    def status(custom: Json) -> int:
+        params: Json = {"max_new_tokens": tokens, "ignore_eos": True, **custom}
+        body = {"text": PROMPTS[prompt], "sampling_params": params}
+        return post(pivot_server, "/generate", body).status_code
+
+    asked = [{}, *({"custom_params": custom} for custom in SAMPLERS.values())]
+    found = together([functools.partial(status, custom) for custom in asked])
+    assert found == [httpx.codes.BAD_REQUEST] * len(asked)
 
 
 @pytest.mark.parametrize("sampler", ["best_of", "vote", "cot"])
@@ -112,19 +114,21 @@ def test_an_open_length_leaves_room_to_ask_for_the_answer(
     assert [note is None for note in notes] == [asked] * len(notes), notes
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_chats_that_name_no_length_get_what_there_is(pivot_server: Server, prompt: int, name: str) -> None:
-    response = client(pivot_server).chat.completions.create(
-        model="pivot",
-        messages=[{"role": "user", "content": PROMPTS[prompt]}],
-        extra_body={"custom_params": {"seed": 1, **SAMPLERS[name]}, "ignore_eos": True},
-    )
-    assert response.usage is not None
-    assert response.usage.prompt_tokens == prompt
-    assert response.usage.completion_tokens == LAST - prompt
-    assert response.choices[0].finish_reason == "length"
-    assert reports(response)[0]["sampler"] == SAMPLERS[name]["sampler"]
+def test_chats_that_name_no_length_get_what_there_is(pivot_server: Server, prompt: int) -> None:
+    def chat(custom: Json) -> tuple[Any, ...]:
+        response = client(pivot_server).chat.completions.create(
+            model="pivot",
+            messages=[{"role": "user", "content": PROMPTS[prompt]}],
+            extra_body={"custom_params": {"seed": 1, **custom}, "ignore_eos": True},
+        )
+        assert response.usage is not None
+        usage = response.usage.prompt_tokens, response.usage.completion_tokens
+        return *usage, response.choices[0].finish_reason, reports(response)[0]["sampler"]
+
+    found = together([functools.partial(chat, custom) for custom in SAMPLERS.values()])
+    expected = [(prompt, LAST - prompt, "length", custom["sampler"]) for custom in SAMPLERS.values()]
+    assert found == expected
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

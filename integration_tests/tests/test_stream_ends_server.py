@@ -5,6 +5,7 @@ On servers that stream whole texts so far, SGLang's default, and on one that str
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from integration_tests import server
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
-from integration_tests.tests.clients import HTTP, MESSAGES, PROMPT, QUICK, events, post, sse_lines
+from integration_tests.tests.clients import HTTP, MESSAGES, PROMPT, QUICK, events, post, sse_lines, together
 from integration_tests.tests.conftest import TEST_CONFIG
 
 pytestmark = pytest.mark.server
@@ -75,14 +76,15 @@ def said_in(line: Json) -> str:
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_ollamas_streams_have_the_whole_text(streaming: Server, path: str, name: str) -> None:
-    custom = SAMPLERS[name]
-    whole = post(streaming, path, ollama_body(path, custom, stream=False))
-    assert whole.status_code == httpx.codes.OK, whole.text
-    lines = ollama_lines(streaming, path, ollama_body(path, custom))
-    assert "".join(map(said_in, lines)) == said_in(whole.json()) != ""
-    assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+def test_ollamas_streams_have_the_whole_text(streaming: Server, path: str) -> None:
+    def check(custom: Json) -> None:
+        whole = post(streaming, path, ollama_body(path, custom, stream=False))
+        assert whole.status_code == httpx.codes.OK, whole.text
+        lines = ollama_lines(streaming, path, ollama_body(path, custom))
+        assert "".join(map(said_in, lines)) == said_in(whole.json()) != "", custom
+        assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+
+    together([functools.partial(check, custom) for custom in SAMPLERS.values()])
 
 
 # --- log probabilities --------------------------------------------------------------------------------
@@ -128,16 +130,19 @@ def in_generate(server: Server, custom: Json, n: int, stop: Any) -> tuple[list[A
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("stop", STOPS, ids=str)
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_streams_have_every_log_probability(streaming: Server, name: str, stop: Any, n: int) -> None:
+def test_streams_have_every_log_probability(streaming: Server, stop: Any, n: int) -> None:
     """Stops included, which have no text."""
-    whole, by_generate = in_generate(streaming, SAMPLERS[name], n, stop)
-    assert all(len(values) > 0 for values in whole)
-    assert by_generate == [pytest.approx(values, abs=1e-3) for values in whole]
-    for path in ("/v1/chat/completions", "/v1/completions"):
-        found = streamed(streaming, path, SAMPLERS[name], n, stop)
-        assert [len(values) for values in found] == [len(values) for values in whole], path
-        assert found == [pytest.approx(values, abs=1e-3) for values in whole], path
+
+    def check(custom: Json) -> None:
+        whole, by_generate = in_generate(streaming, custom, n, stop)
+        assert all(len(values) > 0 for values in whole)
+        assert by_generate == [pytest.approx(values, abs=1e-3) for values in whole], custom
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            found = streamed(streaming, path, custom, n, stop)
+            assert [len(values) for values in found] == [len(values) for values in whole], (path, custom)
+            assert found == [pytest.approx(values, abs=1e-3) for values in whole], (path, custom)
+
+    together([functools.partial(check, custom) for custom in SAMPLERS.values()])
 
 
 # --- late errors --------------------------------------------------------------------------------------
