@@ -199,7 +199,8 @@ def _first_indices(prompts: Sequence[Any]) -> list[int]:
 
 def _failed_chunk(obj: Any, error: Exception) -> Answer:
     """A stream can no longer change its HTTP status: SGLang's own form of a server error inside it."""
-    status, message = STATUS.get(type(error)), str(error)
+    status = STATUS.get(type(error)) if isinstance(error, PowerError) else None
+    message = str(error)
     if isinstance(error, HTTPException):
         status, message = HTTPStatus(error.status_code), str(error.detail)
     if status is None:
