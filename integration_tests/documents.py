@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+import torch
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -26,6 +27,9 @@ DOCUMENTS: Final = (README, *sorted(GUIDES.glob("*.md")))
 
 SERVED: Final = "http://127.0.0.1:30000"
 """Where documents have their server."""
+
+CPU_ONLY: Final = ' device="cpu", dtype="float32",'
+"""What the Engine of a document is told on a machine without a GPU; with one, the document leaves it out."""
 
 LANGUAGES: Final = ("bash", "python")
 """Of what a reader runs."""
@@ -152,6 +156,8 @@ def run(block: Block, folder: Path, url: str = SERVED) -> str:
         AssertionError: it fails.
     """
     text = block.text.replace(SERVED, url)
+    if torch.cuda.is_available():
+        text = text.replace(CPU_ONLY, "")
     script = folder / "block.py"
     script.write_text(text)
     command = (

@@ -20,6 +20,7 @@ from sglang_power.server.config import ServerConfig
 
 from integration_tests import demo
 from integration_tests.documents import (
+    CPU_ONLY,
     DOCUMENTS,
     GUIDES,
     LANGUAGES,
@@ -113,6 +114,10 @@ def test_a_mark_speaks_of_the_block_behind_it(tmp_path: Path) -> None:
 )
 def test_what_needs_no_server_runs(block: Block, tmp_path: Path) -> None:
     run(block, workplace(tmp_path))
+
+
+def test_on_a_gpu_the_engine_is_not_told_of_the_cpu() -> None:
+    assert sum(CPU_ONLY in block.text for block in all_blocks() if block.runs) == 1
 
 
 def test_a_block_that_fails_fails_the_test(tmp_path: Path) -> None:
