@@ -76,7 +76,6 @@ PARAMETERS = [
     power("alpha", 0.99, "4.0"),
     power("alpha", -1, "4.0"),
     power("alpha", "4", "4.0"),
-    power("alpha", None, "4.0"),
     power("alpha", True, "4.0"),
     power("alpha", [4.0], "4.0"),
     power("proposal_temperature", 0, "1/alpha"),
