@@ -42,7 +42,7 @@ PLAIN = {"name": "plain", "sampler": {"sampler": "none"}, "weight": 5000, "contr
 POWER = {"name": "power", "sampler": {"sampler": "power", "block_size": 4, "steps": 1}, "weight": 5000}
 """One Metropolis-Hastings step."""
 
-SHORTLISTED = {
+SHORTLISTED: dict[str, Any] = {
     "name": "shortlisted",
     "sampler": {"sampler": "shortlist", "samples": 4, "keep": 2, "reward": "brevity", "answer": "text"},
     "weight": 10_000,

@@ -18,7 +18,7 @@ import pytest
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import EXTRACTORS
 from sglang_power.engines.tabular import TabularEngine, TabularModel
-from sglang_power.errors import ChainAbortedError
+from sglang_power.errors import ChainAbortedError, HostError
 from sglang_power.request import VoteRequest, parse_request
 from sglang_power.rewards import NamedReward
 from sglang_power.rewards.base import Called
@@ -177,6 +177,23 @@ async def test_every_choice_of_a_stream_ends_once(run: AnswerRun) -> None:
     got: list[tuple[int, tuple[str, str | None]]] = []
     await run.answers(lambda index, answer: got.append((index, shown(answer))), 5)
     assert got == [(5, ("a", "stop")), (6, ("a", None)), (6, ("a", "abort"))]
+
+
+@pytest.mark.parametrize(("tool", "need"), [("reader", "answer"), ("relation", "equivalence")])
+async def test_a_sampler_is_told_which_need_its_request_does_not_name(
+    monkeypatch: pytest.MonkeyPatch, tool: str, need: str
+) -> None:
+    """Nobody has checked whether the server has it: a reader would ask the model, which nobody wants."""
+
+    class Careless(StubSampler):
+        async def run(self, _: Any, given: Tools) -> Outcome:
+            raise AssertionError(getattr(given, tool))
+
+    parent = StubParent()
+    on_the_exact_model(monkeypatch, TabularEngine(MODEL), parent)
+    plan = dataclasses.replace(plan_of({"sampler": "power"}), sampler=Careless(), extractor=None)
+    with pytest.raises(HostError, match=f"'power' uses what its request does not need: {need}"):
+        await run_of(parent, plan).answers(None, 0)
 
 
 # --- one run for all choices --------------------------------------------------------------------------
