@@ -1,7 +1,9 @@
 """Metrics of chains that end otherwise than by themselves: each is counted once, by what ended it.
 
-Rows of cot, kl_guided and a policy end by themselves within a second, since the context is short; so such a
-request is repeated until it was interrupted in time, and that one is judged.
+Aborts, and clients that leave streams, are part of the contract of samplers of whole answers
+(test_contract.py); here are a policy's, and clients that leave without a stream. Rows of a policy end by
+themselves within a second, since the context is short; so such a request is repeated until it was interrupted
+in time, and that one is judged.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from integration_tests.tests.clients import (
     running,
     scheduled,
 )
-from integration_tests.tests.test_kl_guided_server import GUIDED
 from integration_tests.tests.test_policies_interrupted import overtaken
 from integration_tests.tests.test_policies_server import SIGMA
 
@@ -40,8 +41,6 @@ ENDLESS: dict[str, dict[str, Any]] = {
     "vote": {"sampler": "vote", "samples": 2, "base": LONG},
     "best_of": {"sampler": "best_of", "samples": 2, "base": LONG},
     "branch": {"sampler": "branch", "refine": LONG},
-    "cot": {"sampler": "cot", "k": 8},
-    "kl_guided": GUIDED,
     "top_n_sigma": SIGMA,
 }
 """Sampler -> parameters with which it runs as long as it can."""
@@ -49,7 +48,7 @@ ENDLESS: dict[str, dict[str, Any]] = {
 FAILING = {"reward": "gone"}
 """Nobody listens there (server.yaml)."""
 
-POLICIES = {"kl_guided", "top_n_sigma"}
+POLICIES = {"top_n_sigma"}
 
 
 CHILDREN = {name: 1 if name == "top_n_sigma" else 2 for name in ENDLESS}
@@ -75,13 +74,13 @@ def body_of(sampler: str, **fields: Any) -> dict[str, Any]:
     return {"text": PROMPT, "sampling_params": params, **fields}
 
 
-SHORT = {"cot", *POLICIES}
+SHORT = POLICIES
 """Without a stream SGLang looks for a client every four seconds, and these are shorter."""
 
 
 @pytest.mark.parametrize(
     ("sampler", "stream"),
-    [(name, stream) for name in ENDLESS for stream in (True, False) if stream or name not in SHORT],
+    [(name, name in SHORT) for name in ENDLESS],
 )
 def test_a_client_that_leaves_is_counted(pivot_server: Server, sampler: str, stream: bool) -> None:
     body = body_of(sampler, stream=stream)
@@ -98,7 +97,7 @@ def test_a_client_that_leaves_is_counted(pivot_server: Server, sampler: str, str
     assert overtaken(attempt, lambda counted: "disconnect" in counted) == {"disconnect": 1}
 
 
-@pytest.mark.parametrize("sampler", ENDLESS)
+@pytest.mark.parametrize("sampler", POLICIES)
 def test_an_abort_is_counted(pivot_server: Server, sampler: str) -> None:
     def attempt(number: int) -> Counter[str]:
         rid, before, asked = (
