@@ -173,11 +173,18 @@ def running(call: Callable[[], Any]) -> Iterator[Future[Any]]:
         yield pool.submit(call)
 
 
-def leave(server: Server, path: str, body: dict[str, Any], ready: threading.Event) -> None:
+def leave(
+    server: Server,
+    path: str,
+    body: dict[str, Any],
+    ready: threading.Event,
+    headers: dict[str, str] | None = None,
+) -> None:
     """Ask, and hang up once `ready` is set, without reading an answer."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=WAIT_S)
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request("POST", path, json.dumps(body), sent)
         assert ready.wait(WAIT_S)
     finally:
         connection.close()
@@ -186,6 +193,20 @@ def leave(server: Server, path: str, body: dict[str, Any], ready: threading.Even
 def abort(server: Server, **which: Any) -> None:
     """POST /abort_request."""
     assert post(server, "/abort_request", which).status_code == httpx.codes.OK
+
+
+@contextmanager
+def standstill(server: Server) -> Iterator[Callable[[], None]]:
+    """No request gets any further for the time of a with-block, or until what it yields is called."""
+
+    def resume() -> None:
+        assert post(server, "/continue_generation", {}).status_code == httpx.codes.OK
+
+    assert post(server, "/pause_generation", {"mode": "in_place"}).status_code == httpx.codes.OK
+    try:
+        yield resume
+    finally:
+        resume()
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -210,6 +231,11 @@ def metric(server: Server, name: str, **labels: str) -> float:
 def scheduled(server: Server) -> float:
     """Requests that the scheduler has ever taken up, plain ones and children alike."""
     return metric(server, "sglang:queue_time_seconds_count")
+
+
+def active(server: Server) -> float:
+    """Calls of /generate that are at work."""
+    return metric(server, "sglang:http_requests_active", endpoint="/generate")
 
 
 def unfinished(server: Server) -> int:

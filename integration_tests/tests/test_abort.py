@@ -29,7 +29,9 @@ from integration_tests.tests.clients import (
     QUICK,
     WAIT_S,
     abort,
+    active,
     client,
+    events,
     eventually,
     generate,
     leave,
@@ -40,8 +42,10 @@ from integration_tests.tests.clients import (
     running,
     scheduled,
     sse_lines,
+    standstill,
     together,
 )
+from integration_tests.tests.test_policies_server import SIGMA
 
 pytestmark = pytest.mark.server
 
@@ -145,6 +149,99 @@ def test_abort_of_one_leaves_the_others_alone(pivot_server: Server) -> None:
             assert other.result() == alone
         assert call.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
     quiet(pivot_server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("custom", [LONG, {"sampler": "best_of", "samples": 2, "base": LONG}])
+def test_abort_by_the_clients_id_ends_all_of_its_answers(
+    pivot_server: Server, custom: dict[str, Any], stream: bool
+) -> None:
+    """SGLang names the samples of "several" by ids of their own, and ignores an abort of "several"."""
+    params = {**ENDLESS, "n": 3, "custom_params": custom}
+    rid = f"several-{custom['sampler']}-{stream}"
+    body = body_of(rid, sampling_params=params, stream=stream)
+    with mid_chain(pivot_server, functools.partial(answers_to, pivot_server, body)) as call:
+        abort(pivot_server, rid=rid)
+        answers = call.result()
+    assert [answer["meta_info"]["finish_reason"]["type"] for answer in answers] == ["abort"] * 3
+    assert {power_of(answer)["sampler"] for answer in answers} == {custom["sampler"]}
+    quiet(pivot_server)
+
+
+def answers_to(server: Server, body: dict[str, Any]) -> list[Any]:
+    """All answers, streamed or not."""
+    if not body.get("stream"):
+        whole: list[Any] = post(server, "/generate", body).json()
+        return whole
+    return list({chunk["index"]: chunk for chunk in events(server, "/generate", body)}.values())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_abort_by_the_clients_id_ends_rows_of_policies(pivot_server: Server, n: int) -> None:
+    """It comes before any of them has drawn a token."""
+    rid, params = f"rows-{n}", {"max_new_tokens": 200, "ignore_eos": True, "n": n, "custom_params": SIGMA}
+    with standstill(pivot_server) as resume:
+        body = body_of(rid, sampling_params=params)
+        with running(functools.partial(post, pivot_server, "/generate", body)) as call:
+            eventually(lambda: active(pivot_server) == 1, "it is there")
+            abort(pivot_server, rid=rid)
+            resume()
+            while not call.done():
+                abort(pivot_server, rid=rid)
+            answers = call.result().json()
+    for answer in answers if n > 1 else [answers]:
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        assert len(answer["output_ids"]) < 200
+        assert power_of(answer)["sampler"] == "top_n_sigma"
+    quiet(pivot_server)
+    serves(pivot_server, rid)
+
+
+def test_abort_of_a_request_leaves_those_alone_whose_ids_begin_alike(pivot_server: Server) -> None:
+    """The scheduler reads an id that is aborted as a prefix."""
+    one, ten = (functools.partial(post, pivot_server, "/generate", body_of(f"alike{i}")) for i in (1, 10))
+    with mid_chain(pivot_server, one) as first, mid_chain(pivot_server, ten) as second:
+        abort(pivot_server, rid="alike1")
+        assert first.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
+        before = scheduled(pivot_server)
+        eventually(lambda: second.done() or scheduled(pivot_server) > before + 6, "the other goes on")
+        assert not second.done()
+        abort(pivot_server, rid="alike10")
+    quiet(pivot_server)
+
+
+def test_every_prompt_of_a_list_keeps_its_id(pivot_server: Server) -> None:
+    """Plain prompts beside samplers, too."""
+    plain, short = {"max_new_tokens": 8}, {"max_new_tokens": 8, "custom_params": QUICK}
+    each = {"mine": short, "yours": plain, "ours": {"max_new_tokens": 8, "custom_params": SIGMA}}
+    body = {"text": [PROMPT] * 3, "rid": list(each), "sampling_params": list(each.values())}
+    answers = post(pivot_server, "/generate", body).json()
+    assert [answer["meta_info"]["id"] for answer in answers] == list(each)
+
+
+def test_abort_by_the_id_of_a_list_ends_all_of_its_prompts(pivot_server: Server) -> None:
+    body = {
+        "text": [PROMPT] * 2,
+        "rid": "list",
+        "sampling_params": [ENDLESS, {**ENDLESS, "ignore_eos": False}],
+    }
+    with mid_chain(pivot_server, functools.partial(answers_to, pivot_server, body)) as call:
+        abort(pivot_server, rid="list")
+        answers = call.result()
+    assert [answer["meta_info"]["finish_reason"]["type"] for answer in answers] == ["abort"] * 2
+    quiet(pivot_server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("custom", [QUICK, SIGMA])
+def test_a_list_of_ids_for_a_single_prompt_is_refused(
+    pivot_server: Server, custom: dict[str, Any], stream: bool
+) -> None:
+    params = {"max_new_tokens": 8, "custom_params": custom}
+    body = {"text": PROMPT, "rid": ["one"], "stream": stream, "sampling_params": params}
+    response = post(pivot_server, "/generate", body)
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert "rid=['one']" in response.text
 
 
 def test_abort_of_a_request_that_waits_for_its_turn(pivot_server: Server) -> None:

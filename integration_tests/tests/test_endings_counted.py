@@ -24,13 +24,16 @@ from integration_tests.tests.clients import (
     PROMPT,
     QUICK,
     abort,
+    active,
     eventually,
     leave,
     post,
     quiet,
     running,
     scheduled,
+    standstill,
 )
+from integration_tests.tests.test_kl_guided_server import GUIDED
 from integration_tests.tests.test_policies_interrupted import overtaken
 from integration_tests.tests.test_policies_server import SIGMA
 
@@ -44,6 +47,9 @@ ENDLESS: dict[str, dict[str, Any]] = {
     "top_n_sigma": SIGMA,
 }
 """Sampler -> parameters with which it runs as long as it can."""
+
+EVERY: dict[str, dict[str, Any]] = {**ENDLESS, "cot": {"sampler": "cot", "k": 8}, "kl_guided": GUIDED}
+"""The same for those that the contract interrupts."""
 
 FAILING = {"reward": "gone"}
 """Nobody listens there (server.yaml)."""
@@ -68,7 +74,7 @@ def ended(server: Server, sampler: str) -> Counter[str]:
 
 
 def body_of(sampler: str, **fields: Any) -> dict[str, Any]:
-    params = {"max_new_tokens": 96, "ignore_eos": True, "custom_params": ENDLESS[sampler]}
+    params = {"max_new_tokens": 96, "ignore_eos": True, "custom_params": EVERY[sampler]}
     if sampler in SHORT:
         params["max_new_tokens"] = 200
     return {"text": PROMPT, "sampling_params": params, **fields}
@@ -95,6 +101,25 @@ def test_a_client_that_leaves_is_counted(pivot_server: Server, sampler: str, str
         return ended(pivot_server, sampler) - before
 
     assert overtaken(attempt, lambda counted: "disconnect" in counted) == {"disconnect": 1}
+
+
+@pytest.mark.parametrize("sampler", EVERY)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_its_children_are_long_ends_them(
+    pivot_server: Server, sampler: str, n: int, stream: bool
+) -> None:
+    """No child ever ends here, and SGLang looks for no client meanwhile."""
+    body, before = body_of(sampler, stream=stream), ended(pivot_server, sampler)
+    body["sampling_params"]["n"] = n
+    ready = threading.Event()
+    with standstill(pivot_server):
+        with running(functools.partial(leave, pivot_server, "/generate", body, ready)):
+            eventually(lambda: active(pivot_server) == 1, "it is there")
+            ready.set()
+        eventually(lambda: active(pivot_server) == 0, "it has ended")
+    quiet(pivot_server)
+    assert ended(pivot_server, sampler) - before == {"disconnect": n}
 
 
 @pytest.mark.parametrize("sampler", POLICIES)

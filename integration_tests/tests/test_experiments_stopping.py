@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import httpx
 import pytest
 from sglang_power.experiments.analysis.reading import Unreadable, lines
 
-from integration_tests.tests.clients import eventually
+from integration_tests.tests.clients import PROMPT, eventually, leave, running, standstill, together
 from integration_tests.tests.trials import (
     PLAIN,
     REWEIGHTED,
@@ -104,6 +106,41 @@ def test_clients_of_a_slow_arm_that_leave_are_a_visible_loss_and_no_mismatch(tri
     assert outcomes["plain"].get("ok", 0) > 0
     means = {arm.name: arm.means["gone"] for arm in made.arms}
     assert means["slow"] == 1.0
+
+
+EVERY_KIND = {
+    "power": {"sampler": "power", "block_size": 4, "steps": 1},
+    "best_of": {"sampler": "best_of", "samples": 2},
+    "vote": {"sampler": "vote", "samples": 2},
+    "policy": {"sampler": "top_n_sigma"},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_client_that_leaves_is_a_loss_of_whichever_arm_it_has(
+    trials: Trials, stream: bool, resumed: bool
+) -> None:
+    """No arm has answered when the clients leave: they are missed meanwhile, or when the answer is whole."""
+    name = f"left-{stream}-{resumed}".lower()
+    arms = [{"name": kind, "sampler": sampler, "weight": 2000} for kind, sampler in EVERY_KIND.items()]
+    write_and_wait(trials, name, arms=[{**PLAIN, "weight": 2000}, *arms])
+    lines = functools.partial(trials.ground.lines, experiment=name)
+    body = {"text": PROMPT, "sampling_params": SHORT, "stream": stream}
+    ready = threading.Event()
+    calls = [
+        functools.partial(leave, trials.server, "/generate", body, ready, {f"x-{name}": unit})
+        for unit in UNITS[:40]
+    ]
+    with standstill(trials.server) as resume:
+        with running(lambda: together(calls)):
+            eventually(lambda: len(lines("enrolment")) == len(calls), "all of them are enrolled")
+            ready.set()
+        if resumed:
+            resume()
+        eventually(lambda: len(lines("completion")) == len(calls), "all of them have ended")
+    assert {line["arm"] for line in lines("completion")} == {"plain", *EVERY_KIND}
+    assert {line["outcome"] for line in lines("completion")} == {"disconnect"}
 
 
 def test_a_restart_moves_nobody_and_a_reweighting_the_fewest(trials: Trials) -> None:

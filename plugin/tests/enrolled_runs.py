@@ -33,13 +33,24 @@ POLICY: Json = {"sampler": "top_n_sigma", "n": 1.2}
 STOP, ABORT = {"type": "stop"}, {"type": "abort"}
 BROKEN = {"type": "abort", "status_code": 503, "message": "busy"}
 
-MANAGER = SimpleNamespace(
-    server_args=SimpleNamespace(incremental_streaming_output=False),
-    model_config=SimpleNamespace(vocab_size=100),
-    tokenizer=SimpleNamespace(encode=lambda text, **_: [1] * len(text)),
-    served_model_name="m",
-    enable_metrics=False,
-)
+
+class Manager:
+    """What a run touches of a TokenizerManager."""
+
+    server_args = SimpleNamespace(incremental_streaming_output=False)
+    model_config = SimpleNamespace(vocab_size=100)
+    tokenizer = SimpleNamespace(encode=lambda text, **_: [1] * len(text))
+    served_model_name = "m"
+    enable_metrics = False
+
+    def __init__(self) -> None:
+        self.rid_to_state: dict[str, Any] = {}
+
+    def _init_req_state(self, obj: Any, _: object) -> None:
+        self.rid_to_state[obj.rid] = SimpleNamespace(abort_sent=False)
+
+
+MANAGER = Manager()
 
 
 def answer(text: str = "x", finish: Json | None = None, **more: Any) -> Json:

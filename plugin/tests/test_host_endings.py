@@ -18,9 +18,10 @@ from sglang_power.policies.top_n_sigma import TopNSigma
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer.clients import GONE
 from sglang_power.sglang_host.tokenizer.endings import ending_of, endings_counted, endings_told
 from sglang_power.sglang_host.tokenizer.host import Host
-from sglang_power.sglang_host.tokenizer.parent import GONE, Parent
+from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun
 
@@ -171,8 +172,20 @@ async def test_answers_that_say_what_they_cost_are_the_only_count(counts: Counte
 # --- policies -----------------------------------------------------------------------------------------
 
 
+class Manager:
+    """What a run touches of a TokenizerManager."""
+
+    enable_metrics = True
+
+    def __init__(self) -> None:
+        self.rid_to_state: dict[str, Any] = {}
+
+    def _init_req_state(self, obj: Any, _: object) -> None:
+        self.rid_to_state[obj.rid] = SimpleNamespace(abort_sent=False)
+
+
 def policy_run(original: Callable[..., AsyncIterator[Any]], chains: int) -> PolicyRun:
-    manager: Any = SimpleNamespace(enable_metrics=True)
+    manager: Any = Manager()
     obj = SimpleNamespace(rid="r", sampling_params={}, stream=True, log_metrics=True, return_logprob=False)
     plan = PolicyPlan(policy=TopNSigma(), chains=chains)
     return PolicyRun(Host(manager, original, obj, None, ServerConfig()), plan)

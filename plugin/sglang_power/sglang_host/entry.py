@@ -69,13 +69,24 @@ def _strip_own_fields(obj: Any, body: Body, *, served: bool) -> None:
 def abort_request(
     original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False
 ) -> None:
-    """Around TokenizerManager.abort_request: an abort also ends chains that are between two children."""
-    original(manager, rid, abort_all)
+    """Around TokenizerManager.abort_request: an abort also ends what is between two children.
+
+    The id of a call with several answers or prompts, which SGLang does not know, ends all of them.
+    """
     state = state_of(manager, server_config())
     if abort_all:
+        original(manager, rid, abort_all)
         parent.abort_all(state)
-    elif rid and rid not in manager.rid_to_state and manager.server_args.tokenizer_worker_num > 1:
-        parent.abort_elsewhere(manager, state, rid)
+        return
+    parts = state.parts.get(rid, ())
+    for part in parts:
+        abort_request(original, manager, part)
+    if (ours := state.live.get(rid)) is not None:
+        ours.abort_parts()
+    elif not parts:
+        original(manager, rid, abort_all)
+        if rid and rid not in manager.rid_to_state and manager.server_args.tokenizer_worker_num > 1:
+            parent.abort_elsewhere(manager, state, rid)
 
 
 def update_request_meta_info(

@@ -1,7 +1,9 @@
 """One enrolled request, from its enrolment line to its completion line. Tokenizer process.
 
 The arm's answers pass through unchanged but for `exposure_id`, which the head of the response has, too. The
-completion line is written before the last response is handed over: SGLang drops the generator there.
+completion line is written before the last response is handed over: SGLang drops the generator there. Whether
+the client is still there is asked in the same way for every arm, plain ones too: once a second, and once more
+when the answer is whole.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from sglang_power.sglang_host.experiments.exposure_header import tell
 from sglang_power.sglang_host.experiments.shadows import Served
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
+from sglang_power.sglang_host.tokenizer.clients import GONE, has_left
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.openai import notes_of
 from sglang_power.sglang_host.tokenizer.orchestrator import respond
-from sglang_power.sglang_host.tokenizer.parent import GONE
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 
 logger = logging.getLogger("sglang_power")
@@ -103,7 +105,8 @@ class EnrolledRun:
             await tell(self._host.request, self._id)
             async with aclosing(self._served()) as source:  # type: ignore[type-var]
                 async for response in source:
-                    self._see(response)
+                    if ends := self._see(response):
+                        await self._answered(ends)
                     yield response
         except (GeneratorExit, asyncio.CancelledError):
             self._complete("disconnect", None)
@@ -122,7 +125,7 @@ class EnrolledRun:
         """
         started = False
         try:
-            async with aclosing(respond(self._host, [self._plan])) as source:  # type: ignore[type-var]
+            async with aclosing(respond(self._host, [self._plan], watched=True)) as source:  # type: ignore[type-var]
                 async for response in source:
                     if not started and self._may_fall_back and (failure := _failure(response)):
                         raise HTTPException(failure["status_code"], failure["message"])
@@ -134,7 +137,7 @@ class EnrolledRun:
                 raise
             self._fallback = type(error).__name__
         self._restore()
-        async with aclosing(respond(self._host, self._plans)) as source:  # type: ignore[type-var]
+        async with aclosing(respond(self._host, self._plans, watched=True)) as source:  # type: ignore[type-var]
             async for response in source:
                 yield response
 
@@ -158,8 +161,12 @@ class EnrolledRun:
         plan = self._plan if self._fallback is None else self._plans[0]
         return isinstance(plan, PlainPlan)
 
-    def _see(self, response: Any) -> None:
-        """Note the answers of one response, and name the exposure in them."""
+    def _see(self, response: Any) -> list[Any]:
+        """Note the answers of one response, and name the exposure in them; return how all of them ended.
+
+        Returns:
+            The finish reasons; none while an answer is not whole.
+        """
         notes = notes_of(self._host.obj)
         for number, answer in enumerate(response if isinstance(response, list) else [response]):
             index = answer.get("index", number)
@@ -171,8 +178,14 @@ class EnrolledRun:
                 self._first_text = time.monotonic()
             self._last[index] = answer
         ends = [answer["meta_info"].get("finish_reason") for answer in self._last.values()]
-        if len(ends) == self._expected and all(ends):
-            self._complete(*self._ending(ends))
+        return ends if len(ends) == self._expected and all(ends) else []
+
+    async def _answered(self, ends: list[Any]) -> None:
+        """Complete a request with all its answers, which a client that has gone does not get."""
+        outcome, reason = self._ending(ends)
+        if outcome in ("ok", "fallback", "deadline") and await has_left(self._host):
+            outcome, reason = "disconnect", None
+        self._complete(outcome, reason)
 
     def _ending(self, ends: list[Any]) -> tuple[Outcome, str | None]:
         """How a request with all its answers ended."""

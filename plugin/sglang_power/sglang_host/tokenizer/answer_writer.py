@@ -171,6 +171,13 @@ class Outlet:
         self._sent = answer
 
 
+def empty_answer(rid: str, reason: dict[str, Any]) -> Answer:
+    """Return the answer to a request that generated nothing, in SGLang's own form."""
+    meta = {"id": rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
+    meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta}
+
+
 def as_delta(previous: Answer | None, current: Answer) -> Answer:
     """A chunk as `--incremental-streaming-output` wants it: only what is new since `previous`."""
     if previous is None:

@@ -10,7 +10,8 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.samplers.tasks import SIBLING_FAILED
 from sglang_power.server import metrics
 from sglang_power.server.metrics import Ending
-from sglang_power.sglang_host.tokenizer.parent import GONE, Parent
+from sglang_power.sglang_host.tokenizer.clients import GONE
+from sglang_power.sglang_host.tokenizer.parent import Parent
 
 
 def ending_of(error: BaseException) -> Ending:

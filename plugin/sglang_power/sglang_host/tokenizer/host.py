@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sglang_power.server.config import ServerConfig
 
 if TYPE_CHECKING:
-    from sglang_power.sglang_host.tokenizer.parent import Parent
+    from sglang_power.sglang_host.tokenizer.placeholder import Placeholder
 
 GenerateRequest = Callable[..., Any]
 
@@ -25,18 +26,30 @@ class ManagerState:
         max_concurrent: requests of samplers of whole answers at work at once.
 
     Attributes:
-        live: requests between their first and their last child.
+        live: requests of which parts run in SGLang, by their ids.
+        parts: id of a call -> the ids of its prompts, where SGLang gave them others.
         repeating: aborts that are being repeated.
     """
 
     max_concurrent: int
-    live: set[Parent] = field(default_factory=set)
+    live: dict[str, Placeholder] = field(default_factory=dict)
+    parts: dict[str, Sequence[str]] = field(default_factory=dict)
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
 
     @cached_property
     def slots(self) -> asyncio.Semaphore:
         """The places of requests at work."""
         return asyncio.Semaphore(self.max_concurrent)
+
+    @contextmanager
+    def known_as(self, rid: str, parts: Sequence[str]) -> Iterator[None]:
+        """For the time of a with-block, let an abort of a call's id be one of its prompts' ids."""
+        known = self.parts.setdefault(rid, parts)
+        try:
+            yield
+        finally:
+            if known is parts:
+                del self.parts[rid]
 
 
 _states: weakref.WeakKeyDictionary[Any, ManagerState] = weakref.WeakKeyDictionary()

@@ -31,13 +31,15 @@ from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.sglang_host.tokenizer import fallback_log
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
-from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit, empty_answer
 from sglang_power.sglang_host.tokenizer.body import body_of
+from sglang_power.sglang_host.tokenizer.clients import attended
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.ollama import OllamaChunks
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
+from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_of
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, PolicyPlan
-from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun, sample_copy
+from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun
 
 logger = logging.getLogger("sglang_power")
 
@@ -50,28 +52,49 @@ STATUS: dict[type[PowerError], HTTPStatus] = {
 """HTTP status of errors that are not the caller's; RequestError is a ValueError, SGLang's 400."""
 
 
-def respond(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
-    """Answer a call by one plan per prompt; untouched by us where all of them are SGLang's."""
+def respond(host: Host, plans: Sequence[Plan], *, watched: bool = False) -> AsyncIterator[Any]:
+    """Answer a call by one plan per prompt; untouched by us where all of them are SGLang's.
+
+    Args:
+        host: the call.
+        plans: one per prompt.
+        watched: whether SGLang's own answers end with their client as soon as ours do, too.
+    """
     fallbacks = [plan.fallback for plan in plans if isinstance(plan, PlainPlan) and plan.fallback]
     for each in fallbacks:
         fallback_log.count(each, host.manager.enable_metrics)
     if not all(isinstance(plan, PlainPlan) for plan in plans):
-        return serve(host, plans)
+        return attended(host, serve(host, plans))
     responses: AsyncIterator[Any] = host.original(host.manager, host.obj, host.request)
-    if not fallbacks:
-        return responses
-    return annotated(responses, host.obj, [plan.fallback for plan in plans if isinstance(plan, PlainPlan)])
+    if fallbacks:
+        whys = [plan.fallback for plan in plans if isinstance(plan, PlainPlan)]
+        responses = annotated(responses, host.obj, whys)
+    return attended(host, responses) if watched else responses
 
 
 def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     """Answer a call in which at least one plan is an OwnPlan."""
-    obj = host.obj
+    obj, rid = host.obj, host.obj.rid
     obj.normalize_batch_and_arguments()
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
     each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
     if obj.stream:
-        return _stream(host, prompts, each, notes_of(obj))
-    return _collect(host, prompts, each, single=obj.is_single)
+        responses = _stream(host, prompts, each, notes_of(obj))
+    else:
+        responses = _collect(host, prompts, each, single=obj.is_single)
+    if obj.is_single or not isinstance(rid, str):
+        return responses
+    return _known_as(host, rid, [prompt.rid for prompt in prompts], responses)
+
+
+async def _known_as(
+    host: Host, rid: str, parts: Sequence[str], responses: AsyncIterator[Any]
+) -> AsyncIterator[Any]:
+    """The responses to a call, whose prompts SGLang named after the one id that the client gave."""
+    with host.state.known_as(rid, parts):
+        async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
+            async for response in source:
+                yield response
 
 
 async def annotated(
@@ -108,16 +131,21 @@ async def _answers(host: Host, obj: Any, plan: Plan, emit: Emit | None, first_in
     if isinstance(plan, PolicyPlan):
         return await PolicyRun(prompt, plan).answers(emit, first_index)
     count = obj.sampling_params.get("n") or 1
-    copies = [host.of(sample_copy(obj, n=1)) for _ in range(count)]
-    return await gather_or_cancel(
-        [_plain(sample, plan, emit, first_index + i) for i, sample in enumerate(copies)]
-    )
+    if count == 1:
+        return [await _plain(prompt, plan, obj.rid, emit, first_index)]
+    with Placeholder(prompt):
+        samples = [host.of(part_of(obj, number, n=1)) for number in range(count)]
+        return await gather_or_cancel(
+            [_plain(sample, plan, obj.rid, emit, first_index + i) for i, sample in enumerate(samples)]
+        )
 
 
-async def _plain(host: Host, plan: PlainPlan, emit: Emit | None, index: int) -> Answer:
+async def _plain(host: Host, plan: PlainPlan, rid: str, emit: Emit | None, index: int) -> Answer:
+    """One answer of SGLang's own, under the id of its prompt."""
     answer: Answer = {}
     async with aclosing(host.original(host.manager, host.obj, host.request)) as responses:
         async for answer in responses:
+            answer["meta_info"]["id"] = rid
             if plan.fallback is not None:
                 answer["meta_info"]["power"] = fallback_report(plan.fallback)
             if emit is not None:
@@ -207,6 +235,4 @@ def _failed_chunk(obj: Any, error: Exception) -> Answer:
         logger.error("a stream of a sampler failed", exc_info=error)
         status = HTTPStatus.INTERNAL_SERVER_ERROR
     reason = {"type": "abort", "message": message, "status_code": status}
-    meta = {"id": obj.rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
-    meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
-    return {"text": "", "output_ids": [], "meta_info": meta, "index": 0}
+    return {**empty_answer(obj.rid, reason), "index": 0}

@@ -1,14 +1,14 @@
 """The life of one parent request inside SGLang's TokenizerManager: identity, abort, child requests.
 
-Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/docs/developing.md):
-a placeholder under the parent's id keeps graceful shutdown waiting and makes /abort_request work; child
-ids extend the parent's by a fixed-width number, because the scheduler aborts by prefix; children go
-through the original generate_request, never while a lock of the manager is held.
+Rules that hold for SGLang 0.5.20 to 0.5.23 (sources and measurements in plugin/docs/developing.md): children
+are parts of a `placeholder`; they go through the original generate_request, never while a lock of the manager
+is held. Whether the client is still there is not asked here, but around the whole call (`clients`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import time
@@ -30,6 +30,7 @@ from tenacity import (
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
 from sglang_power.sglang_host.tokenizer.meter import Meter
+from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
 
 T = TypeVar("T")
 
@@ -45,14 +46,7 @@ _NEUTRAL_PARAMS: dict[str, Any] = {
 }
 """Named in every child, so that neither the model's defaults nor --preferred-sampling-params act on it."""
 
-GONE = "is disconnected from the client side"
-"""What SGLang, and chains, say of a client that has gone."""
-
-CLIENT_CHECK_S = 1.0
-"""How often a chain looks whether its client is still there."""
-
 _KEPT_PARAMS = ("stop", "stop_token_ids", "ignore_eos", "logit_bias", "skip_special_tokens")
-
 
 ABORT_CHECK_S = 0.1
 """How often a chain that waits for something else than a child looks whether it was aborted."""
@@ -61,7 +55,7 @@ ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
 """For one second: longer than a chain is ever between two children, unless it waits for a slow reward."""
 
 
-class Parent:
+class Parent(Placeholder):
     """One power request (one prompt, n chains) and its child requests.
 
     Args:
@@ -73,78 +67,46 @@ class Parent:
     """
 
     def __init__(self, host: Host) -> None:
-        self._host, self._meter, self._reported = host, Meter(), Counter[str]()
-        self.manager, self._original = host.manager, self._meter.around(host.original)
-        self.obj, self._request, self._limits = host.obj, host.request, host.config.limits
+        super().__init__(host)
+        self._meter, self._reported = Meter(), Counter[str]()
+        self._original = self._meter.around(host.original)
+        self._request, self._limits = host.request, host.config.limits
         self.params: Mapping[str, Any] = host.obj.sampling_params
         self._numbers = itertools.count()
-        self._state: Any = None
         self._weight_version: str | None = None
-        self._client_checked = time.monotonic()
         self._late: set[str] = set()
         self.retractions = 0
         self.answers = self.reports = 0
 
-    def __enter__(self) -> Parent:
-        self.manager._init_req_state(self.obj, self._request)
-        self._state = self.manager.rid_to_state[self.obj.rid]
-        self._host.state.live.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._host.state.live.discard(self)
-        if self.manager.rid_to_state.get(self.obj.rid) is self._state:
-            del self.manager.rid_to_state[self.obj.rid]
-
     def check_abort(self, generated: Sequence[dict[str, Any]] = ()) -> None:
         """Raises ChainAbortedError, with what was generated, once /abort_request has named this request."""
-        if self._state is not None and self._state.abort_sent:
+        if self.aborted:
             raise ChainAbortedError(f"request {self.obj.rid} was aborted", generated)
 
-    def abort(self) -> None:
-        """End the request before its next child."""
-        self._state.abort_sent = True
-
     async def wait_for_slot(self, slots: asyncio.Semaphore) -> None:
-        """Take a slot of the concurrency limit; keep watching for an abort or a lost client meanwhile."""
+        """Take a slot of the concurrency limit; keep watching for an abort meanwhile."""
         while True:
             self.check_abort()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(slots.acquire(), timeout=1.0)
-            except TimeoutError:
-                await self._check_client()
-            else:
                 return
 
     async def watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await something that is no child; an abort or a lost client ends it."""
+        """Await something that is no child; an abort ends it."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
                 self.check_abort()
-                await self._check_client()
                 await asyncio.wait([task], timeout=ABORT_CHECK_S)
             return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _check_client(self) -> None:
-        """Raises ValueError, as SGLang does, once the client has gone.
-
-        SGLang looks only at requests that run for seconds; the children of a chain may all be shorter.
-        """
-        now = time.monotonic()
-        if self._request is None or self.obj.background or now - self._client_checked < CLIENT_CHECK_S:
-            return
-        self._client_checked = now
-        if await self._request.is_disconnected():
-            raise ValueError(f"Request {self.obj.rid} {GONE}")
-
     def child(self, input_ids: list[int] | None, max_new_tokens: int, **fields: Any) -> Any:
         """A child request object; `custom_params` and other GenerateReqInput fields by keyword."""
         child = copy.copy(self.obj)
-        child.rid = f"{self.obj.rid}.{next(self._numbers):06d}"
+        child.rid = part_id(self.obj.rid, next(self._numbers))
         child.stream, child.log_metrics = False, False
         child.return_logprob, child.top_logprobs_num, child.token_ids_logprob = False, 0, None
         child.logprob_start_len = -1
@@ -215,7 +177,6 @@ class Parent:
 
     async def _run_once(self, child: Any) -> list[dict[str, Any]]:
         self.check_abort()
-        await self._check_client()
         async with aclosing(self._original(self.manager, child, self._request)) as responses:
             answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
         outs = answer if isinstance(answer, list) else [answer]
@@ -282,8 +243,8 @@ def _batch_of(children: Sequence[Any]) -> Any:
 
 def abort_all(state: ManagerState) -> None:
     """End every request of one TokenizerManager: SGLang's abort_all reaches running children only."""
-    for parent in list(state.live):
-        parent.abort()
+    for live in list(state.live.values()):
+        live.abort()
 
 
 def abort_elsewhere(manager: Any, state: ManagerState, rid: str) -> None:

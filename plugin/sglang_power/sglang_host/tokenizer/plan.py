@@ -165,6 +165,7 @@ def _own_plan(
     params, named = without_own(written_by_client.params), written_by_client.named
     request = intake.resolve(asked, config, named, manager.served_model_name)
     support.check_server(manager.server_args)
+    token_checks.check_rids(obj, support.chains_of(params))
     token_checks.check_prompts(manager, obj, prompts)
     token_checks.check_sampling(manager, obj, params)
     _check_policy_ids(manager, request)

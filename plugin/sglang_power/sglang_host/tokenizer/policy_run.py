@@ -6,8 +6,6 @@ log probabilities included. Tokenizer process.
 
 from __future__ import annotations
 
-import copy
-import uuid
 from contextlib import aclosing
 from typing import Any
 
@@ -18,19 +16,12 @@ from sglang_power.server import metrics
 from sglang_power.server.metrics import Ending
 from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
 from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
-from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit, empty_answer
 from sglang_power.sglang_host.tokenizer.endings import endings_told
 from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_of
 from sglang_power.sglang_host.tokenizer.places import internal_of
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
-
-
-def sample_copy(obj: Any, **params: Any) -> Any:
-    """A request of its own for one sample, with sampling parameters that differ from the prompt's."""
-    sample = copy.copy(obj)
-    sample.rid = uuid.uuid4().hex
-    sample.sampling_params = {**obj.sampling_params, **params}
-    return sample
 
 
 class PolicyRun:
@@ -42,8 +33,7 @@ class PolicyRun:
     """
 
     def __init__(self, host: Host, plan: PolicyPlan) -> None:
-        self._manager, self._original = host.manager, host.original
-        self._obj, self._request, self._plan = host.obj, host.request, plan
+        self._host, self._manager, self._obj, self._plan = host, host.manager, host.obj, plan
         self._seed = fresh_seed() if plan.policy.seed is None else plan.policy.seed
         self._answers = 0
 
@@ -53,18 +43,32 @@ class PolicyRun:
         with endings_told(self._unanswered):
             if count == 1:
                 return [await self._sample(self._obj, 0, emit, first_index)]
-            await self._cache_prompt()
-            samples = [sample_copy(self._obj, n=1) for _ in range(count)]
-            return await gather_or_cancel(
-                [self._sample(sample, i, emit, first_index + i) for i, sample in enumerate(samples)]
-            )
+            with Placeholder(self._host) as whole:
+                cached = await self._cache_prompt()
+                if whole.aborted or not cached:
+                    return [self._aborted(emit, first_index + number) for number in range(count)]
+                samples = [part_of(self._obj, 1 + number, n=1) for number in range(count)]
+                return await gather_or_cancel(
+                    [self._sample(sample, i, emit, first_index + i) for i, sample in enumerate(samples)]
+                )
 
-    async def _cache_prompt(self) -> None:
-        """Prefill the prompt once, before samples fan out from it."""
-        warm = sample_copy(self._obj, n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
+    async def _cache_prompt(self) -> bool:
+        """Prefill the prompt once, before samples fan out from it; return whether no abort has ended that."""
+        warm = part_of(self._obj, 0, n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
         warm.stream, warm.log_metrics, warm.return_logprob = False, False, False
-        async with aclosing(self._original(self._manager, warm, self._request)) as responses:
-            await anext(responses)
+        async with aclosing(self._host.original(self._manager, warm, self._host.request)) as responses:
+            out = await anext(responses)
+        return (out["meta_info"].get("finish_reason") or {}).get("type") != "abort"
+
+    def _aborted(self, emit: Emit | None, index: int) -> Answer:
+        """One sample of a request that was aborted before any of them began."""
+        rid = self._obj.rid
+        answer = empty_answer(rid, {"type": "abort", "message": f"request {rid} was aborted"})
+        answer["meta_info"]["power"] = policy_report(self._plan.policy, self._seed, None)
+        self._count("abort", 1)
+        if emit is not None:
+            emit(index, answer)
+        return answer
 
     async def _sample(self, obj: Any, number: int, emit: Emit | None, index: int) -> Answer:
         """One sample, in SGLang's own responses plus `meta_info.power`."""
@@ -75,9 +79,10 @@ class PolicyRun:
         row |= internal_of(obj.sampling_params)
         obj.sampling_params = {**obj.sampling_params, "custom_params": row}
         answer: Answer = {}
-        async with aclosing(self._original(self._manager, obj, self._request)) as responses:
+        async with aclosing(self._host.original(self._manager, obj, self._host.request)) as responses:
             async for answer in responses:
                 meta = answer["meta_info"]
+                meta["id"] = self._obj.rid
                 meta["power"] = policy_report(self._plan.policy, self._seed, meta.get("weight_version"))
                 if finish := meta.get("finish_reason"):  # counted first: who reads the last chunk may leave
                     self._count(finish["type"], 1)

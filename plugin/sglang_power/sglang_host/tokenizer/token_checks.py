@@ -53,6 +53,28 @@ def prompts_of(obj: Any, body: Body) -> list[NamedPrompt]:
     return []
 
 
+def check_rids(obj: Any, n: int) -> None:
+    """Check that a request names one id, or one per prompt; SGLang fails on a list for one prompt and answer.
+
+    Args:
+        obj: a GenerateReqInput that is not normalised yet.
+        n: answers per prompt.
+
+    Raises:
+        RequestError: it does not.
+    """
+    if not isinstance(obj.rid, list):
+        return
+    prompt = obj.text if obj.text is not None else obj.input_ids
+    single = isinstance(prompt, str) or bool(prompt and isinstance(prompt[0], int))
+    if single and n == 1:
+        raise RequestError("rid", obj.rid, "a list of ids for a single prompt", "Write the id as a string")
+    prompts = 1 if single else len(prompt or ())
+    if len(obj.rid) != prompts or len(set(obj.rid)) != prompts:
+        hint = "Give each prompt an id of its own, or all of them one string"
+        raise RequestError("rid", obj.rid, f"not one id for each of {prompts} prompts", hint)
+
+
 def check_prompts(manager: Any, obj: Any, prompts: Iterable[NamedPrompt]) -> None:
     """Check that every prompt has a token, and tokens of the served model only.
 
