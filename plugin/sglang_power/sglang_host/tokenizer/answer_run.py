@@ -85,7 +85,8 @@ class AnswerRun:
         chains = self._plan.chains
         incremental = bool(self._manager.incremental_streaming_output)
         outlets = [Outlet(emit, first_index + number, incremental) for number in range(chains)]
-        with self._parent as parent, endings_counted(parent, self._plan.name, chains):
+        pair = self._plan.needs.second_prompt is not None
+        with self._parent as parent, endings_counted(parent, self._plan.name, chains, of_policy=pair):
             try:
                 async with self._place():
                     return await self._choices(await self._prompts(), outlets)

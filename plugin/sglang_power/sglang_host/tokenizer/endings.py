@@ -40,18 +40,21 @@ def endings_told(tell: Callable[[Ending], None]) -> Iterator[None]:
 
 
 @contextmanager
-def endings_counted(parent: Parent, sampler: str, chains: int) -> Iterator[None]:
+def endings_counted(parent: Parent, sampler: str, chains: int, *, of_policy: bool = False) -> Iterator[None]:
     """Count the chains of a with-block that give no answer, and the tokens that no answer reports.
 
     Args:
         parent: the request, which knows its answers and its children's tokens.
         sampler: the label.
         chains: how many answers were asked for.
+        of_policy: whether a per-step policy draws them, whose answers are counted as such, too.
     """
     enabled = parent.manager.enable_metrics
 
     def unanswered(ending: Ending) -> None:
         metrics.observe_requests(sampler, ending, enabled, chains - parent.answers)
+        if of_policy:
+            metrics.observe_policy(sampler, ending, enabled, chains - parent.answers)
 
     try:
         with endings_told(unanswered):
