@@ -41,7 +41,7 @@ class Manager:
     model_config = SimpleNamespace(vocab_size=100)
     tokenizer = SimpleNamespace(encode=lambda text, **_: [1] * len(text))
     served_model_name = "m"
-    enable_metrics = False
+    enable_metrics = incremental_streaming_output = False
 
     def __init__(self) -> None:
         self.rid_to_state: dict[str, Any] = {}

@@ -60,7 +60,7 @@ class Sglang:
         self.server_args = SimpleNamespace(
             tokenizer_worker_num=1, preferred_sampling_params=None, incremental_streaming_output=False
         )
-        self.enable_metrics = False
+        self.enable_metrics = self.incremental_streaming_output = False
         self.aborts: list[str] = []
         self.asked: list[str] = []
         self._running: dict[str, asyncio.Event] = {}
