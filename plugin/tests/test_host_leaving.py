@@ -294,7 +294,7 @@ async def test_an_abort_while_the_prompt_is_cached_leaves_no_sample_to_run() -> 
 
 def test_between_two_children_only_the_request_of_that_id_is_told() -> None:
     sglang = Sglang()
-    one, ten = (host_of(sglang, SimpleNamespace(rid=rid)) for rid in ("job1", "job10"))  # type: ignore[arg-type]
+    one, ten = (host_of(sglang, SimpleNamespace(rid=rid)) for rid in ("job1", "job10"))
     with Placeholder(one) as first, Placeholder(ten) as second:
         for _ in range(2):
             entry.abort_request(sglang.abort_request, sglang, "job1")
