@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ class StubParent(Parent):
         super().__init__(Host(manager, lambda *_: None, obj, None, ServerConfig()))
         self._state = SimpleNamespace(abort_sent=False)
 
-    def __enter__(self) -> Parent:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
