@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from sglang_power_kernels.benchmark.machine import describe_machine
 
+from integration_tests.helpers.clients import eventually
+from integration_tests.helpers.trials import WORKERS, Ground, Trials, ask
 from integration_tests.outputs import add_outputs, results_of
-from integration_tests.tests.clients import eventually
-from integration_tests.tests.trials import WORKERS, Ground, Trials, ask
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "killed"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from integration_tests.helpers.contract import Table
 from integration_tests.tests.conftest import logs, no_thread_is_left, pivot_server, third_party
-from integration_tests.tests.contract import Table
 
 __all__ = ["logs", "no_thread_is_left", "pivot_server", "third_party"]
 

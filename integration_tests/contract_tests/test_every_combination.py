@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import post
+from integration_tests.helpers.contract import CHECKS, CONTRACT, DOORS, GENERATE, SEED, Door, endings
 from integration_tests.server import Server
-from integration_tests.tests.clients import post
-from integration_tests.tests.contract import CHECKS, CONTRACT, DOORS, GENERATE, SEED, Door, endings
 from integration_tests.tests.test_routes_server import (
     TOKENS,
     in_messages,

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
+from integration_tests.helpers.clients import MESSAGES, PROMPT, QUICK, post
 from integration_tests.router_tests.cluster import MODEL
 from integration_tests.server import Server
-from integration_tests.tests.clients import MESSAGES, PROMPT, QUICK, post
 
 Json = dict[str, Any]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from integration_tests.helpers.clients import HTTP, eventually, quiet, scheduled
+from integration_tests.helpers.trials import FEEDBACK_KEY, UNIT_KEY, Ground
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, free_port, running, started
-from integration_tests.tests.clients import HTTP, eventually, quiet, scheduled
-from integration_tests.tests.trials import FEEDBACK_KEY, UNIT_KEY, Ground
 
 ROUTER_PYTHON = "SGLANG_ROUTER_PYTHON"
 """Environment variable with the Python that has sglang-router."""

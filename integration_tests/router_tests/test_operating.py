@@ -12,18 +12,7 @@ import httpx
 import pytest
 from sglang_power.cli import main
 
-from integration_tests.router_tests.asking import (
-    CHAT,
-    COMPLETIONS,
-    GENERATE,
-    SEEDED,
-    asked,
-    body_of,
-    carried,
-    power,
-)
-from integration_tests.router_tests.cluster import ROUTING_KEY, Cluster
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     HTTP,
     LONG,
     PROMPT,
@@ -35,7 +24,18 @@ from integration_tests.tests.clients import (
     running,
     together,
 )
-from integration_tests.tests.trials import feedback, reported
+from integration_tests.helpers.trials import feedback, reported
+from integration_tests.router_tests.asking import (
+    CHAT,
+    COMPLETIONS,
+    GENERATE,
+    SEEDED,
+    asked,
+    body_of,
+    carried,
+    power,
+)
+from integration_tests.router_tests.cluster import ROUTING_KEY, Cluster
 
 pytestmark = pytest.mark.server
 

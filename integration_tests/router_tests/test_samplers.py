@@ -11,6 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import (
+    MESSAGES,
+    PROMPT,
+    QUICK,
+    client,
+    events,
+    post,
+    reports,
+    sse_lines,
+)
 from integration_tests.router_tests.asking import (
     CHAT,
     COMPLETIONS,
@@ -23,7 +33,6 @@ from integration_tests.router_tests.asking import (
     texts,
 )
 from integration_tests.router_tests.cluster import MODEL, PRESETS, REWARD, Cluster
-from integration_tests.tests.clients import MESSAGES, PROMPT, QUICK, client, events, post, reports, sse_lines
 
 pytestmark = pytest.mark.server
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from integration_tests import server
+from integration_tests.helpers.trials import MAIN, PLAIN, SHORTLISTED, Ground, Trials
 from integration_tests.law_model import write_law_model
 from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
-from integration_tests.tests.trials import MAIN, PLAIN, SHORTLISTED, Ground, Trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+HELPERS = Path(__file__).parents[1] / "helpers"
 TEST_CONFIG = Path(__file__).parent / "server.yaml"
 THREAD_END_S = 30.0
 
@@ -45,9 +46,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with an installed distribution that brings a policy, rewards and a sampler."""
     folder = tmp_path_factory.mktemp("third_party")
-    shutil.copy(Path(__file__).with_name("third_party_policy.py"), folder / "top_a_policy.py")
-    shutil.copy(Path(__file__).with_name("third_party_reward.py"), folder / "worked_steps_reward.py")
-    shutil.copy(Path(__file__).with_name("third_party_sampler.py"), folder / "shortlist_sampler.py")
+    shutil.copy(HELPERS / "third_party_policy.py", folder / "top_a_policy.py")
+    shutil.copy(HELPERS / "third_party_reward.py", folder / "worked_steps_reward.py")
+    shutil.copy(HELPERS / "third_party_sampler.py", folder / "shortlist_sampler.py")
     info = folder / "top_a_policy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: top-a-policy\nVersion: 1.0\n")

@@ -21,8 +21,7 @@ import httpx
 import pytest
 
 from integration_tests import server as servers
-from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     LONG,
     MESSAGES,
     PROMPT,
@@ -45,6 +44,7 @@ from integration_tests.tests.clients import (
     standstill,
     together,
 )
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
 from integration_tests.tests.test_policies_server import SIGMA
 
 pytestmark = pytest.mark.server

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from integration_tests.pivot.tokenizer import VOCAB_SIZE
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     EOS,
     MESSAGES,
     PROMPT,
@@ -23,6 +21,8 @@ from integration_tests.tests.clients import (
     power_of,
     raw_generate,
 )
+from integration_tests.pivot.tokenizer import VOCAB_SIZE
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

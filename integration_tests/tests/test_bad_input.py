@@ -14,8 +14,7 @@ import httpx
 import openai
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     HTTP,
     MESSAGES,
     PROMPT,
@@ -27,6 +26,7 @@ from integration_tests.tests.clients import (
     raw_generate,
     scheduled,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

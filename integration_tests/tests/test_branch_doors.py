@@ -14,8 +14,7 @@ import httpx
 import openai
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     MESSAGES,
     PROMPT,
     PROMPT_Q,
@@ -33,6 +32,7 @@ from integration_tests.tests.clients import (
     running,
     scheduled,
 )
+from integration_tests.server import Server
 from integration_tests.tests.test_branch_server import TREE, Json, ask, params, shape
 
 pytestmark = pytest.mark.server

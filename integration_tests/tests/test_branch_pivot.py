@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from integration_tests.helpers.clients import power_of, raw_generate, together
 from integration_tests.pivot.problems import CHOICES, Problem, is_correct, is_worked, problems
 from integration_tests.server import Server
-from integration_tests.tests.clients import power_of, raw_generate, together
 
 pytestmark = pytest.mark.server
 

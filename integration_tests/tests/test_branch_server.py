@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     EOS,
     PROMPT,
     generate,
@@ -21,6 +20,7 @@ from integration_tests.tests.clients import (
     raw_generate,
     together,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

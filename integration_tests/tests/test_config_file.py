@@ -17,8 +17,7 @@ from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import load_config
 from sglang_power.sglang_host.experiments.desk import check_experiments
 
-from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     MESSAGES,
     PROMPT,
     client,
@@ -29,8 +28,9 @@ from integration_tests.tests.clients import (
     raw_generate,
     reports,
 )
-from integration_tests.tests.pivot_trials import SHADOWED
-from integration_tests.tests.trials import Ground
+from integration_tests.helpers.pivot_trials import SHADOWED
+from integration_tests.helpers.trials import Ground
+from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, command_line, free_port
 
 TIMEOUT_S = 180
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import Answer, client, post, power_of, raw_generate, reports, together
 from integration_tests.server import Server
-from integration_tests.tests.clients import Answer, client, post, power_of, raw_generate, reports, together
 
 pytestmark = pytest.mark.server
 

@@ -9,9 +9,8 @@ import pytest
 from sglang_power.policies import policies
 from sglang_power.samplers.registry import served
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP
-from integration_tests.tests.contract import (
+from integration_tests.helpers.clients import HTTP
+from integration_tests.helpers.contract import (
     CHAT,
     CHAT_STREAM,
     CHECKS,
@@ -20,6 +19,7 @@ from integration_tests.tests.contract import (
     GENERATE_STREAM,
     Door,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -37,7 +37,7 @@ def test_every_sampler_of_whole_answers_has_a_row(pivot_server: Server) -> None:
     own = set(told["samplers"]) - set(told["policies"])
     shown = [kind(**example) for kind in policies().values() for example in kind.examples]
     whole = {policy.name() for policy in shown if served(policy) is not None}
-    assert own | whole | {"entropix"} == set(CONTRACT), "write its row: integration_tests/tests/contract.py"
+    assert own | whole | {"entropix"} == set(CONTRACT), "write its row: integration_tests/helpers/contract.py"
 
 
 @pytest.mark.parametrize("sampler", CONTRACT)

@@ -17,8 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     HTTP,
     LONG,
     PROMPT,
@@ -33,6 +32,7 @@ from integration_tests.tests.clients import (
     scheduled,
     standstill,
 )
+from integration_tests.server import Server
 from integration_tests.tests.test_kl_guided_server import GUIDED
 from integration_tests.tests.test_policies_interrupted import overtaken
 from integration_tests.tests.test_policies_server import SIGMA

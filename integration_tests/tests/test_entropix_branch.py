@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from integration_tests.helpers.clients import HTTP
 from integration_tests.pivot.problems import problems
 from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP
 
 PIVOTS: dict[str, Any] = {"entropy_threshold": 1.0, "varentropy_threshold": 0.02, "seed": 4}
 """Rows of a pivot have 0.67 nats and a varentropy of 0.04; rows of a guess 2.3 nats."""

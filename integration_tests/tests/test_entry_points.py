@@ -18,8 +18,7 @@ import httpx
 import openai
 import pytest
 
-from integration_tests.server import PIVOT_MODEL, Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     EOS,
     HTTP,
     MESSAGES,
@@ -37,6 +36,7 @@ from integration_tests.tests.clients import (
     reports,
     together,
 )
+from integration_tests.server import PIVOT_MODEL, Server
 
 pytestmark = pytest.mark.server
 
@@ -375,7 +375,7 @@ def test_a_power_request_is_one_request_in_the_metrics(pivot_server: Server, str
 def engine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Answers of an Engine in a process of its own."""
     out = tmp_path_factory.mktemp("engine") / "answers.json"
-    command = [sys.executable, "-m", "integration_tests.tests.clients", str(PIVOT_MODEL), str(out)]
+    command = [sys.executable, "-m", "integration_tests.helpers.clients", str(PIVOT_MODEL), str(out)]
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -22,10 +22,8 @@ from sglang_power.experiments.assignment import Assigned, Assigner
 from sglang_power.experiments.catalogue import Catalogue
 from sglang_power.experiments.providers import Embedded
 
-from integration_tests.pivot.problems import problems
-from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, eventually, quiet, together
-from integration_tests.tests.pivot_trials import (
+from integration_tests.helpers.clients import PROMPT, eventually, quiet, together
+from integration_tests.helpers.pivot_trials import (
     EXPERIMENTS,
     OPERATIONS,
     SHADOW_BUDGET,
@@ -46,7 +44,7 @@ from integration_tests.tests.pivot_trials import (
     windows_between,
     written,
 )
-from integration_tests.tests.trials import (
+from integration_tests.helpers.trials import (
     LATER_S,
     SHORT,
     WORKERS,
@@ -58,6 +56,8 @@ from integration_tests.tests.trials import (
     load_and_wait,
     reported,
 )
+from integration_tests.pivot.problems import problems
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -11,9 +11,8 @@ import pytest
 from sglang_power.check_cli import describe
 from sglang_power.cli import main
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP, PROMPT, events, eventually, metric
-from integration_tests.tests.trials import (
+from integration_tests.helpers.clients import HTTP, PROMPT, events, eventually, metric
+from integration_tests.helpers.trials import (
     SHORT,
     WORKERS,
     Trials,
@@ -24,6 +23,7 @@ from integration_tests.tests.trials import (
     wait_until,
     write_and_wait,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_tests.tests.clients import PROMPT, eventually
-from integration_tests.tests.trials import PLAIN, SHORT, Trials, ask, write_and_wait
+from integration_tests.helpers.clients import PROMPT, eventually
+from integration_tests.helpers.trials import PLAIN, SHORT, Trials, ask, write_and_wait
 
 pytestmark = pytest.mark.server
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from sglang_power.experiments.analysis.reading import Unreadable, lines
 
-from integration_tests.tests.clients import PROMPT, eventually, leave, running, standstill, together
-from integration_tests.tests.trials import (
+from integration_tests.helpers.clients import PROMPT, eventually, leave, running, standstill, together
+from integration_tests.helpers.trials import (
     PLAIN,
     REWEIGHTED,
     SHORT,

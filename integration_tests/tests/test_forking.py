@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import HTTP
 from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP
 
 pytestmark = pytest.mark.server
 

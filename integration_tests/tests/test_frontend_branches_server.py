@@ -9,9 +9,9 @@ import sglang as sgl
 import sglang_power.frontend as sp
 from sglang_power.errors import RequestError, UnsupportedError
 
+from integration_tests.helpers.clients import PROMPT, PROMPT_Q, raw_generate
+from integration_tests.helpers.frontend import ledger_of, run
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, PROMPT_Q, raw_generate
-from integration_tests.tests.frontend import ledger_of, run
 
 pytestmark = pytest.mark.server
 

@@ -17,9 +17,9 @@ import sglang_power.frontend as sp
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Client
 
+from integration_tests.helpers.clients import PROMPT, PROMPT_Q, raw_generate
+from integration_tests.helpers.frontend import backend, decoded, encoded, ledger_of, power_of, run
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, PROMPT_Q, raw_generate
-from integration_tests.tests.frontend import backend, decoded, encoded, ledger_of, power_of, run
 
 pytestmark = pytest.mark.server
 

@@ -12,8 +12,8 @@ import sglang as sgl
 import sglang_power.frontend as sp
 from sglang_power.errors import RequestError
 
+from integration_tests.helpers.frontend import backend, decoded, encoded, ledger_of, power_of
 from integration_tests.server import Server
-from integration_tests.tests.frontend import backend, decoded, encoded, ledger_of, power_of
 
 pytestmark = pytest.mark.server
 

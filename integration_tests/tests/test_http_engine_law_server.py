@@ -19,9 +19,9 @@ from sglang_power.samplers.chain import Chain
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.types import ProposalLaw
 
+from integration_tests.helpers.goodness_of_fit import REJECTED, g_test
 from integration_tests.law_model import HORIZON, PROMPT, AnswerTree, tabular_model
 from integration_tests.server import Server
-from integration_tests.tests.goodness_of_fit import REJECTED, g_test
 from integration_tests.tests.test_law_server import counted, drawn
 
 CHAIN = MHConfig(

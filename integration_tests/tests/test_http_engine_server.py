@@ -28,8 +28,8 @@ from sglang_power.samplers.vote import Vote
 from sglang_power.types import FloatArray, ProposalLaw, Tokens
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
+from integration_tests.helpers.clients import PROMPT_Q, generate, power_of, raw_generate
 from integration_tests.server import PIVOT_MODEL, Server
-from integration_tests.tests.clients import PROMPT_Q, generate, power_of, raw_generate
 
 RECORDED = Path(__file__).parents[2] / "plugin" / "tests" / "data" / "remote_answers.json"
 

@@ -16,8 +16,7 @@ from sglang_power.answers import LlmRelation, build_classes, right_question, sam
 from sglang_power.types import Usage
 from transformers import AutoTokenizer
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     HTTP,
     PROMPT_Q,
     client,
@@ -27,6 +26,7 @@ from integration_tests.tests.clients import (
     reports,
     scheduled,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     MESSAGES,
     PROMPT,
     client,
@@ -26,6 +25,7 @@ from integration_tests.tests.clients import (
     together,
     unfinished,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

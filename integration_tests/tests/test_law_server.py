@@ -29,6 +29,7 @@ from sglang_power.engines.tabular import Prefix
 from sglang_power.request import parse_power
 from sglang_power.types import FloatArray
 
+from integration_tests.helpers.goodness_of_fit import KEPT, LARGE, REJECTED, g_test
 from integration_tests.law_model import (
     EOS,
     HORIZON,
@@ -40,7 +41,6 @@ from integration_tests.law_model import (
     total_variation,
 )
 from integration_tests.server import Server
-from integration_tests.tests.goodness_of_fit import KEPT, LARGE, REJECTED, g_test
 
 Json = dict[str, Any]
 
@@ -245,7 +245,7 @@ async def test_policy_proposals_are_weighed_by_the_law_they_were_drawn_from(
 ) -> None:
     """Every proposal of every chain, from known drafts: alpha log p - log q summed over its suffix.
 
-    That such chains then leave the target invariant is shown exactly (plugin/tests/test_law_kernel.py).
+    That such chains then leave the target invariant is shown in plugin/tests/algorithms/test_law_kernel.py.
     """
     power = {"alpha": 1.4, "proposal_temperature": 0.85, "block_size": HORIZON, "steps": 12}
     case = Case(seed=500_000, power={**power, "proposal_policy": policy, "return_trace": True}, answers=40)

@@ -1,7 +1,8 @@
 """Extremes on the real server: every request ends, with numbers or with a 400 by name, and the server lives.
 
-What every parameter of every sampler does at its extremes is in plugin/tests/test_extremes.py, on the exact
-model; here are those that SGLang's scheduler meets. Each test asks for a plain answer afterwards. No timing.
+What every parameter of every sampler does at its extremes, on the exact model, is in
+plugin/tests/request/test_extremes.py; here are those that SGLang's scheduler meets. Each test asks
+for a plain answer afterwards. No timing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import PROMPT, QUICK, post, raw_generate, scheduled, together
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, QUICK, post, raw_generate, scheduled, together
 
 pytestmark = pytest.mark.server
 

@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from integration_tests.pivot.problems import problems
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     PROMPT,
     QUICK,
     client,
@@ -29,6 +27,8 @@ from integration_tests.tests.clients import (
     raw_generate,
     together,
 )
+from integration_tests.pivot.problems import problems
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

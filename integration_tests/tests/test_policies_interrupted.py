@@ -14,9 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from integration_tests.server import Server
-from integration_tests.tests import test_kl_guided_server as guided
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     PROMPT,
     abort,
     events,
@@ -30,6 +28,8 @@ from integration_tests.tests.clients import (
     scheduled,
     sse_lines,
 )
+from integration_tests.server import Server
+from integration_tests.tests import test_kl_guided_server as guided
 from integration_tests.tests.test_kl_guided_server import GUIDED, decoded_in_lock_step
 from integration_tests.tests.test_policies_server import LENGTH, SIGMA, ask
 

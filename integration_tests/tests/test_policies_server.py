@@ -22,9 +22,7 @@ import numpy as np
 import pytest
 from sglang_power.policies import Policy, Row, policies
 
-from integration_tests.pivot.tokenizer import VOCAB_SIZE
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     MESSAGES,
     PROMPT,
     PROMPT_Q,
@@ -40,7 +38,9 @@ from integration_tests.tests.clients import (
     sse_lines,
     together,
 )
-from integration_tests.tests.third_party_policy import TopA
+from integration_tests.helpers.third_party_policy import TopA
+from integration_tests.pivot.tokenizer import VOCAB_SIZE
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -24,11 +24,11 @@ from sglang_power.policies import Policy, Row, policies
 from sglang_power.policies.base import entropy, softmax, truncated
 from sglang_power.types import FloatArray
 
+from integration_tests.helpers.clients import raw_generate
+from integration_tests.helpers.goodness_of_fit import KEPT, REJECTED, g_test
+from integration_tests.helpers.third_party_policy import TopA
 from integration_tests.pivot.tokenizer import VOCAB_SIZE, encode
 from integration_tests.server import Server
-from integration_tests.tests.clients import raw_generate
-from integration_tests.tests.goodness_of_fit import KEPT, REJECTED, g_test
-from integration_tests.tests.third_party_policy import TopA
 
 pytestmark = pytest.mark.server
 

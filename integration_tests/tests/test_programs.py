@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from integration_tests.helpers.clients import PROMPT, PROMPT_Q
+from integration_tests.helpers.frontend import backend, power_of
 from integration_tests.programs.draft_and_refine import draft_and_refine
 from integration_tests.programs.judge_by_model import judge_by_model
 from integration_tests.programs.running import main
 from integration_tests.programs.self_consistency import self_consistency
 from integration_tests.programs.tree_of_thought import DEPTH, tree_of_thought
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, PROMPT_Q
-from integration_tests.tests.frontend import backend, power_of
 
 pytestmark = pytest.mark.server
 

@@ -11,11 +11,11 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from integration_tests.helpers.clients import client, generate, power_of, raw_generate, reports
 from integration_tests.prose import facts, lexicon
 from integration_tests.prose.corpus import Turn
 from integration_tests.prose.evaluate import ProseModel, splits_characters
 from integration_tests.server import Server
-from integration_tests.tests.clients import client, generate, power_of, raw_generate, reports
 
 pytestmark = pytest.mark.server
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import PROMPT, events, generate, post, power_of
+from integration_tests.helpers.third_party_reward import worked_steps
 from integration_tests.server import Server
-from integration_tests.tests.clients import PROMPT, events, generate, post, power_of
-from integration_tests.tests.third_party_reward import worked_steps
 
 pytestmark = pytest.mark.server
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_tests.helpers.clients import MESSAGES, PROMPT, QUICK, generate, metric, post
 from integration_tests.server import Server
-from integration_tests.tests.clients import MESSAGES, PROMPT, QUICK, generate, metric, post
 
 pytestmark = pytest.mark.server
 

@@ -14,9 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_tests.pivot.problems import is_correct, problems
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     EOS,
     MESSAGES,
     PROMPT,
@@ -36,6 +34,8 @@ from integration_tests.tests.clients import (
     scheduled,
     together,
 )
+from integration_tests.pivot.problems import is_correct, problems
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -9,8 +9,8 @@ import pytest
 import sglang_power
 from sglang_power.cli import main
 
+from integration_tests.helpers.clients import generate, metric
 from integration_tests.server import Server, free_port
-from integration_tests.tests.clients import generate, metric
 
 pytestmark = pytest.mark.server
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from integration_tests import server
+from integration_tests.helpers.clients import HTTP, MESSAGES, PROMPT, QUICK, events, post, sse_lines, together
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
-from integration_tests.tests.clients import HTTP, MESSAGES, PROMPT, QUICK, events, post, sse_lines, together
 from integration_tests.tests.conftest import TEST_CONFIG
 
 pytestmark = pytest.mark.server

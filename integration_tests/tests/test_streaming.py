@@ -14,8 +14,7 @@ import pytest
 import sglang as sgl
 from sglang.lang.interpreter import ProgramState
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     MESSAGES,
     POWER_FIELDS,
     PROMPT,
@@ -26,6 +25,7 @@ from integration_tests.tests.clients import (
     power_of,
     sse_lines,
 )
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -12,8 +12,7 @@ import httpx
 import pytest
 from sglang_power.cli import main
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     EOS,
     PROMPT,
     QUICK,
@@ -26,9 +25,10 @@ from integration_tests.tests.clients import (
     sse_lines,
     together,
 )
+from integration_tests.helpers.workers import answers_of_both_workers
+from integration_tests.server import Server
 from integration_tests.tests.test_branch_server import shape
 from integration_tests.tests.test_forking import check_what_forks_recompute
-from integration_tests.tests.workers import answers_of_both_workers
 
 pytestmark = pytest.mark.server
 

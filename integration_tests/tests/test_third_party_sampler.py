@@ -16,8 +16,7 @@ from sglang_power.request import table
 from sglang_power.viewer.responses import record_of
 from sglang_power.viewer.story import sentences
 
-from integration_tests.server import Server
-from integration_tests.tests.clients import (
+from integration_tests.helpers.clients import (
     HTTP,
     MESSAGES,
     PROMPT,
@@ -27,16 +26,17 @@ from integration_tests.tests.clients import (
     raw_generate,
     scheduled,
 )
-from integration_tests.tests.frontend import backend
-from integration_tests.tests.frontend import power_of as power_in
-from integration_tests.tests.third_party_sampler import (
+from integration_tests.helpers.frontend import backend
+from integration_tests.helpers.frontend import power_of as power_in
+from integration_tests.helpers.third_party_sampler import (
     ShortlistRequest,
     ShortlistSampler,
     brevity,
     most_probable,
     shortlist,
 )
-from integration_tests.tests.trials import SHORTLISTED, Ground
+from integration_tests.helpers.trials import SHORTLISTED, Ground
+from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -10,8 +10,8 @@ import pytest
 from sglang_power.cli import main
 from sglang_power.viewer import validated
 
+from integration_tests.helpers.clients import HTTP
 from integration_tests.server import Server
-from integration_tests.tests.clients import HTTP
 
 PROMPT = "R7+3*2-8:"
 CHAIN = {"sampler": "power", "block_size": 8, "steps": 2, "seed": 5, "return_trace": True}
