@@ -1,7 +1,7 @@
-"""Draws integration_tests/results/ab_report.png: `python plugin/tests/draw_ab_report.py`, with Chromium.
+"""Draws integration_tests/results/ab_report.png: `python plugin/tests/helpers/draw_ab_report.py`.
 
-The page of a report on invented traffic: no model was asked. Answers are graded, and power's are better than
-those of both controls.
+Needs Chromium. The page of a report on invented traffic: no model was asked. Answers are graded, and power's
+are better than those of both controls.
 """
 
 from __future__ import annotations

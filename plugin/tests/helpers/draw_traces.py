@@ -1,4 +1,4 @@
-"""Draws the pictures of trace pages in integration_tests/results: `python plugin/tests/draw_traces.py`.
+"""Draws trace pages for integration_tests/results: `python plugin/tests/helpers/draw_traces.py`.
 
 From the records in `data`, with Chromium; a page of each kind, one on a screen and one on a dark phone.
 """
