@@ -15,7 +15,7 @@ from sglang.srt.server_args import prepare_server_args
 from sglang_power.errors import ConfigError
 from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import load_config
-from sglang_power.sglang_host.experiments.desk import check_experiments
+from sglang_power.sglang_host.experiments.service import check_experiments
 
 from integration_tests.helpers.clients import (
     MESSAGES,

@@ -31,7 +31,7 @@ from sglang.lang.tracer import TracerProgramState
 
 from sglang_power.errors import ConfigError, PowerError, UnsupportedError
 from sglang_power.frontend.client import Clients
-from sglang_power.frontend.session import UNTEMPERED, Asked, Session
+from sglang_power.frontend.session import UNTEMPERED, SegmentRequest, Session
 
 __all__ = [
     "ChoicesDecision",
@@ -203,11 +203,11 @@ def _run(original: Callable[..., None], executor: Any, expr: Any) -> None:
     try:
         original(executor, expr)
     finally:
-        session.asked = Asked()
+        session.asked = SegmentRequest()
 
 
-def _asked(expr: Any) -> Asked:
-    return Asked(expr.name, expr.values if isinstance(expr, PowerGen) else None)
+def _asked(expr: Any) -> SegmentRequest:
+    return SegmentRequest(expr.name, expr.values if isinstance(expr, PowerGen) else None)
 
 
 def _adopted(executor: Any, name: str) -> Session:
@@ -224,11 +224,11 @@ def _adopted(executor: Any, name: str) -> Session:
     return session
 
 
-def _refinement(executor: Any, session: Session, expr: Refine) -> Asked:
+def _refinement(executor: Any, session: Session, expr: Refine) -> SegmentRequest:
     draft = session.withdraw(executor, expr.name)
     executor.variables.pop(expr.name, None)
     settings = dataclasses.replace(draft.settings, **UNTEMPERED)
-    return Asked(expr.name, {**expr.values, "initial_ids": list(draft.ids)}, settings)
+    return SegmentRequest(expr.name, {**expr.values, "initial_ids": list(draft.ids)}, settings)
 
 
 def _release(executor: Any, expr: Any) -> None:

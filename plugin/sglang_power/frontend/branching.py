@@ -1,7 +1,7 @@
 """`sp.branch`: one program becomes a group of branches, which share what it holds so far.
 
 Branches by number or by name start empty. Those by first tokens or by a trigger start with tokens that the
-model proposes, and the next generation of each begins with them (its `lead`). Owns how leads are found.
+model proposes, and the next generation of each begins with them (its `prefix`). Owns how prefixes are found.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def branch(
         max_tokens, parameters: with a trigger; see `TriggerSettings`.
 
     Returns:
-        The branches. The first generation of one with a lead begins with its lead: the variable holds it,
+        The branches. The first generation of one with a prefix begins with its prefix: the variable holds it,
         max_tokens and stops count from its beginning, and settings that shape tokens are refused.
 
     Raises:
@@ -81,14 +81,14 @@ def branch(
         return _group(s, _numbered(_first_tokens(session, settings.first_tokens, stops)))
     if trigger is not None:
         horizon = search.max_tokens or s.stream_executor.default_sampling_para.max_new_tokens
-        leads, firings = _at_trigger(session, values, horizon, stops)
-        return _group(s, _numbered(leads), firings)
+        prefixes, firings = _at_trigger(session, values, horizon, stops)
+        return _group(s, _numbered(prefixes), firings)
     chosen = settings.names or [str(number) for number in range(settings.n or 0)]
     return _group(s, dict.fromkeys(chosen))
 
 
-def _numbered(leads: list[LedgerEntry]) -> dict[str, LedgerEntry | None]:
-    return {str(number): lead for number, lead in enumerate(leads)}
+def _numbered(prefixes: list[LedgerEntry]) -> dict[str, LedgerEntry | None]:
+    return {str(number): prefix for number, prefix in enumerate(prefixes)}
 
 
 def _settled(s: ProgramState) -> Session:
@@ -103,15 +103,15 @@ def _settled(s: ProgramState) -> Session:
 
 
 def _group(
-    s: ProgramState, leads: dict[str, LedgerEntry | None], firings: dict[str, Any] | None = None
+    s: ProgramState, prefixes: dict[str, LedgerEntry | None], firings: dict[str, Any] | None = None
 ) -> Group:
-    forks = s.fork(len(leads))
+    forks = s.fork(len(prefixes))
     if (error := s.error()) is not None:  # forking caches the shared prefix, which may fail
         raise error
-    group = Group(s, dict(zip(leads, forks.states, strict=True)), firings)
-    for state, lead in zip(group, leads.values(), strict=True):
-        if lead is not None:
-            state.stream_executor.backend.begin_with(state.stream_executor, lead)
+    group = Group(s, dict(zip(prefixes, forks.states, strict=True)), firings)
+    for state, prefix in zip(group, prefixes.values(), strict=True):
+        if prefix is not None:
+            state.stream_executor.backend.begin_with(state.stream_executor, prefix)
     return group
 
 
@@ -128,7 +128,7 @@ def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Ledger
             raise
         problem = "the vocabulary holds fewer tokens"
         raise UnsupportedError("first_tokens", count, problem, "Ask for fewer") from error
-    return _leads(session, (), [one.token for one in read_ranking(answer)], stops)
+    return _prefixes(session, (), [one.token for one in read_ranking(answer)], stops)
 
 
 def _at_trigger(
@@ -154,27 +154,27 @@ def _at_trigger(
     forked = [node for node in nodes if node["parent"] == 0]
     if forked:
         start = forked[0]["span"][0]
-        return _leads(session, ids[:start], [node["ids"][0] for node in forked], stops), firings
+        return _prefixes(session, ids[:start], [node["ids"][0] for node in forked], stops), firings
     reason = meta["finish_reason"]
     kept, text = shown(session.client, Tail(), ids, answer["text"], reason)
-    return [_lead(ids, kept, text, _if_stopped(reason))], firings
+    return [_prefix(ids, kept, text, _if_stopped(reason))], firings
 
 
-def _leads(
+def _prefixes(
     session: Session, trunk: tuple[int, ...], tokens: list[int], stops: list[str]
 ) -> list[LedgerEntry]:
-    """A lead per token; the server itself is asked which of them end the answer, and have no text."""
+    """A prefix per token; the server itself is asked which of them end the answer, and have no text."""
     reasons = _endings(session, [*session.ledger.ids, *trunk], tokens, stops)
     held = [trunk if end else (*trunk, token) for token, end in zip(tokens, reasons, strict=True)]
     texts = session.client.decode(held)
     return [
-        _lead((*trunk, token), ids, text, reason)
+        _prefix((*trunk, token), ids, text, reason)
         for token, ids, text, reason in zip(tokens, held, texts, reasons, strict=True)
     ]
 
 
-def _lead(drawn: tuple[int, ...], ids: tuple[int, ...], text: str, reason: Reason | None) -> LedgerEntry:
-    return LedgerEntry(text, ids, DrawnText(None, drawn, text, lead=True, reason=reason))
+def _prefix(drawn: tuple[int, ...], ids: tuple[int, ...], text: str, reason: Reason | None) -> LedgerEntry:
+    return LedgerEntry(text, ids, DrawnText(None, drawn, text, prefix=True, reason=reason))
 
 
 def _if_stopped(reason: Reason) -> Reason | None:

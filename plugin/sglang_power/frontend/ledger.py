@@ -28,8 +28,8 @@ class DrawnText:
             for power sampling; None for any other law.
         settings: SGLang's sampling parameters of the request, for whoever goes on with the segment.
         taken: the end of the text in front, U+FFFD, which the segment shows as a whole character instead.
-        lead: the beginning of the segment that is generated next, which takes it up.
-        reason: why a lead ends its segment, as SGLang's finish_reason; None where the segment goes on.
+        prefix: the beginning of the segment that is generated next, which takes it up.
+        reason: why a prefix ends its segment, as SGLang's finish_reason; None where the segment goes on.
     """
 
     name: str | None
@@ -38,7 +38,7 @@ class DrawnText:
     exponent: float | None = None
     settings: Any = None
     taken: str = ""
-    lead: bool = False
+    prefix: bool = False
     reason: Mapping[str, Any] | None = None
 
 
@@ -100,10 +100,10 @@ class Ledger:
         """The generated segment at the very end; None where constant text follows it, or nothing precedes."""
         return self.pieces[-1].draw if self.pieces else None
 
-    def take_lead(self) -> LedgerEntry:
-        """Remove the lead at the end, for the segment that begins with it; an empty piece where none is."""
+    def take_prefix(self) -> LedgerEntry:
+        """Remove the prefix at the end, for the segment that begins with it; an empty piece where none is."""
         draw = self.last_draw()
-        return self.pieces.pop() if draw is not None and draw.lead else LedgerEntry("", ())
+        return self.pieces.pop() if draw is not None and draw.prefix else LedgerEntry("", ())
 
     def withdraw(self, draw: DrawnText) -> None:
         """Remove the generated segment at the very end, and give back what it took from the one in front."""

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from sglang_power.engines.http.wire import NEUTRAL
 from sglang_power.errors import HostError, RequestError, UnsupportedError
 from sglang_power.frontend.client import Answer, Client
+from sglang_power.frontend.forced_prefix import End, end_of, first_stop, may_stop_behind, stop_strings
 from sglang_power.frontend.laws import exponent_of
-from sglang_power.frontend.leads import End, end_of, first_stop, may_stop_behind, stop_strings
 from sglang_power.frontend.ledger import REPLACEMENT, DrawnText, Ledger, LedgerEntry
 from sglang_power.frontend.rendering import Tail, shown, text_of
 from sglang_power.reports import report_of
@@ -38,7 +38,7 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SegmentRequest:
     """What one generation of a program asks for.
 
     Args:
@@ -60,20 +60,20 @@ class Call:
         asked: what the program asks for.
         settings: SGLang's sampling parameters.
         tail: in front of the segment.
-        lead: what the segment begins with; a piece without a draw where there is none.
-        end: of the segment, where that is inside of the lead; then nothing is generated.
+        prefix: what the segment begins with; a piece without a draw where there is none.
+        end: of the segment, where that is inside of the prefix; then nothing is generated.
     """
 
-    asked: Asked
+    asked: SegmentRequest
     settings: Any
     tail: Tail
-    lead: LedgerEntry
+    prefix: LedgerEntry
     end: End | None
 
     @property
     def at_once(self) -> bool:
         """The text is not known before all of it is."""
-        return self.end is not None or may_stop_behind(self.lead.text, self.settings)
+        return self.end is not None or may_stop_behind(self.prefix.text, self.settings)
 
 
 class Session:
@@ -98,7 +98,7 @@ class Session:
     ) -> None:
         self.endpoint, self.client, self._output = endpoint, client, output
         self.ledger = Ledger() if ledger is None else ledger
-        self.asked = Asked()
+        self.asked = SegmentRequest()
         self.ended = False
         self._forks: list[Executor] = []
 
@@ -136,10 +136,10 @@ class Session:
         self.settle(s)
         self.client.warm(self.ledger.ids)
 
-    def begin_with(self, s: Executor, lead: LedgerEntry) -> None:
+    def begin_with(self, s: Executor, prefix: LedgerEntry) -> None:
         """Set the tokens that the next generation begins with."""
-        self.ledger.append(lead)
-        s.text_ += lead.text
+        self.ledger.append(prefix)
+        s.text_ += prefix.text
 
     def adopt(self, s: Executor, name: str, text: str, reason: dict[str, Any], settings: Any) -> None:
         """Take in a segment that was generated as text: its tokens are what the server reads in the text.
@@ -222,27 +222,27 @@ class Session:
             hint = "Use sp.branch(s, n), or a sampler that draws several"
             raise UnsupportedError("n", settings.n, "one generation is one answer", hint)
         self.settle(s)
-        tail, lead = self._take_tail(s)
-        end = None if lead.draw is None else end_of(self.client, lead.draw, settings)
+        tail, prefix = self._take_tail(s)
+        end = None if prefix.draw is None else end_of(self.client, prefix.draw, settings)
         self.endpoint._handle_dtype_to_regex(settings)
-        return Call(asked, settings, tail, lead, end)
+        return Call(asked, settings, tail, prefix, end)
 
     def _body(self, call: Call) -> dict[str, Any]:
         fields = call.settings.to_srt_kwargs()
-        fields["max_new_tokens"] -= len(call.lead.ids)
+        fields["max_new_tokens"] -= len(call.prefix.ids)
         extra = {name: getattr(call.settings, name, None) for name in LOGPROB_FIELDS}
         return {
-            "input_ids": [*self.ledger.ids, *call.lead.ids],
+            "input_ids": [*self.ledger.ids, *call.prefix.ids],
             "sampling_params": {**NEUTRAL, **self._output, **fields, "custom_params": call.asked.values},
             **{name: value for name, value in extra.items() if value is not None},
         }
 
     def _take_tail(self, s: Executor) -> tuple[Tail, LedgerEntry]:
-        """What the next segment writes anew: characters that are not complete, and its lead."""
-        lead = self.ledger.take_lead()
+        """What the next segment writes anew: characters that are not complete, and its prefix."""
+        prefix = self.ledger.take_prefix()
         tail = Tail(*self.ledger.split_character())
-        s.text_ = s.text_[: len(s.text_) - len(lead.text) - len(tail.cut)]
-        return tail, lead
+        s.text_ = s.text_[: len(s.text_) - len(prefix.text) - len(tail.cut)]
+        return tail, prefix
 
     def _answered(self, call: Call) -> tuple[str, dict[str, Any]]:
         """The text and the meta_info of a segment that is not streamed."""
@@ -254,13 +254,15 @@ class Session:
 
     def _record(self, call: Call, answer: Answer) -> str:
         """Keep what was drawn; the text of the variable."""
-        meta, drawn = answer["meta_info"], (*call.lead.ids, *answer["output_ids"])
+        meta, drawn = answer["meta_info"], (*call.prefix.ids, *answer["output_ids"])
         report = meta.get("power")
         check_sampler(call.asked.values, report)
         if call.at_once and (end := first_stop(self.client, drawn, stop_strings(call.settings))) is not None:
             meta["finish_reason"] = dict(end.reason)
             return self._ended(call, end)
-        exponent = None if call.lead.draw is not None else exponent_of(report, call.settings.to_srt_kwargs())
+        exponent = (
+            None if call.prefix.draw is not None else exponent_of(report, call.settings.to_srt_kwargs())
+        )
         text = self._text(call, answer)
         self._keep(call, End(drawn, meta["finish_reason"]), text, exponent)
         return text
@@ -277,11 +279,11 @@ class Session:
         self.ledger.append(LedgerEntry(held, ids, draw))
 
     def _text(self, call: Call, answer: Answer) -> str:
-        """The text of an answer, with its lead's; decoded together where a character spans the border."""
-        lead, text = call.lead, answer["text"]
-        if not call.tail.ids and not lead.text.endswith(REPLACEMENT):
-            return f"{lead.text}{text}"
-        drawn, reason = (*lead.ids, *answer["output_ids"]), answer["meta_info"].get("finish_reason")
+        """The text of an answer, with its prefix's; decoded together where a character spans the border."""
+        prefix, text = call.prefix, answer["text"]
+        if not call.tail.ids and not prefix.text.endswith(REPLACEMENT):
+            return f"{prefix.text}{text}"
+        drawn, reason = (*prefix.ids, *answer["output_ids"]), answer["meta_info"].get("finish_reason")
         return text_of(self.client, call.tail, drawn, reason)
 
 

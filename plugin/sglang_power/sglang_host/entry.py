@@ -13,7 +13,7 @@ from sglang_power.errors import RequestError
 from sglang_power.server.config import ServerConfig, server_config
 from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.experiments import enrolled
-from sglang_power.sglang_host.experiments.desk import desk_of
+from sglang_power.sglang_host.experiments.service import service_of
 from sglang_power.sglang_host.tokenizer import orchestrator, parent
 from sglang_power.sglang_host.tokenizer.body import Body, body_of
 from sglang_power.sglang_host.tokenizer.host import Host, state_of
@@ -32,13 +32,13 @@ def generate_request(
         return original(manager, obj, request)
     body, config = body_of(request), server_config()
     plans = _planned(manager, obj, body, config)
-    desk = desk_of(manager)
-    facts = desk.facts_of(obj, request, body) if desk is not None and is_users(obj) else None
+    service = service_of(manager)
+    facts = service.facts_of(obj, request, body) if service is not None and is_users(obj) else None
     _strip_own_fields(obj, body, served=not all(isinstance(plan, PlainPlan) for plan in plans))
     host = Host(manager, original, obj, request, config)
-    if desk is None or facts is None:
+    if service is None or facts is None:
         return orchestrator.respond(host, plans)
-    return enrolled.answers(desk, host, facts, body, plans)
+    return enrolled.answers(service, host, facts, body, plans)
 
 
 def _planned(manager: Any, obj: Any, body: Body, config: ServerConfig) -> list[Plan]:

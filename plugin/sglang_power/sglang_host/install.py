@@ -20,7 +20,7 @@ from sglang_power.policies import policies
 from sglang_power.rewards import installed_rewards
 from sglang_power.samplers.registry import samplers_of_whole_answers
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
-from sglang_power.sglang_host.experiments.desk import check_experiments
+from sglang_power.sglang_host.experiments.service import check_experiments
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
 logger = logging.getLogger("sglang_power")
@@ -85,9 +85,9 @@ def _register_sampler() -> None:
 
 def _make_sampler() -> Any:
     from sglang_power.sglang_host import probe
-    from sglang_power.sglang_host.scheduler.sampler import PowerSampler
+    from sglang_power.sglang_host.scheduler.sampler import RowSampler
 
-    sampler = PowerSampler()
+    sampler = RowSampler()
     logger.info("sglang-power is live in scheduler process: %s", probe.scheduler_report()["hooks"])
     return sampler
 

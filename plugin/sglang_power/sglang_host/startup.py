@@ -12,9 +12,9 @@ from sglang_power.errors import ConfigError
 from sglang_power.samplers.fallback import FallbackReason
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
 from sglang_power.server.metrics import declare_fallbacks
-from sglang_power.sglang_host.experiments.desk import check_experiments, desk_of, open_desk
 from sglang_power.sglang_host.experiments.exposure_header import add_exposure_header
 from sglang_power.sglang_host.experiments.feedback_route import add_feedback_route
+from sglang_power.sglang_host.experiments.service import check_experiments, open_service, service_of
 from sglang_power.sglang_host.status import add_status_route, server_info
 
 INFO_KEY = "sglang_power"
@@ -35,9 +35,9 @@ def started(result: None, global_state: Any) -> None:  # noqa: ARG001  (SGLang's
         if config.defaults:
             declare_fallbacks(get_args(FallbackReason), manager.enable_metrics)
         global_state.scheduler_info[INFO_KEY] = server_info(manager)  # /server_info shows all of it
-        open_desk(manager, config)
+        open_service(manager, config)
     except ConfigError as error:
         raise SystemExit(f"sglang-power: {ENVIRONMENT_VARIABLE}: {error}") from error
-    if (desk := desk_of(manager)) is not None:
-        add_feedback_route(app, desk)
-        add_exposure_header(app, desk)
+    if (service := service_of(manager)) is not None:
+        add_feedback_route(app, service)
+        add_exposure_header(app, service)

@@ -18,7 +18,7 @@ from sglang_power.routes import STATUS_ROUTE
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
-from sglang_power.sglang_host.experiments.desk import desk_of
+from sglang_power.sglang_host.experiments.service import service_of
 from sglang_power.sglang_host.tokenizer.support import server_refusals
 from sglang_power.types import ProposalLaw
 
@@ -38,8 +38,8 @@ async def server_status(manager: Any) -> dict[str, Any]:
     import sglang
 
     config = server_config()
-    args, desk = manager.server_args, desk_of(manager)
-    in_force: dict[str, Any] = {} if desk is None else desk.report()
+    args, service = manager.server_args, service_of(manager)
+    in_force: dict[str, Any] = {} if service is None else service.report()
     return {
         "sglang": sglang.__version__,
         "served_model": manager.served_model_name,

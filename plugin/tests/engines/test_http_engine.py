@@ -19,7 +19,7 @@ from sglang_power.algorithms.cuts import EntropyCut
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.http import HttpEngine, Remote, RemoteOptions
-from sglang_power.engines.http.offer import BASE
+from sglang_power.engines.http.capabilities import BASE
 from sglang_power.errors import (
     ChainAbortedError,
     HostError,

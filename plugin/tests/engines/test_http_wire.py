@@ -18,8 +18,8 @@ from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.triggers import THRESHOLDS, Trigger, Watch
-from sglang_power.engines.http import check_chain, offer, wire
-from sglang_power.engines.http.offer import BASE
+from sglang_power.engines.http import capabilities, check_chain, wire
+from sglang_power.engines.http.capabilities import BASE
 from sglang_power.engines.http.wire import Generation, row_of
 from sglang_power.errors import HostError, UnsupportedError
 from sglang_power.policies.edt import EDT
@@ -195,7 +195,7 @@ def test_other_laws_are_refused_by_name(field: str) -> None:
     with pytest.raises(UnsupportedError, match="sglang-power") as in_chain:
         check_chain(chain(law, UniformCut()))
     with pytest.raises(UnsupportedError, match="sglang-power") as in_call:
-        offer.check_call(ContinuationCall((), 1, law, 1))
+        capabilities.check_call(ContinuationCall((), 1, law, 1))
     assert in_chain.value.field == in_call.value.field == field
 
 
@@ -204,8 +204,10 @@ def test_what_one_pass_states_is_accepted() -> None:
         check_chain(chain(law, UniformCut()))
         rejection = EarlyRejection(-1.0, 4.0, UniformCut(), 0, 0.0, 0.0)
         watch = Watch((Trigger("ratio", (0.5,)),))
-        offer.check_call(ContinuationCall((), 1, law, 1, rules=(rejection, watch)))
-    offer.check_server({"speculative_algorithm": None, "watermark_enforce_all": False, "version": "0.5.23"})
+        capabilities.check_call(ContinuationCall((), 1, law, 1, rules=(rejection, watch)))
+    capabilities.check_server(
+        {"speculative_algorithm": None, "watermark_enforce_all": False, "version": "0.5.23"}
+    )
 
 
 def test_entropy_cuts_are_refused_in_chains_and_in_early_rejection() -> None:
@@ -215,7 +217,7 @@ def test_entropy_cuts_are_refused_in_chains_and_in_early_rejection() -> None:
     assert refused.value.field == "cut"
     rejection = EarlyRejection(-1.0, 4.0, cut, 0, 0.0, 0.0)
     with pytest.raises(UnsupportedError, match="uniform"):
-        offer.check_call(ContinuationCall((), 1, BASE, 1, rules=(rejection,)))
+        capabilities.check_call(ContinuationCall((), 1, BASE, 1, rules=(rejection,)))
 
 
 def test_a_cut_that_reads_entropies_does_not_take_rows_without_them() -> None:
@@ -230,7 +232,7 @@ def test_a_cut_that_reads_entropies_does_not_take_rows_without_them() -> None:
 def test_triggers_that_read_entropies_are_refused(name: str) -> None:
     watch = Watch((Trigger("ratio", (0.5,)), Trigger(name, (0.5,) * THRESHOLDS[name])))
     with pytest.raises(UnsupportedError, match="ratio") as refused:
-        offer.check_call(ContinuationCall((), 1, BASE, 1, rules=(watch,)))
+        capabilities.check_call(ContinuationCall((), 1, BASE, 1, rules=(watch,)))
     assert (refused.value.field, refused.value.value) == ("trigger", name)
 
 
@@ -239,5 +241,5 @@ def test_triggers_that_read_entropies_are_refused(name: str) -> None:
 )
 def test_servers_that_draw_from_another_law_are_refused(name: str, value: object) -> None:
     with pytest.raises(UnsupportedError, match="without it") as refused:
-        offer.check_server({name: value})
+        capabilities.check_server({name: value})
     assert refused.value.field == name

@@ -38,7 +38,7 @@ def loaded(name: str = "e", state: State | None = None, **fields: Any) -> Loaded
     return Loaded(experiment, config_hash(experiment), State() if state is None else state)
 
 
-class Desk:
+class StubService:
     """An enroller with what it refused."""
 
     def __init__(self, *experiments: Loaded, key: bytes = b"key") -> None:
@@ -63,8 +63,8 @@ class Desk:
 
 
 async def test_a_user_has_one_arm_and_a_hash_for_a_name() -> None:
-    desk = Desk(loaded())
-    places = [await desk.enrol(headers={"x-user": f"u{i % 20}"}) for i in range(60)]
+    service = StubService(loaded())
+    places = [await service.enrol(headers={"x-user": f"u{i % 20}"}) for i in range(60)]
     arms: dict[str, set[str]] = {}
     for place in places:
         assert place is not None
@@ -72,7 +72,7 @@ async def test_a_user_has_one_arm_and_a_hash_for_a_name() -> None:
     assert len(arms) == 20
     assert {len(each) for each in arms.values()} == {1}
     assert set.union(*arms.values()) == {"plain", "power"}
-    other = Desk(loaded(), key=b"another")
+    other = StubService(loaded(), key=b"another")
     there = [await other.enrol(headers={"x-user": f"u{i}"}) for i in range(20)]
     assert {place.arm.name for place in there if place} == {"plain", "power"}
     assert arms.keys().isdisjoint({place.unit for place in there if place}), (
@@ -108,40 +108,42 @@ async def test_a_user_has_one_arm_and_a_hash_for_a_name() -> None:
 async def test_every_reason_not_to_join(
     reason: str, fields: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    desk = Desk(loaded(**fields))
-    assert await desk.enrol(**facts) is None
-    assert desk.refused == [("e", reason)]
+    service = StubService(loaded(**fields))
+    assert await service.enrol(**facts) is None
+    assert service.refused == [("e", reason)]
     if reason != "unsupported":
-        assert not desk.asked, "no arm is asked in vain"
+        assert not service.asked, "no arm is asked in vain"
 
 
 async def test_a_rolled_back_experiment_takes_nobody() -> None:
-    desk = Desk(loaded(state=State(killed=True, reason="a guardrail")))
-    assert await desk.enrol() is None
-    assert desk.refused == [("e", "killed")]
+    service = StubService(loaded(state=State(killed=True, reason="a guardrail")))
+    assert await service.enrol() is None
+    assert service.refused == [("e", "killed")]
 
 
 async def test_a_defect_costs_an_experiment_the_request_and_nobody_an_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    desk = Desk(loaded("a", arms=(PLAIN, {**POWER, "name": "broken"})), loaded("b"))
-    place = await desk.enrol(breaks="broken")
+    service = StubService(loaded("a", arms=(PLAIN, {**POWER, "name": "broken"})), loaded("b"))
+    place = await service.enrol(breaks="broken")
     assert place is not None
     assert place.loaded.experiment.name == "b"
-    assert desk.refused == [("a", "internal")]
+    assert service.refused == [("a", "internal")]
     assert "broken raises" in caplog.text
 
 
 async def test_an_open_limit_is_enough_tokens() -> None:
-    assert await Desk(loaded()).enrol(max_new_tokens=None) is not None
+    assert await StubService(loaded()).enrol(max_new_tokens=None) is not None
 
 
 async def test_the_first_experiment_that_fits_has_the_request() -> None:
-    desk = Desk(loaded("a", kill=True), loaded("b", unit={"field": "user"}), loaded("c"), loaded("d"))
-    place = await desk.enrol()
+    service = StubService(
+        loaded("a", kill=True), loaded("b", unit={"field": "user"}), loaded("c"), loaded("d")
+    )
+    place = await service.enrol()
     assert place is not None
     assert place.loaded.experiment.name == "c"
-    assert desk.refused == [("a", "killed"), ("b", "no_unit")]
+    assert service.refused == [("a", "killed"), ("b", "no_unit")]
 
 
 async def test_units_of_another_experiment_of_the_namespace_go_on_to_it() -> None:
@@ -149,29 +151,29 @@ async def test_units_of_another_experiment_of_the_namespace_go_on_to_it() -> Non
         loaded(name, namespace={"name": "n", "first": at, "last": at + 5000})
         for name, at in (("a", 0), ("b", 5000))
     ]
-    desk = Desk(*halves)
-    places = [await desk.enrol(headers={"x-user": f"u{i}"}) for i in range(40)]
+    service = StubService(*halves)
+    places = [await service.enrol(headers={"x-user": f"u{i}"}) for i in range(40)]
     assert all(place is not None for place in places)
     names = [place.loaded.experiment.name for place in places if place]
     assert set(names) == {"a", "b"}
-    assert desk.refused == [("a", "namespace")] * names.count("b")
+    assert service.refused == [("a", "namespace")] * names.count("b")
 
 
 @pytest.mark.parametrize("arm", ["plain", "power"])
 async def test_a_tester_of_the_list_chooses_and_is_marked(arm: str) -> None:
-    desk = Desk(loaded(qa={"units": ("u",)}))
-    place = await desk.enrol(headers={"x-user": "u", "x-sglang-power-arm": arm})
+    service = StubService(loaded(qa={"units": ("u",)}))
+    place = await service.enrol(headers={"x-user": "u", "x-sglang-power-arm": arm})
     assert place is not None
     assert (place.arm.name, place.override) == (arm, True)
 
 
 @pytest.mark.parametrize("unit", [{"header": "x-user"}, {"field": "user"}, {"metadata": "user_id"}], ids=str)
 async def test_a_unit_has_one_arm_wherever_its_name_stands(unit: dict[str, str]) -> None:
-    desk, by_header = Desk(loaded(unit=unit)), Desk(loaded())
+    service, by_header = StubService(loaded(unit=unit)), StubService(loaded())
     for i in range(20):
         name = f"u{i}"
         places: dict[str, Any] = {"user": name, "headers": {"x-user": name}, "metadata": {"user_id": name}}
-        place, other = await desk.enrol(**places), await by_header.enrol(**places)
+        place, other = await service.enrol(**places), await by_header.enrol(**places)
         assert place is not None
         assert other is not None
         assert (place.arm, place.unit) == (other.arm, other.unit)
@@ -179,40 +181,40 @@ async def test_a_unit_has_one_arm_wherever_its_name_stands(unit: dict[str, str])
 
 @pytest.mark.parametrize("arm", ["plain", "power"])
 async def test_a_tester_may_name_the_arm_in_metadata(arm: str) -> None:
-    desk = Desk(loaded(unit={"metadata": "user_id"}, qa={"units": ("u",), "metadata": "arm"}))
-    place = await desk.enrol(metadata={"user_id": "u", "arm": arm})
+    service = StubService(loaded(unit={"metadata": "user_id"}, qa={"units": ("u",), "metadata": "arm"}))
+    place = await service.enrol(metadata={"user_id": "u", "arm": arm})
     assert place is not None
     assert (place.arm.name, place.override) == (arm, True)
-    other = await desk.enrol(metadata={"user_id": "v", "arm": arm})
+    other = await service.enrol(metadata={"user_id": "v", "arm": arm})
     assert other is not None
     assert not other.override
     with pytest.raises(RequestError, match=r"metadata\.arm='neither': no served arm .*plain, power"):
-        await desk.enrol(metadata={"user_id": "u", "arm": "neither"})
+        await service.enrol(metadata={"user_id": "u", "arm": "neither"})
 
 
 async def test_others_do_not_choose() -> None:
-    desk = Desk(loaded(qa={"units": ("u",)}))
+    service = StubService(loaded(qa={"units": ("u",)}))
     for i in range(20):
-        own = await desk.enrol(headers={"x-user": f"v{i}"})
-        place = await desk.enrol(headers={"x-user": f"v{i}", "x-sglang-power-arm": "power"})
+        own = await service.enrol(headers={"x-user": f"v{i}"})
+        place = await service.enrol(headers={"x-user": f"v{i}", "x-sglang-power-arm": "power"})
         assert own == place
         assert place is not None
         assert not place.override
 
 
 async def test_a_tester_who_names_no_arm_is_told() -> None:
-    desk = Desk(loaded(qa={"units": ("u",)}))
+    service = StubService(loaded(qa={"units": ("u",)}))
     with pytest.raises(RequestError, match=r"x-sglang-power-arm='neither': no served arm .*plain, power"):
-        await desk.enrol(headers={"x-user": "u", "x-sglang-power-arm": "neither"})
+        await service.enrol(headers={"x-user": "u", "x-sglang-power-arm": "neither"})
 
 
 async def test_a_window_has_one_arm_for_everybody_and_a_washout() -> None:
     window = {"pool": "p", "window_s": 100.0, "washout_s": 10.0}
-    desk = Desk(loaded(kind="switchback", unit=None, switchback=window))
+    service = StubService(loaded(kind="switchback", unit=None, switchback=window))
     seen: dict[str, set[str]] = {}
     for i in range(2_000):
         now = NOW + i
-        place = await desk.enrol(now=now, headers={"x-user": f"u{i}"})
+        place = await service.enrol(now=now, headers={"x-user": f"u{i}"})
         assert place is not None
         assert place.unit == str(int(now // 100))
         assert place.washout == (now % 100 < 10)

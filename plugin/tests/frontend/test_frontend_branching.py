@@ -104,8 +104,8 @@ def test_a_search_tells_what_its_trigger_did_unless_the_server_is_older(
 ) -> None:
     session, _ = session_with(script=searched)
     values = {**branching.TRUNK, "trigger": "entropy", "seed": seed}
-    leads, firings = branching._at_trigger(session, values, 4, [])
-    assert [lead.ids for lead in leads] == [(65,)]
+    prefixes, firings = branching._at_trigger(session, values, 4, [])
+    assert [prefix.ids for prefix in prefixes] == [(65,)]
     assert firings == told
 
 

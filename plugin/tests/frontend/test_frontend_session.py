@@ -11,7 +11,7 @@ from scripted_program import BOS, STOP, Program, begun, generate, sent, session_
 from scripted_server import EOS, answer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.errors import HostError, RequestError, UnsupportedError
-from sglang_power.frontend.session import Asked, Session
+from sglang_power.frontend.session import SegmentRequest, Session
 
 
 def test_ids_of_segments_are_kept_and_text_is_encoded_once() -> None:
@@ -72,23 +72,23 @@ def test_bytes_that_are_no_character_stay_what_the_server_shows() -> None:
     assert s.text_ == "x" + text_of([0xF0, 0x9F, 0x41, 0x80, 0x42])
 
 
-@pytest.mark.parametrize(("lead", "drawn"), [([*b"ab"], [*b"cd"]), ([0xC3], [0xA9, *b"d"])])
-def test_a_lead_begins_the_next_segment_and_counts(lead: list[int], drawn: list[int]) -> None:
+@pytest.mark.parametrize(("prefix", "drawn"), [([*b"ab"], [*b"cd"]), ([0xC3], [0xA9, *b"d"])])
+def test_a_prefix_begins_the_next_segment_and_counts(prefix: list[int], drawn: list[int]) -> None:
     session, fake = session_with(answer(drawn))
     s = Program("x")
     session.settle(s)
-    session.begin_with(s, begun(lead))
-    assert s.text_ == "x" + text_of(lead)
-    assert generate(session, s, max_new_tokens=10) == text_of(lead + drawn)
-    assert s.text_ == "x" + text_of(lead + drawn)
+    session.begin_with(s, begun(prefix))
+    assert s.text_ == "x" + text_of(prefix)
+    assert generate(session, s, max_new_tokens=10) == text_of(prefix + drawn)
+    assert s.text_ == "x" + text_of(prefix + drawn)
     body = fake.generated()[0]
-    assert body["input_ids"] == [BOS, *b"x", *lead]
-    assert body["sampling_params"]["max_new_tokens"] == 10 - len(lead)
+    assert body["input_ids"] == [BOS, *b"x", *prefix]
+    assert body["sampling_params"]["max_new_tokens"] == 10 - len(prefix)
     assert session.ledger.last_draw() is not None
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_lead_that_is_the_whole_answer_asks_for_nothing(finished: bool) -> None:
+def test_a_prefix_that_is_the_whole_answer_asks_for_nothing(finished: bool) -> None:
     session, fake = session_with()
     s = Program("x")
     session.settle(s)
@@ -97,7 +97,7 @@ def test_a_lead_that_is_the_whole_answer_asks_for_nothing(finished: bool) -> Non
     assert fake.generated() == []
     draw = session.ledger.last_draw()
     assert draw is not None
-    assert (draw.name, draw.text, draw.lead, session.ledger.ids) == ("x", "ab", False, (BOS, *b"xab"))
+    assert (draw.name, draw.text, draw.prefix, session.ledger.ids) == ("x", "ab", False, (BOS, *b"xab"))
     assert draw.ids == ((*b"ab", EOS) if finished else (*b"ab",)), "what ended the answer was drawn, too"
 
 
@@ -131,7 +131,7 @@ def test_the_right_sampler_is_none() -> None:
 
 def stream(session: Session, s: Program) -> list[str]:
     """Pieces of a stream, added as the interpreter does."""
-    session.asked = Asked("x", None)
+    session.asked = SegmentRequest("x", None)
     pieces = []
     for piece, _ in session.generate_stream(s, SglSamplingParams()):
         s.text_ += piece

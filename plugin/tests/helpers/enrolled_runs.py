@@ -98,8 +98,8 @@ class Sglang:
         yield answers[0] if obj.is_single else answers
 
 
-class Desk:
-    """What a run touches of a desk; notes the order of things."""
+class StubService:
+    """What a run touches of a service; notes the order of things."""
 
     def __init__(self) -> None:
         self.settings = SimpleNamespace(log_text=False)
@@ -148,7 +148,7 @@ def experiment(on_error: str = "error", shadows: tuple[Json, ...] = (), **fields
 
 
 def run_of(
-    desk: Any,
+    service: Any,
     original: Original,
     *,
     params: Json | None = ONE,
@@ -165,13 +165,13 @@ def run_of(
     facts = Facts("m", "generate", stream, 8, {}, "u", {}, None)
     plan = plan_arm(MANAGER, obj, NO_BODY, ServerConfig(), sampler)
     host = Host(MANAGER, original, obj, None, ServerConfig())
-    return EnrolledRun(desk, host, facts, NO_BODY, [DEFAULT], place, plan)
+    return EnrolledRun(service, host, facts, NO_BODY, [DEFAULT], place, plan)
 
 
-async def drained(desk: Desk, run: EnrolledRun) -> list[Any]:
-    """All responses; the desk notes when each was handed over."""
+async def drained(service: StubService, run: EnrolledRun) -> list[Any]:
+    """All responses; the service notes when each was handed over."""
     found = []
     async for response in run.responses():
-        desk.order.append("response")
+        service.order.append("response")
         found.append(response)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.child_params import META_KEY
-from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
@@ -81,5 +81,5 @@ def logprobs(child: Any, said: list[int]) -> dict[str, Any]:
 
 
 def engine(parent: ScriptedParent) -> ChildEngine:
-    asked = Asked.of(MANAGER, parent.obj)
+    asked = AlternativesRequest.of(MANAGER, parent.obj)
     return ChildEngine(parent, PROMPT, StopRule.of(MANAGER, parent.params), None, asked=asked)

@@ -9,7 +9,7 @@ from typing import Any
 from scripted_server import EOS, Script, ScriptedServer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.frontend.ledger import DrawnText, LedgerEntry
-from sglang_power.frontend.session import Asked, Session
+from sglang_power.frontend.session import SegmentRequest, Session
 
 BOS = EOS + 1
 STOP = {"type": "stop", "matched": EOS}
@@ -40,7 +40,7 @@ def session_with(*answers: Any, script: Script | None = None) -> tuple[Session, 
 
 def generate(session: Session, s: Program, name: str = "x", **params: Any) -> str:
     """As the interpreter does."""
-    session.asked = Asked(name, params.pop("values", None))
+    session.asked = SegmentRequest(name, params.pop("values", None))
     text, _ = session.generate(s, SglSamplingParams(**params))
     s.text_ += text
     return text
@@ -51,9 +51,9 @@ def sent(fake: ScriptedServer) -> list[list[int]]:
 
 
 def begun(ids: list[int], finished: bool = False) -> LedgerEntry:
-    """A lead; one that has finished drew a stop as well."""
+    """A prefix; one that has finished drew a stop as well."""
     drawn = (*ids, EOS) if finished else tuple(ids)
     reason = STOP if finished else None
     return LedgerEntry(
-        text_of(ids), tuple(ids), DrawnText(None, drawn, text_of(ids), lead=True, reason=reason)
+        text_of(ids), tuple(ids), DrawnText(None, drawn, text_of(ids), prefix=True, reason=reason)
     )

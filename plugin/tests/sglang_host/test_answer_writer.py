@@ -13,7 +13,7 @@ from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.scores import Scores
 from sglang_power.samplers.search import BranchSearch
-from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter, Outlet
+from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter, ChoiceStream
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import Continuation, Tokens, Usage
 from stub_parent import PROMPT, Speller, StubParent
@@ -54,7 +54,7 @@ STOPS = [
 async def test_the_stream_of_a_search_is_its_answer(params: dict[str, Any], expected: str) -> None:
     """The last round is certain of a whole leaf, its stop included."""
     writer, chunks = writer_of(params), list[str]()
-    outlet = Outlet(lambda _, answer: chunks.append(answer["text"]), 0, incremental=True)
+    stream = ChoiceStream(lambda _, answer: chunks.append(answer["text"]), 0, incremental=True)
     scores = Scores("mean_log_p", LastDigit())
     search = BranchSearch(
         Scripted(),
@@ -62,11 +62,11 @@ async def test_the_stream_of_a_search_is_its_answer(params: dict[str, Any], expe
         Key(1),
         scores,
         Budget(1000),
-        lambda tokens: outlet.send(writer.partial(tokens, {})),
+        lambda tokens: stream.send(writer.partial(tokens, {})),
     )
     (leaf,) = await search.run()
     final = writer.final(leaf.tokens, leaf.finished, {})
-    outlet.send(final)
+    stream.send(final)
     assert len(chunks) > 1
     assert "".join(chunks) == final["text"] == expected
 

@@ -13,7 +13,7 @@ import pytest
 from scripted_children import END, MANAGER, PROMPT, Characters, ScriptedParent, engine
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
@@ -157,7 +157,7 @@ async def test_the_model_is_asked_for_its_answer_without_alternatives() -> None:
 
 def test_no_more_alternatives_than_the_vocabulary_has() -> None:
     obj = SimpleNamespace(return_logprob=True, top_logprobs_num=500, token_ids_logprob=None)
-    assert Asked.of(MANAGER, obj) == Asked(128, ())
+    assert AlternativesRequest.of(MANAGER, obj) == AlternativesRequest(128, ())
 
 
 def generated(first: int, count: int) -> Tokens:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from enrolled_runs import DEFAULT, MANAGER, STOP, Desk, answer, experiment, replay
+from enrolled_runs import DEFAULT, MANAGER, STOP, StubService, answer, experiment, replay
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.experiments.catalogue import Loaded
 from sglang_power.experiments.enrolling import Enrolled, Facts
@@ -20,8 +20,8 @@ from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 
 
-class JoiningDesk(Desk):
-    """A desk whose experiment has every request; its enrolment lines may be impossible to write."""
+class JoiningService(StubService):
+    """A service whose experiment has every request; its enrolment lines may be impossible to write."""
 
     def __init__(self, joined: bool, defect: Exception | None = None) -> None:
         super().__init__()
@@ -43,29 +43,29 @@ class JoiningDesk(Desk):
         super().enrolled(*line)
 
 
-async def served(desk: Any) -> list[Any]:
+async def served(service: Any) -> list[Any]:
     """All responses to one request."""
     obj = GenerateReqInput(text="prompt", sampling_params={})
     host = Host(MANAGER, replay(answer("ab", STOP)), obj, None, ServerConfig())
     facts = Facts("m", "generate", False, 8, {}, "u", {}, None)
-    return [response async for response in answers(desk, host, facts, NO_BODY, [DEFAULT])]
+    return [response async for response in answers(service, host, facts, NO_BODY, [DEFAULT])]
 
 
 async def test_who_joins_is_enrolled_and_told_so() -> None:
-    desk = JoiningDesk(joined=True)
-    (response,) = await served(desk)
-    assert response["meta_info"]["power"]["exposure_id"] == desk.lines[0].exposure_id
-    assert desk.refused == []
+    service = JoiningService(joined=True)
+    (response,) = await served(service)
+    assert response["meta_info"]["power"]["exposure_id"] == service.lines[0].exposure_id
+    assert service.refused == []
 
 
 @pytest.mark.parametrize("defect", [None, TypeError("nobody thought of it"), ValueError("nor of this")])
 async def test_who_does_not_gets_the_same_answer(
     defect: Exception | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk = JoiningDesk(joined=defect is not None, defect=defect)
-    (response,) = await served(desk)
+    service = JoiningService(joined=defect is not None, defect=defect)
+    (response,) = await served(service)
     assert response["text"] == "ab"
     assert "exposure_id" not in response["meta_info"].get("power", {})
-    assert desk.lines == []
-    assert desk.refused == ([] if defect is None else [("e", "internal")])
+    assert service.lines == []
+    assert service.refused == ([] if defect is None else [("e", "internal")])
     assert str(defect or "") in caplog.text

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from sglang_power.sglang_host.experiments.exposure_header import HEADER, add_exposure_header, tell
 
-DESK: Any = SimpleNamespace(may_enrol=lambda path: path in ("/generate", "/v1/chat/completions"))
+SERVICE: Any = SimpleNamespace(may_enrol=lambda path: path in ("/generate", "/v1/chat/completions"))
 ID = "0123456789ab4def8123456789abcdef"
 
 
@@ -34,7 +34,7 @@ def application(exposure: str | None, *, late: bool) -> FastAPI:
     @asynccontextmanager
     async def lifespan(started: FastAPI) -> AsyncIterator[None]:
         if late:
-            add_exposure_header(started, DESK)
+            add_exposure_header(started, SERVICE)
         yield
 
     app = FastAPI(lifespan=lifespan)
@@ -68,7 +68,7 @@ def application(exposure: str | None, *, late: bool) -> FastAPI:
         return StreamingResponse(_pieces(request, exposure), media_type="text/event-stream")
 
     if not late:
-        add_exposure_header(app, DESK)
+        add_exposure_header(app, SERVICE)
     return app
 
 
@@ -114,7 +114,7 @@ async def _happened(*steps: str) -> list[str]:
         happened.append(f"sent: {kind}{', named' if named else ''}")
 
     stack: Any = SimpleNamespace(middleware_stack=app)
-    add_exposure_header(stack, DESK)
+    add_exposure_header(stack, SERVICE)
     await stack.middleware_stack({"type": "http", "path": "/generate"}, None, send)
     return happened
 
@@ -152,7 +152,7 @@ async def test_comments_that_come_while_the_head_is_sent_do_not_overtake_it() ->
         order.append(message["type"])
 
     stack: Any = SimpleNamespace(middleware_stack=app)
-    add_exposure_header(stack, DESK)
+    add_exposure_header(stack, SERVICE)
     await stack.middleware_stack({"type": "http", "path": "/generate"}, None, send)
     assert order == ["http.response.start", "http.response.body"]
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from enrolled_runs import ABORT, STOP, Desk, answer, drained, experiment, replay, run_of
+from enrolled_runs import ABORT, STOP, StubService, answer, drained, experiment, replay, run_of
 from letters import Letters
 from prometheus_client import REGISTRY
 from sglang.srt.managers.io_struct import GenerateReqInput
@@ -314,21 +314,21 @@ def test_an_arm_may_ignore_temperatures() -> None:
 @pytest.mark.parametrize("strict", [False, True])
 async def test_a_strict_arm_that_fails_fails(strict: bool) -> None:
     """Without strict the server's default answers for it."""
-    desk = Desk()
+    service = StubService()
     each = experiment("default_sampler")
     arms = [arm.model_copy(update={"sampler": {**arm.sampler, "strict": strict}}) for arm in each.arms]
     run = run_of(
-        desk,
+        service,
         failing_once(),
         sampler={"sampler": "top_n_sigma"},
         each=each.model_copy(update={"arms": tuple(arms)}),
     )
     if strict:
         with pytest.raises(ValueError, match="nobody foresaw"):
-            await drained(desk, run)
+            await drained(service, run)
     else:
-        assert [response["text"] for response in await drained(desk, run)] == ["plain"]
-    assert [line.outcome for line in desk.lines] == ["error" if strict else "fallback"]
+        assert [response["text"] for response in await drained(service, run)] == ["plain"]
+    assert [line.outcome for line in service.lines] == ["error" if strict else "fallback"]
 
 
 def failing_once() -> Any:

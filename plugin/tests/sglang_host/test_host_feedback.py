@@ -19,8 +19,8 @@ from sglang_power.sglang_host.experiments.feedback_route import add_feedback_rou
 BODY = {"exposure_id": "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15, "metric": "good", "value": 1.0}
 
 
-class Desk:
-    """What the route touches of a desk."""
+class StubService:
+    """What the route touches of a service."""
 
     def __init__(self) -> None:
         self.settings = SimpleNamespace(max_feedback_bytes=200)
@@ -33,12 +33,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def service() -> StubService:
+    return StubService()
 
 
 @pytest.fixture
-def client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def client(service: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """SGLang's middleware with a server key, the route with its own."""
     original = auth.decide_request_auth
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv(KEY_VARIABLE, "feedback key")
     app = FastAPI()
     app.add_api_route("/generate", lambda: {"text": ""}, methods=["POST"])
-    add_feedback_route(app, desk)  # type: ignore[arg-type]
+    add_feedback_route(app, service)  # type: ignore[arg-type]
     auth.add_api_key_middleware(app, api_key="server key", admin_api_key=None)
     with TestClient(app) as client:
         yield client
@@ -58,19 +58,19 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")  # SGLang's refusal
-def test_each_key_opens_its_own_routes(client: TestClient, desk: Desk) -> None:
+def test_each_key_opens_its_own_routes(client: TestClient, service: StubService) -> None:
     assert client.post(FEEDBACK_ROUTE, json=BODY, headers=bearer("feedback key")).status_code == 202
     assert client.post(FEEDBACK_ROUTE, json=BODY, headers=bearer("server key")).status_code == 401
     assert client.post("/generate", headers=bearer("feedback key")).status_code == 401
     assert client.post("/generate", headers=bearer("server key")).status_code == 200
-    assert [(line.metric, line.value) for line in desk.lines] == [("good", 1.0)]
-    assert desk.counted == ["accepted", "unauthorised"]
+    assert [(line.metric, line.value) for line in service.lines] == [("good", 1.0)]
+    assert service.counted == ["accepted", "unauthorised"]
 
 
 def test_without_a_key_the_route_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     app = FastAPI()
-    add_feedback_route(app, Desk())  # type: ignore[arg-type]
+    add_feedback_route(app, StubService())  # type: ignore[arg-type]
     with TestClient(app) as client:
         assert client.post(FEEDBACK_ROUTE, json=BODY).status_code == 404
 
@@ -80,18 +80,18 @@ def test_without_a_key_the_route_is_off(monkeypatch: pytest.MonkeyPatch) -> None
     [(413, "too_large", {"content": b" " * 201}), (400, "malformed", {"json": {**BODY, "value": "x"}})],
 )
 def test_what_is_refused_is_counted_and_not_written(
-    client: TestClient, desk: Desk, status: int, counted: str, sent: dict[str, Any]
+    client: TestClient, service: StubService, status: int, counted: str, sent: dict[str, Any]
 ) -> None:
     assert client.post(FEEDBACK_ROUTE, headers=bearer("feedback key"), **sent).status_code == status
-    assert (desk.counted, desk.lines) == ([counted], [])
+    assert (service.counted, service.lines) == ([counted], [])
 
 
 async def test_no_more_of_a_long_body_is_read_than_is_allowed(
-    monkeypatch: pytest.MonkeyPatch, desk: Desk
+    monkeypatch: pytest.MonkeyPatch, service: StubService
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "feedback key")
     app = FastAPI()
-    add_feedback_route(app, desk)  # type: ignore[arg-type]
+    add_feedback_route(app, service)  # type: ignore[arg-type]
     read, sent = 0, list[Any]()
 
     async def receive() -> Any:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from enrolled_runs import NONE, POLICY, STOP, Desk, answer, drained, replay, run_of
+from enrolled_runs import NONE, POLICY, STOP, StubService, answer, drained, replay, run_of
 from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
 from sglang_power.errors import RequestError
 from sglang_power.policies.top_n_sigma import TopNSigma
@@ -205,12 +205,12 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_a_loss_in_every_arm(
     sampler: Json, stays: int, outcome: str
 ) -> None:
     """It is whole before the first look of the second."""
-    desk = Desk()
-    run = run_of(desk, replay(answer("ab", STOP)), sampler=sampler)
+    service = StubService()
+    run = run_of(service, replay(answer("ab", STOP)), sampler=sampler)
     run._place.arm.sampler.update(sampler)
-    await drained(desk, with_client(run, Client(stays)))
-    assert [(line.outcome, line.reason) for line in desk.lines] == [(outcome, None)]
-    assert ("shadows" in desk.order) == (outcome == "ok")
+    await drained(service, with_client(run, Client(stays)))
+    assert [(line.outcome, line.reason) for line in service.lines] == [(outcome, None)]
+    assert ("shadows" in service.order) == (outcome == "ok")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -220,10 +220,10 @@ async def test_a_client_that_leaves_before_the_answer_is_a_loss_in_every_arm(sam
         await asyncio.Event().wait()
         yield
 
-    desk = Desk()
+    service = StubService()
     with pytest.raises(ValueError, match=GONE):
-        await drained(desk, with_client(run_of(desk, endless, sampler=sampler), Client(2)))
-    assert [line.outcome for line in desk.lines] == ["disconnect"]
+        await drained(service, with_client(run_of(service, endless, sampler=sampler), Client(2)))
+    assert [line.outcome for line in service.lines] == ["disconnect"]
 
 
 # --- aborts -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from enrolled_runs import NONE, POLICY, Desk, Json, Sglang, drained, experiment, run_of
+from enrolled_runs import NONE, POLICY, Json, Sglang, StubService, drained, experiment, run_of
 from fastapi import HTTPException
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang_power.errors import RequestError
@@ -15,7 +15,7 @@ from sglang_power.experiments.sections import Shadow
 from sglang_power.sglang_host.experiments.shadows import Shadows, check_shadow
 
 
-class ShadowDesk(Desk):
+class ShadowService(StubService):
     """One whose shadows really run."""
 
     def __init__(self) -> None:
@@ -28,22 +28,22 @@ class ShadowDesk(Desk):
         await asyncio.gather(*self.shadows._tasks)
 
 
-async def served(sglang: Sglang, each: Any, **asked: Any) -> tuple[ShadowDesk, Any]:
-    """One request with its shadows: the desk, and what the client got."""
-    desk = ShadowDesk()
-    (response,) = await drained(desk, run_of(desk, sglang, each=each, **asked))
-    await desk.settle()
-    return desk, response
+async def served(sglang: Sglang, each: Any, **asked: Any) -> tuple[ShadowService, Any]:
+    """One request with its shadows: the service, and what the client got."""
+    service = ShadowService()
+    (response,) = await drained(service, run_of(service, sglang, each=each, **asked))
+    await service.settle()
+    return service, response
 
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize(("arm", "shadow"), [(NONE, POLICY), (POLICY, NONE), (POLICY, POLICY), (NONE, NONE)])
 async def test_a_shadow_answers_the_request_as_it_came(n: int, arm: Json, shadow: Json) -> None:
     """A policy leaves its parameters and its seed in the request, and n > 1 makes lists of its fields."""
-    desk, response = await served(Sglang(), experiment(shadows=(shadow,)), params={"n": n}, sampler=arm)
+    service, response = await served(Sglang(), experiment(shadows=(shadow,)), params={"n": n}, sampler=arm)
     answers = response if n > 1 else [response]
     assert [one["text"] for one in answers] == n * ["plain" if arm is NONE else "policy"]
-    ((run,), (line,)) = desk.shadow_lines, desk.lines
+    ((run,), (line,)) = service.shadow_lines, service.lines
     assert (line.outcome, run.outcome) == ("ok", "ok")
     assert run.same_text is (arm is shadow)
     text = "plain" if shadow is NONE else "policy"
@@ -53,9 +53,9 @@ async def test_a_shadow_answers_the_request_as_it_came(n: int, arm: Json, shadow
 
 async def test_shadows_that_fail_reach_nobody() -> None:
     sglang = Sglang(HTTPException(503, "full"))
-    desk, response = await served(sglang, experiment(shadows=(POLICY, NONE)), params={"n": 2})
+    service, response = await served(sglang, experiment(shadows=(POLICY, NONE)), params={"n": 2})
     assert [one["text"] for one in response] == ["plain", "plain"]
-    assert [(line.arm, line.outcome) for line in desk.shadow_lines] == [
+    assert [(line.arm, line.outcome) for line in service.shadow_lines] == [
         ("shadow0", "error"),
         ("shadow1", "ok"),
     ]
@@ -98,41 +98,41 @@ def test_where_a_shadow_is_accepted_sglang_puts_users_first(
 
 async def test_what_one_experiment_spends_is_not_anothers() -> None:
     """Each may decode one token in the hour: its first shadow runs, and decodes five."""
-    desk = ShadowDesk()
+    service = ShadowService()
     for name in ("a", "a", "b", "a", "b"):
         each = experiment(name=name, shadows=(NONE,), shadow={"tokens_per_hour": 1})
-        await drained(desk, run_of(desk, Sglang(), each=each))
-        await desk.settle()
-    assert [line.experiment for line in desk.lines] == ["a", "a", "b", "a", "b"]
-    assert [line.experiment for line in desk.shadow_lines] == ["a", "b"]
+        await drained(service, run_of(service, Sglang(), each=each))
+        await service.settle()
+    assert [line.experiment for line in service.lines] == ["a", "a", "b", "a", "b"]
+    assert [line.experiment for line in service.shadow_lines] == ["a", "b"]
 
 
 async def test_a_turn_of_a_session_has_no_shadow() -> None:
-    desk, sglang = ShadowDesk(), Sglang()
-    run = run_of(desk, sglang, each=experiment(shadows=(NONE,)), session_params={"id": "s"})
-    await drained(desk, run)
-    await desk.settle()
-    assert [line.outcome for line in desk.lines] == ["ok"]
+    service, sglang = ShadowService(), Sglang()
+    run = run_of(service, sglang, each=experiment(shadows=(NONE,)), session_params={"id": "s"})
+    await drained(service, run)
+    await service.settle()
+    assert [line.outcome for line in service.lines] == ["ok"]
     assert len(sglang.asked) == 1
 
 
 async def test_a_budget_is_for_each_hour_since_the_beginning() -> None:
-    desk = ShadowDesk()
+    service = ShadowService()
     each = experiment(shadows=(NONE,), shadow={"tokens_per_hour": 1})
     ran = []
     for passed in (0.0, 3_599.0, 1.0, 3_599.0):
-        desk.now += passed
-        await drained(desk, run_of(desk, Sglang(), each=each))
-        await desk.settle()
-        ran.append(len(desk.shadow_lines))
+        service.now += passed
+        await drained(service, run_of(service, Sglang(), each=each))
+        await service.settle()
+        ran.append(len(service.shadow_lines))
     assert ran == [1, 1, 2, 2]
 
 
 async def test_the_default_answers_the_request_as_it_came() -> None:
     sglang = Sglang(HTTPException(503, "full"))
-    desk, response = await served(
+    service, response = await served(
         sglang, experiment("default_sampler"), params={"n": 2, "temperature": 0.5}, sampler=POLICY
     )
     assert [one["text"] for one in response] == ["plain", "plain"]
-    assert [line.outcome for line in desk.lines] == ["fallback"]
+    assert [line.outcome for line in service.lines] == ["fallback"]
     assert [one.sampling_params for one in sglang.asked[-2:]] == 2 * [{"n": 2, "temperature": 0.5}]

@@ -5,7 +5,7 @@
         result = await Chain(engine, config, Key(1), Budget(100_000)).run()
 
 A server without the plugin states log probabilities at temperature 1, and the most likely tokens with them.
-What follows from these exactly is offered; everything else is refused before any token (`offer`):
+What follows from these exactly is offered; everything else is refused before any token (`capabilities`):
 
     laws         p itself (kappa = 1), and greedy (top_k = 1 at kappa = 1)
     rows         log_p, log_q, log_z, gap, margin; entropy and varentropy are NaN
@@ -16,8 +16,8 @@ What follows from these exactly is offered; everything else is refused before an
 Draws repeat for a seed only where the server runs with --enable-deterministic-inference.
 """
 
+from sglang_power.engines.http.capabilities import check_chain
 from sglang_power.engines.http.connection import RemoteOptions
-from sglang_power.engines.http.offer import check_chain
 from sglang_power.engines.http.remote import HttpEngine, Remote
 
 __all__ = ["HttpEngine", "Remote", "RemoteOptions", "check_chain"]

@@ -1,7 +1,7 @@
 """The RankingEngine protocol over a remote SGLang, with or without the plugin.
 
-`Remote` is the server, `HttpEngine` one prompt on it; `offer` says what is refused, `wire` what is sent and
-how answers are read, `connection` how. Knows no driver of `samplers`.
+`Remote` is the server, `HttpEngine` one prompt on it; `capabilities` says what is refused, `wire` what is
+sent and how answers are read, `connection` how. Knows no driver of `samplers`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.engines.http import offer, wire
+from sglang_power.engines.http import capabilities, wire
 from sglang_power.engines.http.connection import Connection, RemoteOptions
 from sglang_power.engines.http.wire import Generation, Json
 from sglang_power.errors import (
@@ -84,7 +84,7 @@ class Remote:
             RequestError: the prompt is empty, or the server refused it.
         """
         if config is not None:
-            offer.check_chain(config)
+            capabilities.check_chain(config)
         if len(prompt) == 0:
             raise RequestError("prompt", prompt, "is empty", "Give a text or at least one token id")
         answer = await self.connection.generate(wire.prompt_body(prompt), dp_rank=dp_rank)
@@ -111,7 +111,7 @@ class Remote:
             problem = f"the server's settings cannot be read ({error.problem})"
             hint = "Name SGLang itself, or set check_server=False once you know them"
             raise UnsupportedError("check_server", True, problem, hint) from error
-        offer.check_server(settings)
+        capabilities.check_server(settings)
 
 
 class HttpEngine:
@@ -149,7 +149,7 @@ class HttpEngine:
             ChainAbortedError: the server was told to end it.
             WeightsChangedError: the weights are others than those that the prompt was cached with.
         """
-        offer.check_call(call)
+        capabilities.check_call(call)
         whole = await self._generate(call)
         if len(whole.tokens):
             return whole

@@ -57,7 +57,7 @@ class Generation:
         before: prompt and prefix, at least one token.
         forced: ids that follow; they are scored by the prefill of the same request.
         fresh: how many tokens to draw behind them at most; may be 0.
-        law: of the draws, one of those that `offer` accepts.
+        law: of the draws, one of those that `capabilities` accepts.
         seed: for a server with --enable-deterministic-inference. Without one such a server gives every
             request the same seed, and all proposals behind one cut would be the same.
         stop_token_ids: stops beside the model's own.

@@ -24,9 +24,9 @@ from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.feedback import exposure_id
 from sglang_power.experiments.records import Completion, Outcome
 from sglang_power.samplers.report import plain_report
-from sglang_power.sglang_host.experiments.desk import Desk
 from sglang_power.sglang_host.experiments.exposure_header import tell
-from sglang_power.sglang_host.experiments.shadows import Served
+from sglang_power.sglang_host.experiments.service import ExperimentService
+from sglang_power.sglang_host.experiments.shadows import ServedAnswer
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
 from sglang_power.sglang_host.tokenizer.clients import GONE, has_left
@@ -39,10 +39,12 @@ from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan
 logger = logging.getLogger("sglang_power")
 
 
-async def answers(desk: Desk, host: Host, facts: Facts, body: Body, plans: list[Plan]) -> AsyncIterator[Any]:
+async def answers(
+    service: ExperimentService, host: Host, facts: Facts, body: Body, plans: list[Plan]
+) -> AsyncIterator[Any]:
     """A request's answers: of the arm that it is given, or, where it joins no experiment, by `plans`."""
-    joined = await desk.enrol(facts, host.obj, body)
-    run = None if joined is None else _begun(desk, host, facts, body, plans, *joined)
+    joined = await service.enrol(facts, host.obj, body)
+    run = None if joined is None else _begun(service, host, facts, body, plans, *joined)
     if run is None:
         await tell(host.request, None)
     responses = respond(host, plans) if run is None else run.responses()
@@ -52,15 +54,21 @@ async def answers(desk: Desk, host: Host, facts: Facts, body: Body, plans: list[
 
 
 def _begun(
-    desk: Desk, host: Host, facts: Facts, body: Body, plans: list[Plan], place: Enrolled, plan: Plan
+    service: ExperimentService,
+    host: Host,
+    facts: Facts,
+    body: Body,
+    plans: list[Plan],
+    place: Enrolled,
+    plan: Plan,
 ) -> EnrolledRun | None:
     """The enrolled run; None where a defect keeps it from beginning, which must cost no client an answer."""
     try:
-        return EnrolledRun(desk, host, facts, body, plans, place, plan)
+        return EnrolledRun(service, host, facts, body, plans, place, plan)
     except Exception:
         experiment = place.loaded.experiment
         logger.exception("experiment %s: a request is not enrolled", experiment.name)
-        desk.counters.not_enrolled(experiment, "internal")
+        service.counters.not_enrolled(experiment, "internal")
         return None
 
 
@@ -68,7 +76,7 @@ class EnrolledRun:
     """See the module. It begins, and writes the enrolment line, when it is made.
 
     Args:
-        desk: of this process.
+        service: of this process.
         host: the request, and what serves it.
         facts, body: of the request.
         plans: how it would run without the experiment.
@@ -78,7 +86,7 @@ class EnrolledRun:
 
     def __init__(
         self,
-        desk: Desk,
+        service: ExperimentService,
         host: Host,
         facts: Facts,
         body: Body,
@@ -86,7 +94,7 @@ class EnrolledRun:
         place: Enrolled,
         plan: Plan,
     ) -> None:
-        self._desk, self._facts, self._body = desk, facts, body
+        self._service, self._facts, self._body = service, facts, body
         self._meter = Meter()
         self._host = dataclasses.replace(host, original=self._meter.around(host.original))
         self._pristine = dataclasses.replace(host, obj=copy.copy(host.obj))
@@ -97,7 +105,7 @@ class EnrolledRun:
         self._first_text: float | None = None
         self._fallback: str | None = None
         self._done = False
-        desk.enrolled(place, facts, self._id, host.obj.text)
+        service.enrolled(place, facts, self._id, host.obj.text)
 
     async def responses(self) -> AsyncIterator[Any]:
         """The arm's responses; what the client gets."""
@@ -219,12 +227,12 @@ class EnrolledRun:
             e2e_s=now - self._arrived,
             ttft_s=None if self._first_text is None else self._first_text - self._arrived,
             weight_version=meta.get("weight_version"),
-            text=text if self._desk.settings.log_text else None,
+            text=text if self._service.settings.log_text else None,
         )
-        self._desk.completed(experiment, line)
+        self._service.completed(experiment, line)
         if outcome == "ok":
-            served = Served(self._id, self._place, text)
-            self._desk.shadows.start(self._desk, self._pristine, self._body, served)
+            served = ServedAnswer(self._id, self._place, text)
+            self._service.shadows.start(self._service, self._pristine, self._body, served)
 
     def _text(self, final: list[Answer]) -> str | None:
         """All that was answered; None where the server streams pieces that nobody put together."""

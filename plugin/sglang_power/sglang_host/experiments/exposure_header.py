@@ -14,19 +14,19 @@ from typing import Any, Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sglang_power.sglang_host.experiments.desk import Desk
+from sglang_power.sglang_host.experiments.service import ExperimentService
 
 HEADER: Final = "x-sglang-power-exposure-id"
 _KEY: Final = "sglang_power.head"
 _STREAMS: Final = b"text/event-stream"
 
 
-def add_exposure_header(app: Any, desk: Desk) -> None:
+def add_exposure_header(app: Any, service: ExperimentService) -> None:
     """Put the header into the responses of SGLang's application, which may have started already."""
     if app.middleware_stack is None:
-        app.user_middleware.insert(0, Middleware(ExposureHeader, desk=desk))
+        app.user_middleware.insert(0, Middleware(ExposureHeader, service=service))
     else:  # In tokenizer workers this is called while the application starts.
-        app.middleware_stack = ExposureHeader(app.middleware_stack, desk=desk)
+        app.middleware_stack = ExposureHeader(app.middleware_stack, service=service)
 
 
 async def tell(request: Any, exposure_id: str | None) -> None:
@@ -41,15 +41,15 @@ class ExposureHeader:
 
     Args:
         app: the rest of the application.
-        desk: of this process.
+        service: of this process.
     """
 
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self._app, self._desk = app, desk
+    def __init__(self, app: ASGIApp, service: ExperimentService) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, with a way to tell its exposure."""
-        if scope["type"] == "http" and self._desk.may_enrol(scope["path"]):
+        if scope["type"] == "http" and self._service.may_enrol(scope["path"]):
             scope[_KEY] = head = _Head(send)
             send = head.send
         await self._app(scope, receive, send)

@@ -17,17 +17,17 @@ from fastapi.responses import JSONResponse
 from sglang_power.errors import RequestError, TooLargeError
 from sglang_power.experiments.feedback import KEY_VARIABLE, authorised, parse_feedback
 from sglang_power.routes import FEEDBACK_ROUTE
-from sglang_power.sglang_host.experiments.desk import Desk
+from sglang_power.sglang_host.experiments.service import ExperimentService
 
 
-def add_feedback_route(app: Any, desk: Desk) -> None:
+def add_feedback_route(app: Any, service: ExperimentService) -> None:
     """Add the route to SGLang's application, where there is a key."""
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         return
 
     async def feedback(request: Request) -> JSONResponse:
-        return await _take(request, desk, key)
+        return await _take(request, service, key)
 
     app.add_api_route(FEEDBACK_ROUTE, feedback, methods=["POST"])
 
@@ -39,21 +39,21 @@ def request_auth(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return original(*args, **kwargs)
 
 
-async def _take(request: Request, desk: Desk, key: str) -> JSONResponse:
+async def _take(request: Request, service: ExperimentService, key: str) -> JSONResponse:
     if not authorised(request.headers.get("authorization"), key):
-        desk.counters.feedback("unauthorised")
+        service.counters.feedback("unauthorised")
         return _refused(HTTPStatus.UNAUTHORIZED, f"Authorization: not the bearer token of {KEY_VARIABLE}")
-    limit = desk.settings.max_feedback_bytes
+    limit = service.settings.max_feedback_bytes
     try:
         line = parse_feedback(await _body(request, limit), limit)
     except TooLargeError as error:
-        desk.counters.feedback("too_large")
+        service.counters.feedback("too_large")
         return _refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error))
     except RequestError as error:
-        desk.counters.feedback("malformed")
+        service.counters.feedback("malformed")
         return _refused(HTTPStatus.BAD_REQUEST, str(error))
-    desk.write(line)
-    desk.counters.feedback("accepted")
+    service.write(line)
+    service.counters.feedback("accepted")
     return JSONResponse({"accepted": True}, HTTPStatus.ACCEPTED)
 
 

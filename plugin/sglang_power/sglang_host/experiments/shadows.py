@@ -32,7 +32,7 @@ from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.orchestrator import respond
 
 if TYPE_CHECKING:
-    from sglang_power.sglang_host.experiments.desk import Desk
+    from sglang_power.sglang_host.experiments.service import ExperimentService
 
 logger = logging.getLogger("sglang_power")
 
@@ -42,7 +42,7 @@ WAITING = 64
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedAnswer:
     """What a shadow is compared with: the exposure, its place, and the text that was served, if known."""
 
     exposure_id: str
@@ -99,13 +99,13 @@ class Shadows:
         self._turn = asyncio.Lock()
         self._hour, self._spent = 0.0, Counter[str]()
 
-    def start(self, desk: Desk, host: Host, body: Body, served: Served) -> None:
+    def start(self, service: ExperimentService, host: Host, body: Body, served: ServedAnswer) -> None:
         """Have every shadow arm of an experiment answer a request that was served.
 
         A turn of a session has none: the shadow's would become part of it.
 
         Args:
-            desk: of this process.
+            service: of this process.
             host: the request as it came, before anybody served it.
             body: the client's.
             served: what the client got.
@@ -114,11 +114,13 @@ class Shadows:
             return
         for arm in served.place.loaded.experiment.arms:
             if arm.shadow and len(self._tasks) < WAITING:
-                task = asyncio.create_task(self._run(desk, host, body, arm, served))
+                task = asyncio.create_task(self._run(service, host, body, arm, served))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, desk: Desk, host: Host, body: Body, arm: Arm, served: Served) -> None:
+    async def _run(
+        self, service: ExperimentService, host: Host, body: Body, arm: Arm, served: ServedAnswer
+    ) -> None:
         experiment = served.place.loaded.experiment
         async with self._turn:
             if not self._has_budget(experiment):
@@ -126,7 +128,7 @@ class Shadows:
             meter, began = Meter(), time.monotonic()
             copied, original = _copied(host.obj, experiment), meter.around(host.original)
             outcome, answers = await _answered(
-                desk, replace(host, obj=copied, original=original, request=None), body, arm
+                service, replace(host, obj=copied, original=original, request=None), body, arm
             )
             tokens = meter.tokens
             self._spent[experiment.name] += tokens.decoded
@@ -142,7 +144,7 @@ class Shadows:
             e2e_s=time.monotonic() - began,
             same_text=None if None in (text, served.text) else text == served.text,
         )
-        desk.shadow_ran(experiment, line)
+        service.shadow_ran(experiment, line)
 
     def _has_budget(self, experiment: Experiment) -> bool:
         assert experiment.shadow is not None
@@ -161,10 +163,12 @@ def _copied(obj: Any, experiment: Experiment) -> Any:
     return copied
 
 
-async def _answered(desk: Desk, host: Host, body: Body, arm: Arm) -> tuple[Outcome, list[Answer]]:
+async def _answered(
+    service: ExperimentService, host: Host, body: Body, arm: Arm
+) -> tuple[Outcome, list[Answer]]:
     """How a shadow's run ended, and its answers."""
     try:
-        plan = desk.plan_of(arm, host.obj, body)
+        plan = service.plan_of(arm, host.obj, body)
         async with aclosing(respond(host, [plan])) as source:  # type: ignore[type-var]
             response = await anext(source)
     except (PowerError, HTTPException, ValueError) as error:

@@ -26,7 +26,7 @@ from sglang_power.sglang_host.scheduler.statistics import DeviceStatistics
 BACKEND_NAME = "power"
 
 
-class PowerSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
+class RowSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
     """Dispatches rows between SGLang's sampler and the plugin's kernels."""
 
     def __init__(self) -> None:

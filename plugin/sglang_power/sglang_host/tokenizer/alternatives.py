@@ -17,7 +17,7 @@ from sglang_power.types import Alternatives, FloatArray, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AlternativesRequest:
     """What a request asks of every row.
 
     Args:

@@ -20,9 +20,9 @@ from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.report import answer_report, unanswered_report
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.sglang_host.tokenizer import support
-from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
-from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, Emit, Outlet
+from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, ChoiceStream, Emit
 from sglang_power.sglang_host.tokenizer.children import (
     ChildEngine,
     Prompt,
@@ -84,14 +84,14 @@ class AnswerRun:
         """Return all answers; chunks and answers also go to `emit`, numbered from `first_index`."""
         chains = self._plan.chains
         incremental = bool(self._manager.incremental_streaming_output)
-        outlets = [Outlet(emit, first_index + number, incremental) for number in range(chains)]
+        streams = [ChoiceStream(emit, first_index + number, incremental) for number in range(chains)]
         pair = self._plan.needs.second_prompt is not None
         with self._parent as parent, endings_counted(parent, self._plan.name, chains, of_policy=pair):
             try:
                 async with self._place():
-                    return await self._choices(await self._prompts(), outlets)
+                    return await self._choices(await self._prompts(), streams)
             except ChainAbortedError as error:
-                return self._aborted_before_any_answer(str(error), outlets)
+                return self._aborted_before_any_answer(str(error), streams)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -127,44 +127,44 @@ class AnswerRun:
             self._manager, self._parent.params, prompt, plan.max_horizon, share, reserved
         )
 
-    async def _choices(self, prompts: Prompts, outlets: Sequence[Outlet]) -> list[Answer]:
+    async def _choices(self, prompts: Prompts, streams: Sequence[ChoiceStream]) -> list[Answer]:
         """Every choice by a run of its own; by one run for all where no seed has a part in it."""
         first: list[Answer] = []
         if self._plan.needs.deterministic:
-            first = await self._run(prompts, 0, outlets)
-        rest = list(enumerate(outlets))[len(first) :]
-        alone = await gather_or_cancel([self._run(prompts, number, [outlet]) for number, outlet in rest])
+            first = await self._run(prompts, 0, streams)
+        rest = list(enumerate(streams))[len(first) :]
+        alone = await gather_or_cancel([self._run(prompts, number, [stream]) for number, stream in rest])
         return [*first, *(answer for answers in alone for answer in answers)]
 
-    async def _run(self, prompts: Prompts, number: int, outlets: Sequence[Outlet]) -> list[Answer]:
+    async def _run(self, prompts: Prompts, number: int, streams: Sequence[ChoiceStream]) -> list[Answer]:
         """One run of the sampler and the choices that it answers; an abort leaves them what they had.
 
         Args:
             prompts: cached.
             number: the first choice.
-            outlets: of the choices that take this run's answer, `number` first. Where a seed drew the answer
+            streams: of the choices that take this run's answer, `number` first. Where a seed drew the answer
                 among classes of equal weight, the first one alone has it, and the others need runs of theirs,
                 unless an abort or the deadline ended this one.
         """
         rank = self._rank(prompts, number)
         writer = AnswerWriter(self._parent, prompts.main, self._stop, self._text, rank)
-        progress = _Progress(writer, outlets, self._plan.name)
+        progress = _Progress(writer, streams, self._plan.name)
         tools = self._tools(prompts, Key(self._seed, number), rank, progress)
         answers: list[Answer] = []
         try:
             outcome = await self._plan.sampler.run(self._plan.request, tools)
         except ChainAbortedError as error:
             report = unanswered_report(self._plan.name)
-            answers += [writer.aborted(progress.certain, str(error), dict(report)) for _ in outlets]
+            answers += [writer.aborted(progress.certain, str(error), dict(report)) for _ in streams]
         else:
             usage = prompts.usage if number == 0 else Usage()
             answers.append(self._written(writer, outcome, prompts, usage))
             if not outcome.tied or outcome.ended_early:
                 copy = outcome.copied(number)
-                answers += [self._written(writer, copy, prompts, Usage()) for _ in outlets[1:]]
-        for answer, outlet in zip(answers, outlets, strict=False):
+                answers += [self._written(writer, copy, prompts, Usage()) for _ in streams[1:]]
+        for answer, stream in zip(answers, streams, strict=False):
             writer.count(answer)
-            outlet.send(answer)
+            stream.send(answer)
         return answers
 
     def _tools(self, prompts: Prompts, key: Key, rank: int | None, observer: Observer) -> HostTools:
@@ -184,7 +184,7 @@ class AnswerRun:
         )
 
     def _engine(self, prompts: Prompts, number: int, rank: int | None) -> RankingEngine:
-        asked = Asked.of(self._manager, self._parent.obj)
+        asked = AlternativesRequest.of(self._manager, self._parent.obj)
         main = ChildEngine(self._parent, prompts.main, self._stop, rank, asked=asked)
         if prompts.second is None:
             return main
@@ -221,14 +221,14 @@ class AnswerRun:
             return writer.final(outcome.tokens, outcome.finished, power)
         return writer.aborted(outcome.tokens, f"request {self._parent.obj.rid} was aborted", power)
 
-    def _aborted_before_any_answer(self, message: str, outlets: Sequence[Outlet]) -> list[Answer]:
+    def _aborted_before_any_answer(self, message: str, streams: Sequence[ChoiceStream]) -> list[Answer]:
         nothing = Prompt([], {"cached_tokens": 0}, Usage())
         writer = AnswerWriter(self._parent, nothing, self._stop, self._text)
         answers = []
-        for outlet in outlets:
+        for stream in streams:
             answer = writer.aborted(Tokens.EMPTY, message, unanswered_report(self._plan.name))
             writer.count(answer)
-            outlet.send(answer)
+            stream.send(answer)
             answers.append(answer)
         return answers
 
@@ -240,8 +240,8 @@ class _Progress:
         certain: the tokens that nothing can change any more.
     """
 
-    def __init__(self, writer: AnswerWriter, outlets: Sequence[Outlet], name: str) -> None:
-        self._writer, self._outlets, self._name = writer, outlets, name
+    def __init__(self, writer: AnswerWriter, streams: Sequence[ChoiceStream], name: str) -> None:
+        self._writer, self._streams, self._name = writer, streams, name
         self._last = 0.0
         self.certain = Tokens.EMPTY
 
@@ -251,6 +251,6 @@ class _Progress:
         if not grown and now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
-        for outlet in filter(lambda outlet: outlet.open, self._outlets):
+        for stream in filter(lambda stream: stream.open, self._streams):
             power = {"sampler": self._name, "progress": dict(progress)}
-            outlet.send(self._writer.partial(certain, power))
+            stream.send(self._writer.partial(certain, power))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang_power.server import metrics
-from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.children import Prompt
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
@@ -141,11 +141,11 @@ class AnswerWriter:
             tokens.log_p.tolist(), list(tokens.ids), obj.return_text_in_logprobs
         )
         meta["output_token_logprobs_length"] = len(tokens)
-        if (asked := Asked.of(manager, obj)) is not None:
+        if (asked := AlternativesRequest.of(manager, obj)) is not None:
             meta |= asked.written(manager, tokens, obj.return_text_in_logprobs)
 
 
-class Outlet:
+class ChoiceStream:
     """Where the chunks of one answer go: a stream, in the form that the server streams, or nowhere.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams, Coupling
-from sglang_power.sglang_host.tokenizer.alternatives import Asked
+from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
@@ -83,7 +83,7 @@ class ChildEngine:
         stop: StopRule,
         dp_rank: int | None,
         min_new_tokens: int | None = None,
-        asked: Asked | None = None,
+        asked: AlternativesRequest | None = None,
     ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
         self._asked = asked

@@ -1,7 +1,7 @@
 """Tokens that a branch begins with, as the generation behind them has to see them.
 
-The server takes a lead for prompt, so nothing that a generation asks for acts on it. Its limit and its stops
-are applied here, by SGLang's own rule; what would have shaped the tokens is refused. Knows no program.
+The server takes a forced prefix for prompt, so nothing that a generation asks for acts on it. Its limit and
+its stops are applied here, by SGLang's rule; what would have shaped the tokens is refused. Knows no program.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ class End:
     reason: Reason
 
 
-def end_of(client: Client, lead: DrawnText, settings: Any) -> End | None:
-    """Where a segment ends inside of its lead; None where it goes on behind it.
+def end_of(client: Client, prefix: DrawnText, settings: Any) -> End | None:
+    """Where a segment ends inside of its prefix; None where it goes on behind it.
 
     Args:
         client: decodes.
-        lead: what the segment begins with.
+        prefix: what the segment begins with.
         settings: SGLang's sampling parameters of the segment.
 
     Raises:
-        UnsupportedError: the settings shape tokens, and those of the lead have not seen them.
+        UnsupportedError: the settings shape tokens, and those of the prefix have not seen them.
     """
     for name, neutral in SHAPING.items():
         if (value := getattr(settings, name)) not in neutral:
             problem = "the first tokens of this branch were drawn without it"
             raise UnsupportedError(name, value, problem, "Leave it out, or branch by n or names")
-    drawn = lead.ids[: settings.max_new_tokens]
+    drawn = prefix.ids[: settings.max_new_tokens]
     if (end := first_stop(client, drawn, stop_strings(settings), settings.stop_token_ids or ())) is not None:
         return end
-    if lead.reason is not None and drawn == lead.ids:
-        return End(drawn, lead.reason)
+    if prefix.reason is not None and drawn == prefix.ids:
+        return End(drawn, prefix.reason)
     if len(drawn) == settings.max_new_tokens:
         return End(drawn, {"type": "length", "length": len(drawn)})
     return None
@@ -85,7 +85,7 @@ def first_stop(
 
 
 def may_stop_behind(text: str, settings: Any) -> bool:
-    """Whether a stop string may begin in a lead's text and end in what follows, where no server sees it."""
+    """Whether a stop string may begin in a prefix's text and end in what follows, where no server sees it."""
     whole = text.rstrip(REPLACEMENT)
     fewest = 1 if whole == text else 0
     begun = [stop[:length] for stop in stop_strings(settings) for length in range(fewest, len(stop))]

@@ -9,18 +9,20 @@ from scripted_program import BOS, STOP, Program, begun, generate, session_with
 from scripted_server import EOS, ScriptedServer, answer, text_of
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.errors import UnsupportedError
-from sglang_power.frontend.session import Asked, Session
+from sglang_power.frontend.session import SegmentRequest, Session
 
 SPECIAL = EOS + 5
 SPELLED = f"<{SPECIAL}>"
 
 
-def behind(lead: list[int], *answers: Any, finished: bool = False) -> tuple[Session, ScriptedServer, Program]:
-    """A program that goes on behind a lead."""
+def behind(
+    prefix: list[int], *answers: Any, finished: bool = False
+) -> tuple[Session, ScriptedServer, Program]:
+    """A program that goes on behind a prefix."""
     session, fake = session_with(*answers)
     s = Program("x")
     session.settle(s)
-    session.begin_with(s, begun(lead, finished))
+    session.begin_with(s, begun(prefix, finished))
     return session, fake, s
 
 
@@ -33,7 +35,7 @@ def stopped(matched: str | int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("lead", "settings", "drawn", "reason", "text"),
+    ("prefix", "settings", "drawn", "reason", "text"),
     [
         ([*b"w1;w2;"], {"stop": ";"}, [*b"w1;"], stopped(";"), "w1"),
         ([*b"w1; w2"], {"stop": ["w2", "; "]}, [*b"w1; "], stopped("; "), "w1"),
@@ -46,11 +48,11 @@ def stopped(matched: str | int) -> dict[str, Any]:
         ([*"é;".encode()], {"max_new_tokens": 1}, [0xC3], cut(1), "�"),
     ],
 )
-def test_a_segment_that_ends_inside_its_lead_is_cut_there(
-    lead: list[int], settings: dict[str, Any], drawn: list[int], reason: dict[str, Any], text: str
+def test_a_segment_that_ends_inside_its_prefix_is_cut_there(
+    prefix: list[int], settings: dict[str, Any], drawn: list[int], reason: dict[str, Any], text: str
 ) -> None:
-    session, fake, s = behind(lead)
-    session.asked = Asked("x", {"sampler": "power"})
+    session, fake, s = behind(prefix)
+    session.asked = SegmentRequest("x", {"sampler": "power"})
     shown, meta = session.generate(s, SglSamplingParams(**settings))
     assert (shown, meta) == (text, {"finish_reason": reason, "completion_tokens": len(drawn)})
     draw = session.ledger.last_draw()
@@ -63,7 +65,7 @@ def test_a_segment_that_ends_inside_its_lead_is_cut_there(
 @pytest.mark.parametrize(
     ("limit", "drawn", "reason"), [(9, (*b"ab", EOS), STOP), (3, (*b"ab", EOS), STOP), (2, (*b"ab",), cut(2))]
 )
-def test_a_lead_that_ended_says_so_where_the_limit_lets_it(
+def test_a_prefix_that_ended_says_so_where_the_limit_lets_it(
     limit: int, drawn: tuple[int, ...], reason: dict[str, Any]
 ) -> None:
     session, _, s = behind([*b"ab"], finished=True)
@@ -87,7 +89,7 @@ def test_a_lead_that_ended_says_so_where_the_limit_lets_it(
         ("presence_penalty", 0.5),
     ],
 )
-def test_what_would_have_shaped_a_lead_is_refused_behind_it(name: str, value: Any) -> None:
+def test_what_would_have_shaped_a_prefix_is_refused_behind_it(name: str, value: Any) -> None:
     session, fake, s = behind([*b"A"])
     with pytest.raises(UnsupportedError) as caught:
         generate(session, s, **{name: value})
@@ -95,7 +97,7 @@ def test_what_would_have_shaped_a_lead_is_refused_behind_it(name: str, value: An
 
 
 @pytest.mark.parametrize(
-    ("lead", "rest", "stop", "text", "held"),
+    ("prefix", "rest", "stop", "text", "held"),
     [
         ([*b"a;"], [*b"\nb"], [";\n"], "a", [*b"a"]),
         ([*b"a;"], [*b"b;\n"], [";\n"], "a;b", [*b"a;b"]),
@@ -105,22 +107,22 @@ def test_what_would_have_shaped_a_lead_is_refused_behind_it(name: str, value: An
         ([*b"a", 0xC3], [0xA9, *b"b"], ["ab"], "aéb", [*"aéb".encode()]),
     ],
 )
-def test_a_stop_that_spans_the_end_of_a_lead_is_found(
-    lead: list[int], rest: list[int], stop: list[str], text: str, held: list[int]
+def test_a_stop_that_spans_the_end_of_a_prefix_is_found(
+    prefix: list[int], rest: list[int], stop: list[str], text: str, held: list[int]
 ) -> None:
     """The server is shown the rest alone; it stops where it sees a stop in that."""
     seen = next((one for one in stop if text_of(rest).endswith(one)), None)
     made = answer(rest, None if seen is None else stopped(seen))
     made["text"] = text_of(rest).removesuffix(seen or "")
-    session, fake, s = behind(lead, made)
+    session, fake, s = behind(prefix, made)
     assert generate(session, s, stop=stop) == text
     assert (session.ledger.text, session.ledger.ids) == (f"x{text}", (BOS, *b"x", *held))
-    assert fake.generated()[0]["input_ids"] == [BOS, *b"x", *lead]
+    assert fake.generated()[0]["input_ids"] == [BOS, *b"x", *prefix]
 
 
 def test_a_stream_that_might_take_text_back_comes_at_once() -> None:
     session, fake, s = behind([*b"a;"], answer([*b"\nb"]))
-    session.asked = Asked("x", None)
+    session.asked = SegmentRequest("x", None)
     pieces = list(session.generate_stream(s, SglSamplingParams(stop=";\n")))
     assert [(text, meta["finish_reason"]) for text, meta in pieces] == [("a", stopped(";\n"))]
     assert "stream" not in fake.generated()[0]

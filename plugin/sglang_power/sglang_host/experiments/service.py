@@ -41,38 +41,38 @@ WATCH_AGAIN_S = 1.0
 """After a watch that ended; a kill switch is promised within two seconds."""
 _ENDPOINTS = {"/generate": "generate", "/v1/completions": "completions", "/v1/chat/completions": "chat"}
 
-_desks: weakref.WeakKeyDictionary[Any, Desk] = weakref.WeakKeyDictionary()
+_services: weakref.WeakKeyDictionary[Any, ExperimentService] = weakref.WeakKeyDictionary()
 
 
-def open_desk(manager: Any, config: ServerConfig) -> None:
+def open_service(manager: Any, config: ServerConfig) -> None:
     """At the start of an HTTP server's process, where its configuration speaks of experiments.
 
     Raises:
         ConfigError: the experiments, their key or their log cannot be used on this server.
     """
     if config.experiments is not None:
-        _desks[manager] = Desk(manager, config, config.experiments)
+        _services[manager] = ExperimentService(manager, config, config.experiments)
 
 
-def desk_of(manager: Any) -> Desk | None:
-    """The desk of a TokenizerManager; an Engine has none, since its requests have no unit."""
-    return _desks.get(manager)
+def service_of(manager: Any) -> ExperimentService | None:
+    """The service of a TokenizerManager; an Engine has none, since its requests have no unit."""
+    return _services.get(manager)
 
 
 def check_experiments(config: ServerConfig, server_args: Any = None) -> None:
-    """What can be known of the experiments before a desk is opened.
+    """What can be known of the experiments before a service is opened.
 
     Args:
         config: the server's configuration.
         server_args: SGLang's, once they are known.
 
     Raises:
-        ConfigError: see `open_desk`.
+        ConfigError: see `open_service`.
     """
     if config.experiments is not None:
         _unit_key(config.experiments)
         catalogue = Catalogue(config.experiments.directory, _checked(config, server_args))
-        if config.experiments.provider == EMBEDDED:  # another one is made where it is asked, in the desk
+        if config.experiments.provider == EMBEDDED:  # another one is made where it is asked, in the service
             assigner_of(config.experiments).load(catalogue.experiments)
 
 
@@ -96,7 +96,7 @@ def _checked(config: ServerConfig, server_args: Any) -> Check:
     return check
 
 
-class Desk:
+class ExperimentService:
     """See the module.
 
     Args:
