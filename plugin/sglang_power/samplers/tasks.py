@@ -14,6 +14,17 @@ SIBLING_FAILED = "a coroutine beside it failed"
 """The message of a cancellation that no client and no operator asked for."""
 
 
+def check_cancelled() -> None:
+    """Raise the cancellation of the running task that what it awaited has swallowed.
+
+    Before Python 3.12, `asyncio.wait_for` (SGLang waits for rows with it) returns a result that comes in the
+    same moment as a cancellation, which then is lost.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def unless_aborted(work: Awaitable[T]) -> T | ChainAbortedError:
     """The result, or the abort that ended it: what others had finished is still worth choosing from."""
     try:

@@ -6,6 +6,7 @@ SGLang is a stub; a look is due at once. Error rate 0.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from sglang_power.sglang_host.tokenizer import clients
 from sglang_power.sglang_host.tokenizer.clients import GONE, attended
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.orchestrator import respond
+from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, PolicyPlan
 from sglang_power.sglang_host.tokenizer.token_checks import check_rids
@@ -123,6 +125,54 @@ async def until_running(sglang: Sglang, count: int) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look is due."""
     monkeypatch.setattr(clients, "CLIENT_CHECK_S", 0.0)
+
+
+# --- cancellations that a result overtakes ------------------------------------------------------------
+
+
+class Overtaking(Sglang):
+    """A row's answer is there in the very moment in which the wait for it is cancelled."""
+
+    async def generate_request(self, _: object, obj: Any, __: object = None) -> AsyncIterator[Any]:
+        obj.normalize_batch_and_arguments()
+        self._init_req_state(obj)
+        self._running[obj.rid] = asyncio.Event()
+        try:
+            if obj.sampling_params.get("max_new_tokens") != 0:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._running[obj.rid].wait()
+            yield answer("ab", {"type": "length"}, meta={"id": obj.rid})
+        finally:
+            del self.rid_to_state[obj.rid], self._running[obj.rid]
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "plans"),
+    [("p", 1, [policy(1)]), ("p", 3, [policy(3)]), (["p", "q"], 1, [policy(1), PlainPlan()])],
+)
+async def test_a_cancelled_call_ends_whatever_its_rows_say(text: Any, n: int, plans: Any) -> None:
+    sglang = Overtaking()
+
+    async def call() -> list[Any]:
+        return [each async for each in respond(host_of(sglang, asking(text, n=n)), plans)]
+
+    task = asyncio.ensure_future(call())
+    await until_running(sglang, n * len(plans))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sglang.rid_to_state == {}
+
+
+async def test_a_cancelled_chain_asks_for_no_other_child() -> None:
+    sglang, obj = Overtaking(), asking()
+    obj.normalize_batch_and_arguments()
+    with Parent(host_of(sglang, obj)) as parent:
+        task = asyncio.ensure_future(parent.run(parent.child([1], 4)))
+        await until_running(sglang, 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 # --- clients that leave -------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from tenacity import (
 )
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
+from sglang_power.samplers.tasks import check_cancelled
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
@@ -88,7 +89,8 @@ class Parent(Placeholder):
         while True:
             self.check_abort()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(slots.acquire(), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    await slots.acquire()
                 return
 
     async def watched(self, work: Coroutine[Any, Any, T]) -> T:
@@ -179,6 +181,7 @@ class Parent(Placeholder):
         self.check_abort()
         async with aclosing(self._original(self.manager, child, self._request)) as responses:
             answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
+        check_cancelled()
         outs = answer if isinstance(answer, list) else [answer]
         for out in outs:
             ended = (out["meta_info"].get("finish_reason") or {}).get("type") == "abort"
