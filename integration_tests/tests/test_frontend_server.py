@@ -73,7 +73,7 @@ def test_a_failure_of_the_program_reaches_whoever_reads_it(pivot_server: Server)
     state = run(pivot_server, program)
     assert isinstance(state.error(), RequestError)
     for name in ("x", "y"):
-        with pytest.raises(RequestError, match="proposal_temperature"):
+        with pytest.raises(RequestError, match="on_temperature"):
             _ = state[name]
 
 
