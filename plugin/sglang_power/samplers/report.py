@@ -33,10 +33,12 @@ def answer_report(
             answers of a request add up to its whole cost.
         weight_version: of the weights that drew every token.
     """
+    # A policy acts at the request's own law: it has nothing to neutralise.
+    ours = {} if outcome.law == "policy" else {"neutralised": list(neutralised)}
     return {
         "sampler": name,
         **outcome.headline,
-        "params": {**outcome.params, "neutralised": list(neutralised)},
+        "params": {**outcome.params, **ours},
         "seed": seed,
         **cost(outcome.usage + prompt_usage),
         "law": outcome.law,
