@@ -86,13 +86,16 @@ class Sglang:
         try:
             caches = obj.sampling_params.get("max_new_tokens") == 0
             if not caches:
-                await self._running[obj.rid].wait()
+                await self._until_ended(obj.rid)
             yield answer("ab", {"type": "length"} if caches else ABORTED, meta={"id": obj.rid})
         except BaseException:
             self._dispatch_to_scheduler(AbortReq(rid=obj.rid))
             raise
         finally:
             del self.rid_to_state[obj.rid], self._running[obj.rid]
+
+    async def _until_ended(self, rid: str) -> None:
+        await self._running[rid].wait()
 
     def abort_request(self, _: object, rid: str = "", abort_all: bool = False) -> None:
         """SGLang's own."""
@@ -133,17 +136,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Overtaking(Sglang):
     """A row's answer is there in the very moment in which the wait for it is cancelled."""
 
-    async def generate_request(self, _: object, obj: Any, __: object = None) -> AsyncIterator[Any]:
-        obj.normalize_batch_and_arguments()
-        self._init_req_state(obj)
-        self._running[obj.rid] = asyncio.Event()
-        try:
-            if obj.sampling_params.get("max_new_tokens") != 0:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._running[obj.rid].wait()
-            yield answer("ab", {"type": "length"}, meta={"id": obj.rid})
-        finally:
-            del self.rid_to_state[obj.rid], self._running[obj.rid]
+    async def _until_ended(self, rid: str) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await super()._until_ended(rid)
 
 
 @pytest.mark.parametrize(

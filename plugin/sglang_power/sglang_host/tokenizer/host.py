@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sglang_power.samplers.tasks import check_cancelled
 from sglang_power.server.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ class Host:
     def of(self, obj: Any) -> Host:
         """Return the same call for one of its prompts."""
         return replace(self, obj=obj)
+
+    async def responses(self, obj: Any) -> AsyncGenerator[Any, None]:
+        """Yield SGLang's own responses to a request of this call; a cancellation is never lost in them."""
+        async with aclosing(self.original(self.manager, obj, self.request)) as responses:
+            async for response in responses:
+                check_cancelled()
+                yield response
 
     @property
     def state(self) -> ManagerState:

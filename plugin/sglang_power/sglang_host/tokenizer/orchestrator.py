@@ -27,7 +27,7 @@ from sglang_power.errors import (
 )
 from sglang_power.samplers.fallback import Fallback
 from sglang_power.samplers.report import fallback_report
-from sglang_power.samplers.tasks import check_cancelled, gather_or_cancel
+from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.sglang_host.tokenizer import fallback_log
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
@@ -143,9 +143,8 @@ async def _answers(host: Host, obj: Any, plan: Plan, emit: Emit | None, first_in
 async def _plain(host: Host, plan: PlainPlan, rid: str, emit: Emit | None, index: int) -> Answer:
     """One answer of SGLang's own, under the id of its prompt."""
     answer: Answer = {}
-    async with aclosing(host.original(host.manager, host.obj, host.request)) as responses:
+    async with aclosing(host.responses(host.obj)) as responses:
         async for answer in responses:
-            check_cancelled()
             answer["meta_info"]["id"] = rid
             if plan.fallback is not None:
                 answer["meta_info"]["power"] = fallback_report(plan.fallback)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
@@ -28,7 +29,6 @@ from tenacity import (
 )
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
-from sglang_power.samplers.tasks import check_cancelled
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
@@ -70,8 +70,8 @@ class Parent(Placeholder):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._meter, self._reported = Meter(), Counter[str]()
-        self._original = self._meter.around(host.original)
-        self._request, self._limits = host.request, host.config.limits
+        self._metered = replace(host, original=self._meter.around(host.original))
+        self._limits = host.config.limits
         self.params: Mapping[str, Any] = host.obj.sampling_params
         self._numbers = itertools.count()
         self._weight_version: str | None = None
@@ -179,9 +179,8 @@ class Parent(Placeholder):
 
     async def _run_once(self, child: Any) -> list[dict[str, Any]]:
         self.check_abort()
-        async with aclosing(self._original(self.manager, child, self._request)) as responses:
+        async with aclosing(self._metered.responses(child)) as responses:
             answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
-        check_cancelled()
         outs = answer if isinstance(answer, list) else [answer]
         for out in outs:
             ended = (out["meta_info"].get("finish_reason") or {}).get("type") == "abort"

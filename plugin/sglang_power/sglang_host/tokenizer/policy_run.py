@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_power.rng import Key, Purpose, fresh_seed
 from sglang_power.samplers.report import policy_report
-from sglang_power.samplers.tasks import check_cancelled, gather_or_cancel
+from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
 from sglang_power.server.metrics import Ending
 from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
@@ -56,9 +56,8 @@ class PolicyRun:
         """Prefill the prompt once, before samples fan out from it; return whether no abort has ended that."""
         warm = part_of(self._obj, 0, n=1, max_new_tokens=0, min_new_tokens=0, custom_params=None)
         warm.stream, warm.log_metrics, warm.return_logprob = False, False, False
-        async with aclosing(self._host.original(self._manager, warm, self._host.request)) as responses:
+        async with aclosing(self._host.responses(warm)) as responses:
             out = await anext(responses)
-        check_cancelled()
         return (out["meta_info"].get("finish_reason") or {}).get("type") != "abort"
 
     def _aborted(self, emit: Emit | None, index: int) -> Answer:
@@ -80,9 +79,8 @@ class PolicyRun:
         row |= internal_of(obj.sampling_params)
         obj.sampling_params = {**obj.sampling_params, "custom_params": row}
         answer: Answer = {}
-        async with aclosing(self._host.original(self._manager, obj, self._host.request)) as responses:
+        async with aclosing(self._host.responses(obj)) as responses:
             async for answer in responses:
-                check_cancelled()
                 meta = answer["meta_info"]
                 meta["id"] = self._obj.rid
                 meta["power"] = policy_report(self._plan.policy, self._seed, meta.get("weight_version"))
