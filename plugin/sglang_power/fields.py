@@ -46,6 +46,12 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 TokenId = Annotated[int, Field(ge=0)]
 
+UNTEMPERED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
+"""SGLang's sampling parameters with which tokens are drawn from the model's own law."""
+
+TOP_K_ALL = 1 << 30
+"""SGLang writes "whole vocabulary" as -1 or as this number."""
+
 SCORE_ALIASES = {"logp": "mean_log_p", "llm": "self_evaluation"}
 """Other names of scores that requests and programs take -> the documented ones."""
 

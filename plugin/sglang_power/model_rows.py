@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sglang_power.algorithms.triggers import Signals, signals_along
 from sglang_power.errors import ConfigError
+from sglang_power.fields import UNTEMPERED
 from sglang_power.types import ROW_FIELDS
 
 Json: TypeAlias = dict[str, Any]
@@ -129,12 +130,11 @@ def answered(
     Raises:
         ConfigError: refused, or answered by another sampler.
     """
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
     if prompt.messages is not None:
         body = {"model": served_model, "messages": prompt.messages, "max_tokens": max_tokens}
-        response = client.post("/v1/chat/completions", json={**body, **neutral, "custom_params": values})
+        response = client.post("/v1/chat/completions", json={**body, **UNTEMPERED, "custom_params": values})
     else:
-        sampling = {**neutral, "max_new_tokens": max_tokens, "custom_params": values}
+        sampling = {**UNTEMPERED, "max_new_tokens": max_tokens, "custom_params": values}
         response = client.post("/generate", json={"text": prompt.text, "sampling_params": sampling})
     if response.is_error:
         raise ConfigError(f"the server answered {response.status_code}: {response.text}")

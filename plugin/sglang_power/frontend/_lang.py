@@ -30,8 +30,9 @@ from sglang.lang.ir import SglExpr, SglExprList, SglGen, SglImage, SglVideo
 from sglang.lang.tracer import TracerProgramState
 
 from sglang_power.errors import ConfigError, PowerError, UnsupportedError
+from sglang_power.fields import UNTEMPERED
 from sglang_power.frontend.client import Clients
-from sglang_power.frontend.session import UNTEMPERED, SegmentRequest, Session
+from sglang_power.frontend.session import SegmentRequest, Session
 
 __all__ = [
     "ChoicesDecision",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_power.fields import TOP_K_ALL
 from sglang_power.request import NO_SAMPLER
 from sglang_power.rng import Key, Purpose
 from sglang_power.types import FloatArray
@@ -22,7 +23,7 @@ from sglang_power.types import FloatArray
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "temperature": (1.0,),
     "top_p": (1.0,),
-    "top_k": (-1, 1 << 30),
+    "top_k": (-1, TOP_K_ALL),
     "min_p": (0.0,),
     "min_new_tokens": (0,),
     "frequency_penalty": (0.0,),

@@ -23,8 +23,6 @@ from sglang_power.request import NO_SAMPLER
 
 LOGPROB_FIELDS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
 
-UNTEMPERED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
-
 
 class Executor(Protocol):
     """What sessions touch of sglang.lang.interpreter.StreamExecutor."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_power.fields import MIN_TEMPERATURE
+from sglang_power.fields import MIN_TEMPERATURE, TOP_K_ALL
 from sglang_power.policies import Policy
 from sglang_power.types import ProposalLaw
 
@@ -28,9 +28,6 @@ NEUTRAL: dict[str, Any] = {
 
 GREEDY_BELOW = 1e-6
 """SGLang decodes greedily at lower temperatures."""
-
-TOP_K_ALL = 1 << 30
-"""SGLang writes "whole vocabulary" as -1 or as this number."""
 
 
 def is_zero(temperature: object) -> bool:

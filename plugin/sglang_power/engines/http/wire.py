@@ -15,16 +15,14 @@ from typing import Any
 from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.engine import RankedToken
 from sglang_power.errors import HostError
+from sglang_power.fields import UNTEMPERED
 from sglang_power.types import ProposalLaw, Tokens, Usage
 
 Json = dict[str, Any]
 """A JSON object of SGLang's API."""
 
 NEUTRAL: Json = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
+    **UNTEMPERED,
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
     "repetition_penalty": 1.0,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sglang_power.errors import GreedyError, RequestError, TemperatureError
+from sglang_power.fields import TOP_K_ALL
 from sglang_power.request import NO_SAMPLER, OwnLawRequest, PowerRequest, SamplerRequest, samplers
 from sglang_power.request.own_law import at_temperature
 from sglang_power.server.config import ServerConfig
-from sglang_power.sglang_host.host_sampling import NEUTRAL, TOP_K_ALL, TRUNCATION, is_zero
+from sglang_power.sglang_host.host_sampling import NEUTRAL, TRUNCATION, is_zero
 from sglang_power.sglang_host.tokenizer.body import Body, Fields
 from sglang_power.sglang_host.tokenizer.places import PLUGIN_KEYS, Place, Written, places_of, written
 

@@ -29,6 +29,7 @@ from tenacity import (
 )
 
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
+from sglang_power.fields import UNTEMPERED
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
@@ -36,10 +37,7 @@ from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
 T = TypeVar("T")
 
 _NEUTRAL_PARAMS: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
+    **UNTEMPERED,
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
     "repetition_penalty": 1.0,
