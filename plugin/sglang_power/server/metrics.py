@@ -26,6 +26,7 @@ class _Metrics:
     policies: Any
     fallbacks: Any
     kernels: Any
+    passes: Any
 
 
 @functools.cache
@@ -59,6 +60,11 @@ def _metrics() -> _Metrics:
             "sglang_power_kernel_calls",
             "Calls of sampling kernels, by backend.",
             ["backend", "function"],
+        ),
+        passes=Total(
+            "sglang_power_passes",
+            "Forward passes with rows of a sampler in them: extend (launches children), decode.",
+            ["kind"],
         ),
     )
 
@@ -108,6 +114,11 @@ def declare_fallbacks(reasons: Iterable[str], enabled: bool) -> None:
     """
     for reason in reasons if enabled else ():
         _metrics().fallbacks.labels(reason)
+
+
+def observe_pass(kind: Literal["extend", "decode"]) -> None:
+    """Count one forward pass that had rows of a sampler in it."""
+    _metrics().passes.labels(kind).inc()
 
 
 class KernelMetrics:

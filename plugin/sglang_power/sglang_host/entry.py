@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
-from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput
 
 from sglang_power.errors import RequestError
 from sglang_power.server.config import ServerConfig, server_config
@@ -17,6 +18,7 @@ from sglang_power.sglang_host.experiments.service import service_of
 from sglang_power.sglang_host.tokenizer import orchestrator, parent
 from sglang_power.sglang_host.tokenizer.body import Body, body_of
 from sglang_power.sglang_host.tokenizer.host import Host, state_of
+from sglang_power.sglang_host.tokenizer.placeholder import parent_id
 from sglang_power.sglang_host.tokenizer.places import Written, places_of, without_own, written
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, is_users, plan_request
 
@@ -87,6 +89,17 @@ def abort_request(
         original(manager, rid, abort_all)
         if rid and rid not in manager.rid_to_state and manager.server_args.tokenizer_worker_num > 1:
             parent.abort_elsewhere(manager, state, rid)
+
+
+def dispatch_to_scheduler(original: Callable[[Any, Any], None], manager: Any, obj: Any) -> None:
+    """Around TokenizerManager._dispatch_to_scheduler: children that are ready together are sent together."""
+    state = state_of(manager, server_config())
+    send = functools.partial(original, manager)
+    if isinstance(obj, TokenizedGenerateReqInput) and parent_id(obj.rid) in state.live:
+        state.launches.hold(obj, send)
+        return
+    state.launches.flush()
+    send(obj)
 
 
 def update_request_meta_info(

@@ -92,6 +92,13 @@ HOOKS = (
         ("tokenizer",),
     ),
     Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._dispatch_to_scheduler",
+        "around",
+        f"{_HOST}.entry:dispatch_to_scheduler",
+        "children that are ready together start in one pass",
+        ("tokenizer",),
+    ),
+    Hook(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo",
         "replace",
         f"{_HOST}.scheduler.rows:PowerSamplingBatchInfo",

@@ -19,7 +19,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_power_kernels import counters
 
 from sglang_power.algorithms.monitors import RowMonitor
-from sglang_power.server.metrics import KernelMetrics
+from sglang_power.server.metrics import KernelMetrics, observe_pass
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams
 from sglang_power.sglang_host.scheduler.rows import RowBlock
@@ -57,6 +57,7 @@ class HostStatistics:
         records = self.values.tolist()
         if PROMETHEUS_DIRECTORY in os.environ:
             _kernel_metrics.export(counters())
+            observe_pass("decode" if batch.forward_mode.is_decode() else "extend")
         for index, params, record in zip(self.block.indices, self.block.active, records, strict=True):
             commit = commits[index]
             if commit is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_power.samplers.tasks import check_cancelled
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer.launches import Launches
 
 if TYPE_CHECKING:
     from sglang_power.sglang_host.tokenizer.placeholder import Placeholder
@@ -30,12 +31,14 @@ class ManagerState:
         live: requests of which parts run in SGLang, by their ids.
         parts: id of a call -> the ids of its prompts, where SGLang gave them others.
         repeating: aborts that are being repeated.
+        launches: children on their way to the scheduler.
     """
 
     max_concurrent: int
     live: dict[str, Placeholder] = field(default_factory=dict)
     parts: dict[str, Sequence[str]] = field(default_factory=dict)
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
+    launches: Launches = field(default_factory=Launches)
 
     @cached_property
     def slots(self) -> asyncio.Semaphore:

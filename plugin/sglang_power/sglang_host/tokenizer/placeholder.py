@@ -20,6 +20,11 @@ def part_id(rid: str, number: int) -> str:
     return f"{rid}.{number:06d}"
 
 
+def parent_id(rid: str) -> str:
+    """Return the id of the request that an id names a part of; any other id gives no request's."""
+    return rid.rpartition(".")[0]
+
+
 def part_of(obj: Any, number: int, **params: Any) -> Any:
     """Return a part of a request as a request of its own, with sampling parameters that differ from its."""
     part = copy.copy(obj)
