@@ -33,6 +33,8 @@ class Limits(BaseModel):
         max_total_tokens: decoded tokens of one request, all chains together.
         max_chains: largest n.
         max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.
+        max_inflight_children: children of samplers of whole answers that run at once, per tokenizer process;
+            more wait, and never let plain requests wait for all of them.
         busy_retries, busy_backoff_s: retries of a child that the scheduler's full queue refused.
     """
 
@@ -42,6 +44,7 @@ class Limits(BaseModel):
     max_total_tokens: Positive = 262_144
     max_chains: Positive = 64
     max_concurrent_requests: Positive = 64
+    max_inflight_children: Positive = 256
     busy_retries: Annotated[int, Field(ge=0)] = 8
     busy_backoff_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.05
 

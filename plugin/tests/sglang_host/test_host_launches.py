@@ -62,7 +62,7 @@ def child(rid: str) -> Any:
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
-    manager, state = Manager(), ManagerState(1)
+    manager, state = Manager(), ManagerState(max_concurrent=1, max_children=1)
     live: Any = {"a": SimpleNamespace(), "b": SimpleNamespace()}
     state.live = live
     monkeypatch.setattr(entry, "state_of", lambda *_: state)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_power.samplers.tasks import check_cancelled
 from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.tokenizer.governor import Governor
 from sglang_power.sglang_host.tokenizer.launches import Launches
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class ManagerState:
 
     Args:
         max_concurrent: requests of samplers of whole answers at work at once.
+        max_children: children at work at once.
 
     Attributes:
         live: requests of which parts run in SGLang, by their ids.
@@ -35,6 +37,7 @@ class ManagerState:
     """
 
     max_concurrent: int
+    max_children: int
     live: dict[str, Placeholder] = field(default_factory=dict)
     parts: dict[str, Sequence[str]] = field(default_factory=dict)
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
@@ -44,6 +47,11 @@ class ManagerState:
     def slots(self) -> asyncio.Semaphore:
         """The places of requests at work."""
         return asyncio.Semaphore(self.max_concurrent)
+
+    @cached_property
+    def governor(self) -> Governor:
+        """The places of children."""
+        return Governor(self.max_children)
 
     @contextmanager
     def known_as(self, rid: str, parts: Sequence[str]) -> Iterator[None]:
@@ -62,7 +70,9 @@ _states: weakref.WeakKeyDictionary[Any, ManagerState] = weakref.WeakKeyDictionar
 def state_of(manager: Any, config: ServerConfig) -> ManagerState:
     """Return what is kept for a TokenizerManager, made when it is first asked for."""
     if manager not in _states:
-        _states[manager] = ManagerState(config.limits.max_concurrent_requests)
+        _states[manager] = ManagerState(
+            config.limits.max_concurrent_requests, config.limits.max_inflight_children
+        )
     return _states[manager]
 
 

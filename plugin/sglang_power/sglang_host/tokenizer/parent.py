@@ -13,7 +13,7 @@ import copy
 import itertools
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -139,12 +139,18 @@ class Parent(Placeholder):
             ChainAbortedError: the parent or the child was aborted.
             OverloadedError: the scheduler's queue stayed full for every retry.
         """
+        return (await self._run(child, deadline))[0]
+
+    @contextlib.contextmanager
+    def _ended_at(self, deadline: float | None, rid: str) -> Iterator[None]:
+        """For the time of a with-block, end a child at its deadline."""
         if deadline is None:
-            return (await self._run(child))[0]
+            yield
+            return
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, deadline - time.time()), self._end_late, child.rid)
+        timer = loop.call_later(max(0.0, deadline - time.time()), self._end_late, rid)
         try:
-            return (await self._run(child))[0]
+            yield
         finally:
             timer.cancel()
 
@@ -156,7 +162,7 @@ class Parent(Placeholder):
         """Run children that reach the scheduler in one message, so that it can admit them in one batch."""
         return await self._run(_batch_of(children))
 
-    async def _run(self, child: Any) -> list[dict[str, Any]]:
+    async def _run(self, child: Any, deadline: float | None = None) -> list[dict[str, Any]]:
         backoff = self._limits.busy_backoff_s
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_queue_full),
@@ -165,7 +171,7 @@ class Parent(Placeholder):
             reraise=True,
         )
         try:
-            outs: list[dict[str, Any]] = await retrying(self._run_once, child)
+            outs: list[dict[str, Any]] = await retrying(self._run_once, child, deadline)
         except HTTPException as error:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
@@ -175,8 +181,15 @@ class Parent(Placeholder):
             self._check_weights(out["meta_info"].get("weight_version"))
         return outs
 
-    async def _run_once(self, child: Any) -> list[dict[str, Any]]:
+    async def _run_once(self, child: Any, deadline: float | None) -> list[dict[str, Any]]:
         self.check_abort()
+        together = len(child.rid) if isinstance(child.rid, list) else 1
+        async with self._host.state.governor.places(self.obj.rid, together):
+            self.check_abort()
+            with self._ended_at(deadline, child.rid):
+                return await self._responses(child)
+
+    async def _responses(self, child: Any) -> list[dict[str, Any]]:
         async with aclosing(self._metered.responses(child)) as responses:
             answer: dict[str, Any] | list[dict[str, Any]] = await anext(responses)
         outs = answer if isinstance(answer, list) else [answer]

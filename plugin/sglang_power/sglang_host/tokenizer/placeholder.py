@@ -63,6 +63,7 @@ class Placeholder:
     def abort(self) -> None:
         """End the request before its next part."""
         self._state.abort_sent = True
+        self._host.state.governor.dismiss(self.obj.rid)
 
     def abort_parts(self) -> None:
         """End the request, and its running parts in the scheduler, but no other request."""
