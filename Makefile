@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-full demo-results test test-contract test-router check serve clean
+.PHONY: demo demo-full demo-results test test-law test-contract test-router check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,13 +40,16 @@ PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
 # On the second core: unit tests, and tests with servers that share no server with others.
-BESIDE := $(SERVERS)/test_law_server.py $(SERVERS)/test_http_engine_law_server.py \
-	$(sort $(wildcard $(SERVERS)/test_experiments_*.py))
+BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_config_file.py $(SERVERS)/test_status.py \
+	$(SERVERS)/test_support_matrix.py $(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 
 test: $(STAMP)  ## the whole suite in two processes (the second one's lines begin with |), in file order: fewest servers
 	@set -o pipefail; ( $(PYTEST) plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \
-	beside=$$!; $(PYTEST) $(SERVERS) kernels/tests $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
+	beside=$$!; $(PYTEST) $(SERVERS) $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
 	echo "exit status of both halves: $$first, $$second"; [ $$first = 0 ] && [ $$second = 0 ]
+
+test-law: $(STAMP)  ## laws through the real server that take longer than `make test` may; writes results/law.json
+	$(PYTEST) --write-results integration_tests/law_tests
 
 test-contract: $(STAMP)  ## every promise of every sampler of whole answers through every route; prints a table
 	$(PYTEST) integration_tests/contract_tests

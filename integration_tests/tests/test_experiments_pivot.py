@@ -12,6 +12,7 @@ import asyncio
 import functools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -63,11 +64,15 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def ground(one_trials: Trials) -> Ground:
-    """All experiments of this file, each with units of its own, beside those that are there."""
+def ground(one_trials: Trials) -> Iterator[Ground]:
+    """All experiments of this file, each with units of its own, beside those that are there.
+
+    A switchback enrols everybody, so that it ends with this file: elsewhere, who names no unit is nobody's.
+    """
     one_trials.revive()
     load_and_wait(one_trials, EXPERIMENTS)
-    return one_trials.ground
+    yield one_trials.ground
+    load_and_wait(one_trials, {"windows": EXPERIMENTS["windows"] | {"kill": True}})
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,14 @@ pytestmark = pytest.mark.server
 Json = dict[str, Any]
 
 UNITS = [f"user {number}" for number in range(1_000)]
-REQUESTS = 10_000
+REQUESTS = 3_000
 PROBLEMS = "sglang_power_experiment_reload_problems_total"
 EXPOSURE = re.compile(r'"type":"enrolment","exposure_id":"([0-9a-f]+)"')
 NOT_ENROLLED = "sglang_power_experiment_not_enrolled_total"
 
 
 def test_every_enrolled_answer_has_one_enrolment_line_and_every_unit_one_arm(trials: Trials) -> None:
-    """10,000 requests of 1,000 units. The split is 80/20 within 5 standard deviations (1 in 1.7 million)."""
+    """3,000 requests of 1,000 units. The split is 80/20 within 5 standard deviations (1 in 1.7 million)."""
     ground = trials.ground
     traffic = drive(trials.server, "x-main", [UNITS[i % len(UNITS)] for i in range(REQUESTS)])
     assert set(traffic.statuses) == {200}
