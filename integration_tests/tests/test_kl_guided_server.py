@@ -1,7 +1,7 @@
 """kl_guided in the server: every answer is decoded behind two prompts at once, by two children in lock step.
 
-Its law is in law_tests/test_policy_law_server.py; here are the cost, stops, n and streams; aborts and clients that
-leave are in test_policies_interrupted.py. On the matrix server (test_support_matrix.py) pairs are torn
+Its law is in law_tests/test_policy_law_server.py; here are the cost, stops, n and streams; aborts and clients
+that leave are in test_policies_interrupted.py. On the matrix server (test_support_matrix.py) pairs are torn
 apart and have to recover.
 """
 

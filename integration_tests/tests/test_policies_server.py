@@ -1,6 +1,6 @@
 """Per-step policies inside SGLang's ordinary request path: mixed batches, SGLang's own features, power
-proposals and metrics. Their laws are in law_tests/test_policy_law_server.py, kl_guided in test_kl_guided_server.py,
-aborts and clients that leave in test_policies_interrupted.py.
+proposals and metrics. Their laws are in law_tests/test_policy_law_server.py, kl_guided in
+test_kl_guided_server.py, aborts and clients that leave in test_policies_interrupted.py.
 
 Deterministic: draws are a function of (seed, position), so what a request answers alone it answers in any
 batch, near ties apart.
