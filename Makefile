@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-full demo-results test test-law test-contract test-router check serve clean
+.PHONY: demo demo-full demo-results test test-law test-contract test-router soak check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +53,9 @@ test-law: $(STAMP)  ## laws through the real server that take longer than `make 
 
 test-contract: $(STAMP)  ## every promise of every sampler of whole answers through every route; prints a table
 	$(PYTEST) integration_tests/contract_tests
+
+soak: $(STAMP)  ## 2,000 mixed requests from 32 clients, many of them aborted or abandoned: nothing is lost or left
+	$(PYTEST) -rP integration_tests/soak_tests
 
 test-router: $(STAMP) $(ROUTER_STAMP)  ## two servers behind SGLang's router, which `make test` does not need
 	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) integration_tests/router_tests

@@ -19,6 +19,7 @@ from sglang_power.server.config import server_config
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import META_KEY, ChildParams
 from sglang_power.sglang_host.experiments.service import service_of
+from sglang_power.sglang_host.tokenizer.host import state_of
 from sglang_power.sglang_host.tokenizer.support import server_refusals
 from sglang_power.types import ProposalLaw
 
@@ -44,7 +45,7 @@ async def server_status(manager: Any) -> dict[str, Any]:
         "sglang": sglang.__version__,
         "served_model": manager.served_model_name,
         "processes": [
-            {**probe.report("tokenizer"), **in_force},
+            {**probe.report("tokenizer"), "at_work": _at_work(manager), **in_force},
             *[await _probe_scheduler(manager, rank) for rank in range(args.dp_size)],
         ],
         "refused": [str(refusal) for refusal in server_refusals(args)],
@@ -55,6 +56,12 @@ async def server_status(manager: Any) -> dict[str, Any]:
         "experiments": in_force.get("experiments", {}),
         "tokenizer_workers": args.tokenizer_worker_num,
     }
+
+
+def _at_work(manager: Any) -> dict[str, int]:
+    """Return how many requests of ours, and children of theirs, this process has."""
+    state = state_of(manager, server_config())
+    return {"requests": len(state.live), **state.governor.counts()}
 
 
 def server_info(manager: Any) -> dict[str, Any]:

@@ -141,4 +141,5 @@ async def test_whatever_happens_nobody_waits_for_ever_and_no_place_is_lost(seed:
         await asyncio.sleep(0)
     async with asyncio.timeout(10):
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert governor.share(most) == most  # nobody is at work or waits
+    assert governor.counts() == {"children": 0, "waiting": 0}
+    assert governor.share(most) == most

@@ -73,6 +73,11 @@ class Governor:
         requests = len(self._at_work.keys() | self._waiting.keys())
         return max(1, min(wanted, self._most // max(1, requests)))
 
+    def counts(self) -> dict[str, int]:
+        """Return how many children are at work, and how many wait."""
+        waiting = sum(each.places for group in self._waiting.values() for each in group)
+        return {"children": self._at_work.total(), "waiting": waiting}
+
     async def _admitted(self, request: str, places: int) -> bool:
         waiting = _Waiting(places, asyncio.get_running_loop().create_future())
         if not self._waiting:  # only behind those that the same moment brings
