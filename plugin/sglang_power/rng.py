@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     READING = 7
     CHOICE = 8
     FORK = 9
+    RESAMPLING = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,13 @@ class Key:
         """One uniform in [0, 1)."""
         return float(self._generator(step, purpose).random())
 
+    def uniforms(self, step: int, purpose: Purpose, count: int) -> FloatArray:
+        """`count` uniforms in [0, 1); a shorter request gives a prefix of a longer one."""
+        return self._generator(step, purpose).random(count)
+
     def exponentials(self, step: int, purpose: Purpose, count: int) -> FloatArray:
         """`count` standard exponentials; a shorter request gives a prefix of a longer one."""
-        return -np.log1p(-self._generator(step, purpose).random(count))
+        return -np.log1p(-self.uniforms(step, purpose, count))
 
     def child_seed(self, step: int, purpose: Purpose) -> int:
         """A hashed 62-bit seed for an engine call, so that no call replays another's draws."""
