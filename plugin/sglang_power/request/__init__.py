@@ -17,6 +17,7 @@ from sglang_power.request.selection import (
     SelectionRequest,
     VoteRequest,
 )
+from sglang_power.request.smc import SmcRequest
 from sglang_power.request.table import (
     NO_SAMPLER,
     STRICT,
@@ -40,6 +41,7 @@ __all__ = [
     "SamplerRequest",
     "SamplesRequest",
     "SelectionRequest",
+    "SmcRequest",
     "VoteRequest",
     "Wanted",
     "WholeAnswerRequest",

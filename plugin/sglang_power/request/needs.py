@@ -50,6 +50,9 @@ class Needs:
     Args:
         answers: sequences that one choice of it generates at least.
         answers_field: the parameter that raises their number.
+        least: so many of them will do, where the request's tokens hold no more; None: all of them.
+        in_step: they grow in step and have to run at the same time, so that their number is bounded by
+            `limits.max_particles` in place of `limits.max_chains`.
         quadratic: its cost grows with the square of the horizon.
         acting: those of SAMPLING that say how its tokens are drawn.
         drawn_by: the parameter whose own parameters draw instead of SAMPLING; naming truncation beside it
@@ -70,6 +73,8 @@ class Needs:
 
     answers: int = 1
     answers_field: str = "n"
+    least: int | None = None
+    in_step: bool = False
     quadratic: bool = False
     acting: tuple[str, ...] = ()
     drawn_by: str | None = None

@@ -18,6 +18,7 @@ from sglang_power.request.branch import BranchRequest
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
+from sglang_power.request.smc import SmcRequest
 from sglang_power.request.whole import WholeAnswerRequest
 
 SamplerRequest = WholeAnswerRequest | Policy
@@ -26,6 +27,7 @@ ENTRY_POINTS = "sglang_power.samplers"
 
 BUILT_IN: tuple[type[WholeAnswerRequest], ...] = (
     PowerRequest,
+    SmcRequest,
     CotRequest,
     BranchRequest,
     VoteRequest,

@@ -55,6 +55,11 @@ EXTREMES: list[Any] = [*INTEGERS, *FLOATS, math.nan]
 
 CONTEXTS: dict[str, list[dict[str, Any]]] = {
     "power": [{"steps": 2}, {"steps": 2, "cut": "entropy"}, {"steps": 2, "reward": "r"}],
+    "smc": [
+        {"particles": 3, "block_size": 2},
+        {"particles": 3, "block_size": 2, "ramp": 3, "resampling": "chopthin", "runs": 2},
+        {"particles": 3, "block_size": 2, "initial_ids": [1, 2]},
+    ],
     "vote": [{"samples": 3, "weight": weight} for weight in ("count", "power")],
     "best_of": [{"samples": 3}],
     "branch": [{"policy": policy, "score": "power"} for policy in ("tree", "lookahead", "beam")],
@@ -141,9 +146,7 @@ async def run_whole(found: Served) -> None:
     """Run a sampler of whole answers on the exact model."""
     needs, asked = found.needs, found.request
     assert isinstance(asked, WholeAnswerRequest)
-    cap = support.total_tokens_of(
-        {}, asked.max_total_tokens, LIMITS, L, 1, needs.answers, needs.answers_field
-    )
+    cap = support.total_tokens_of({}, asked.max_total_tokens, LIMITS, L, 1, needs)
     forced = None if needs.forced is None else needs.forced.tokens
     if isinstance(forced, tuple) and max(forced) >= 4:
         raise RequestError("initial_ids", None, "outside of the vocabulary", "")

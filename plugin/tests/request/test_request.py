@@ -57,7 +57,7 @@ def test_every_sampler_is_a_frozen_model_that_forbids_unknown_keys() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"sampler": "smc"}, "sampler='smc': unknown sampler. Use one of: power, "),
+    ({"sampler": "annealing"}, "sampler='annealing': unknown sampler. Use one of: power, "),
     ({"sampler": None}, "sampler=None: "),
     ({"sampler": ["power"]}, "sampler=['power']: "),
     ({"beta": 2}, "beta=2: unknown parameter. Known parameters: alpha, "),

@@ -103,7 +103,7 @@ def answer_plan(
     cap = getattr(served.request, "max_total_tokens", None)
     share = support.share_of(cap, limits, count)
     horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
-    support.total_tokens_of(params, cap, limits, horizon, chains, needs.answers, needs.answers_field)
+    support.total_tokens_of(params, cap, limits, horizon, chains, needs)
     if needs.equivalence not in (None, LLM):
         equivalence(needs.equivalence)
     if needs.second_prompt is not None:

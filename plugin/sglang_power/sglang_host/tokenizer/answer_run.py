@@ -111,10 +111,10 @@ class AnswerRun:
         if plan.needs.second_prompt is not None:
             second = await prepare_other_prompt(parent, plan.needs.second_prompt[1])
         longest = max(len(main.ids), 0 if second is None else len(second.ids))
-        horizon, field = self._horizon(longest), plan.needs.answers_field
+        horizon = self._horizon(longest)
         limits = self._host.config.limits
         cap = support.total_tokens_of(
-            parent.params, plan.max_total_tokens, limits, horizon, plan.chains, plan.needs.answers, field
+            parent.params, plan.max_total_tokens, limits, horizon, plan.chains, plan.needs
         )
         return Prompts(main, second, horizon, Budget(cap // plan.chains, None, self._deadline))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
+from sglang_power.request import Needs
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer.body import Fields
 
@@ -236,25 +237,44 @@ def share_of(max_total_tokens: int | None, limits: Limits, answers: int) -> int:
     return max(1, (max_total_tokens or limits.max_total_tokens) // answers)
 
 
-def check_chains(limits: Limits, n: int, answers: int = 1, field: str = "n") -> None:
+SINGLE = Needs()
+"""Of a request that generates one answer for each that the client gets."""
+
+
+def check_chains(limits: Limits, n: int, needs: Needs = SINGLE) -> None:
     """Check how many answers a request makes the server generate.
 
     Args:
         limits: the server's.
         n: answers that the client gets.
-        answers: that are generated for each of them.
-        field: what the client says their number by.
+        needs: how many are generated for each of them, and what the client says their number by.
 
     Raises:
         LimitError: more than the server's limit.
     """
-    most = limits.max_chains
+    if needs.in_step:
+        check_chains(limits, n)
+        _check_particles(limits, n, needs)
+        return
+    most, answers = limits.max_chains, needs.answers
     if n * answers <= most:
         return
-    name, sent = ("n", n) if answers == 1 or n > most else (field, answers)
+    name, sent = ("n", n) if answers == 1 or n > most else (needs.answers_field, answers)
     each = f"for each of n={n} answers, {n * answers} in all: " if name != "n" and n > 1 else ""
     problem = f"{each}above this server's limit of {most} answers"
     raise LimitError(name, sent, problem, "Ask for fewer, or raise limits.max_chains of the server")
+
+
+def _check_particles(limits: Limits, n: int, needs: Needs) -> None:
+    most, each = limits.max_particles, needs.least or needs.answers
+    if n * needs.answers <= most:
+        return
+    runs = f"{needs.answers // each} runs of " if each != needs.answers else ""
+    choices = f", {n} times" if n > 1 else ""
+    problem = (
+        f"{runs}{each}{choices} are {n * needs.answers}, above this server's limits.max_particles of {most}"
+    )
+    raise LimitError(needs.answers_field, each, problem, "Ask for fewer, or raise that limit of the server")
 
 
 def total_tokens_of(
@@ -263,21 +283,21 @@ def total_tokens_of(
     limits: Limits,
     horizon: int,
     n: int,
-    answers: int = 1,
-    field: str = "n",
+    needs: Needs = SINGLE,
 ) -> int:
     """The request's cap on decoded tokens, checked against the server's and against one answer per chain.
 
     Args:
         params: SGLang's sampling parameters.
         max_total_tokens: the request's own cap.
-        limits, n, answers, field: as `check_chains`.
+        limits, n, needs: as `check_chains`.
         horizon: tokens of one answer.
 
     Raises:
         LimitError: above the server's cap, or too small for the answers asked for.
     """
-    check_chains(limits, n, answers, field)
+    check_chains(limits, n, needs)
+    answers, field = needs.least or needs.answers, needs.answers_field
     if max_total_tokens is not None and max_total_tokens > limits.max_total_tokens:
         problem = f"above this server's cap of {limits.max_total_tokens}"
         raise LimitError("max_total_tokens", max_total_tokens, problem, "Lower it")
