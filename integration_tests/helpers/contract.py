@@ -78,6 +78,12 @@ def _drawing(name: str, answers: int = 2, **more: Any) -> Row:
 
 CONTRACT: dict[str, Row] = {
     "power": Row(QUICK, LONG),
+    "smc": Row(
+        {"sampler": "smc", "particles": 3, "block_size": 8},
+        {"sampler": "smc", "particles": 16, "runs": 8, "block_size": 4},
+        answers=3,
+        brief=True,
+    ),
     "cot": Row({"sampler": "cot", "k": 3}, {"sampler": "cot", "k": 8}, answers=3, brief=True),
     "vote": _drawing("vote"),
     "best_of": _drawing("best_of"),
