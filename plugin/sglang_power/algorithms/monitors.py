@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.low_confidence import LowConfidence
 from sglang_power.algorithms.triggers import Watch
 from sglang_power.types import FloatArray
 
@@ -53,7 +54,11 @@ class RowRule(Protocol):
         ...
 
 
-RULES: dict[str, type[RowRule]] = {"rejection": EarlyRejection, "watch": Watch}
+RULES: dict[str, type[RowRule]] = {
+    "rejection": EarlyRejection,
+    "watch": Watch,
+    "confidence": LowConfidence,
+}
 """Every rule that a call may carry, by the name under which it travels."""
 
 

@@ -9,7 +9,7 @@ cannot read, is a class of its own that cannot be chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,73 +76,98 @@ class Classes:
         return sum(len(one.members) for one in self.classes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What a relation makes of distinct answers, each on its own.
+class GrowingClasses:
+    """Classes of samples that come one after the other.
+
+    A sample's class depends on those before it only, so the classes of the first samples are those of all
+    samples without the later ones. What was found out about an answer, or about two, is not asked again.
 
     Args:
-        names: answers of the same name are the same.
-        problems: why answers cannot be read.
-        decided: answers of other names are others; there is nothing to compare.
+        relation: says which answers are the same.
     """
 
-    names: Mapping[str, Hashable]
-    problems: Mapping[str, str]
-    decided: bool
+    def __init__(self, relation: Relation) -> None:
+        self._relation = relation
+        self._decided = isinstance(relation, Keyed)  # answers of other names are others: nothing to compare
+        self._names: dict[str, Hashable] = {}
+        self._problems: dict[str, str] = {}
+        self._members: list[list[int]] = []
+        self._values: list[str | None] = []
+        self._class_of: dict[Hashable, int] = {}
+        self._samples = 0
+        self._comparisons = 0
+        self._undecided: list[Undecided] = []
+        self._unreadable: list[Unreadable] = []
+        self._usage = Usage()
 
-    @classmethod
-    async def by(cls, relation: Relation, answers: Sequence[str]) -> _Read:
-        if isinstance(relation, Keyed):
-            keys = await relation.keys(answers)
-            return cls(keys, {one: relation.problem(one) for one in answers if keys[one] is None}, True)
-        asked = [(one, await unreadable(relation, one)) for one in answers]
-        problems = {one: reason for one, reason in asked if reason is not None}
-        return cls({one: one for one in answers}, problems, False)
+    @property
+    def classes(self) -> Classes:
+        """Those of the samples so far."""
+        pairs = zip(self._values, self._members, strict=True)
+        return Classes(
+            tuple(AnswerClass(value, tuple(members)) for value, members in pairs),
+            self._comparisons,
+            tuple(self._undecided),
+            self._usage,
+            tuple(self._unreadable),
+        )
 
+    async def add(self, answers: Sequence[str | None]) -> list[int | None]:
+        """Put the next samples where they belong.
 
-class _Builder:
-    """Classes while they grow."""
+        Args:
+            answers: one per sample, in order; None where the answer is missing.
 
-    def __init__(self, relation: Relation, read: _Read) -> None:
-        self.relation, self.read = relation, read
-        self.members: list[list[int]] = []
-        self.values: list[str | None] = []
-        self.class_of: dict[Hashable, int] = {}
-        self.comparisons = 0
-        self.undecided: list[Undecided] = []
-        self.unreadable: list[Unreadable] = []
-        self.usage = Usage()
+        Returns:
+            Index of each one's class; None where it has no answer that can be read.
+        """
+        await self._read(list(dict.fromkeys(each for each in answers if each is not None)))
+        return [await self._add(answer) for answer in answers]
 
-    async def add(self, sample: int, answer: str | None) -> None:
-        """Put the next sample where it belongs."""
-        if answer is not None and answer in self.read.problems:
-            self.unreadable.append(Unreadable(sample, self.read.problems[answer]))
+    async def _read(self, answers: Sequence[str]) -> None:
+        """Find the name of each new answer, by which it is the same as others, or why it cannot be read."""
+        new = [answer for answer in answers if answer not in self._names]
+        if isinstance(self._relation, Keyed):
+            keys = await self._relation.keys(new)
+            self._names |= keys
+            self._problems |= {each: self._relation.problem(each) for each in new if keys[each] is None}
+            return
+        asked = [(each, await unreadable(self._relation, each)) for each in new]
+        self._names |= {each: each for each in new}
+        self._problems |= {each: reason for each, reason in asked if reason is not None}
+
+    async def _add(self, answer: str | None) -> int | None:
+        sample, self._samples = self._samples, self._samples + 1
+        if answer is not None and answer in self._problems:
+            self._unreadable.append(Unreadable(sample, self._problems[answer]))
             answer = None
         place = None if answer is None else await self._place(sample, answer)
         if place is None:
-            place = len(self.members)
-            self.members.append([])
-            self.values.append(answer)
-        self.members[place].append(sample)
-        if answer is not None:
-            self.class_of[self.read.names[answer]] = place
+            place = len(self._members)
+            self._members.append([])
+            self._values.append(answer)
+        self._members[place].append(sample)
+        if answer is None:
+            return None
+        self._class_of[self._names[answer]] = place
+        return place
 
     async def _place(self, sample: int, answer: str) -> int | None:
-        known = self.class_of.get(self.read.names[answer])
-        if known is not None or self.read.decided:
+        known = self._class_of.get(self._names[answer])
+        if known is not None or self._decided:
             return known
-        for place, value in enumerate(self.values):
+        for place, value in enumerate(self._values):
             if value is not None and await self._equal(place, value, sample, answer):
                 return place
         return None
 
     async def _equal(self, place: int, value: str, sample: int, answer: str) -> bool:
         for a, b in ((value, answer), (answer, value)):
-            self.comparisons += 1
-            verdict = await self.relation.same(a, b)
-            self.usage += verdict.usage
+            self._comparisons += 1
+            verdict = await self._relation.same(a, b)
+            self._usage += verdict.usage
             if verdict.outcome is Outcome.UNDECIDED:
-                self.undecided.append(Undecided(self.members[place][0], sample, verdict.reason))
+                self._undecided.append(Undecided(self._members[place][0], sample, verdict.reason))
             if verdict.outcome is not Outcome.EQUAL:
                 return False
         return True
@@ -155,18 +180,9 @@ async def build_classes(answers: Sequence[str | None], relation: Relation) -> Cl
         answers: one per sample, in order; None where the answer is missing.
         relation: says which are the same.
     """
-    distinct = list(dict.fromkeys(one for one in answers if one is not None))
-    builder = _Builder(relation, await _Read.by(relation, distinct))
-    for sample, answer in enumerate(answers):
-        await builder.add(sample, answer)
-    pairs = zip(builder.values, builder.members, strict=True)
-    return Classes(
-        tuple(AnswerClass(value, tuple(members)) for value, members in pairs),
-        builder.comparisons,
-        tuple(builder.undecided),
-        builder.usage,
-        tuple(builder.unreadable),
-    )
+    growing = GrowingClasses(relation)
+    await growing.add(answers)
+    return growing.classes
 
 
 @dataclass(frozen=True, slots=True)

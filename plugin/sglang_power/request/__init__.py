@@ -10,13 +10,7 @@ from sglang_power.request.branch import BranchRequest
 from sglang_power.request.needs import Needs, Wanted
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import (
-    BestOfRequest,
-    CotRequest,
-    SamplesRequest,
-    SelectionRequest,
-    VoteRequest,
-)
+from sglang_power.request.selection import CotRequest, SamplesRequest, SelectionRequest
 from sglang_power.request.smc import SmcRequest
 from sglang_power.request.table import (
     NO_SAMPLER,
@@ -27,6 +21,7 @@ from sglang_power.request.table import (
     parse_request,
     samplers,
 )
+from sglang_power.request.voting import BestOfRequest, VoteRequest
 from sglang_power.request.whole import WholeAnswerRequest
 
 __all__ = [

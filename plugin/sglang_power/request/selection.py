@@ -1,4 +1,4 @@
-"""What requests may say that choose among several answers: `cot`, `vote`, `best_of`."""
+"""What requests may say that choose among several answers, and `cot`; `vote` and `best_of`: `voting`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
 
 from sglang_power.answers.judging import LLM
-from sglang_power.fields import Exponent, FiniteFloat, Positive, conflict, score_name
+from sglang_power.fields import FiniteFloat, Positive, conflict
 from sglang_power.policies import Policy
 from sglang_power.request.bases import base_echo, power_base
 from sglang_power.request.needs import SAMPLING, AnswerKind, ForcedTokens, Needs, Wanted
@@ -202,62 +202,3 @@ class SamplesRequest(SelectionRequest):
 
 def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest:
     return power_base("base", values) if values.get("sampler") == "power" else row_law_policy("base", values)
-
-
-class VoteRequest(SamplesRequest):
-    """`sampler="vote"`: self-consistency (Wang et al., arXiv 2203.11171) over equivalent answers.
-
-    Args:
-        weight: what a sample adds to its class: "count" 1, "confidence" its Delta, "power" the weight that
-            makes draws of their law draws of p^alpha. That law has to be known: samples that a limit ended
-            weigh nothing, which favours short answers.
-        alpha: exponent of the power weights.
-    """
-
-    sampler: Literal["vote"] = "vote"
-    weight: Literal["count", "confidence", "power"] = "count"
-    alpha: Exponent = 4.0
-
-    @model_validator(mode="after")
-    def _weights_that_are_known(self) -> Self:
-        if self.weight != "power":
-            if "alpha" in self.model_fields_set:
-                raise conflict("alpha", f"not used with weight={self.weight!r}", "Set weight to 'power'")
-        elif isinstance(self.base, PowerRequest) and (field := self.base.off_target) is not None:
-            problem = (
-                "it takes the chains off p^alpha, so the law that weight='power' corrects for is unknown"
-            )
-            raise conflict(f"base.{field}", problem, "Leave it out, or weigh samples by count")
-        return self
-
-    def echo(self) -> dict[str, Any]:
-        """The parameters in force, for the response; they can be sent again."""
-        idle = {"alpha"} if self.weight != "power" else set()
-        return {name: value for name, value in super().echo().items() if name not in idle}
-
-
-class BestOfRequest(SamplesRequest):
-    """`sampler="best_of"`: the sample of highest score.
-
-    Args:
-        score: "mean_log_p" per token, "log_p" of the whole answer, "confidence" of its answer tokens,
-            "self_evaluation": the probability that the served model calls it right, a "reward".
-        reward: which one, with score="reward".
-    """
-
-    sampler: Literal["best_of"] = "best_of"
-    score: Literal["mean_log_p", "log_p", "confidence", "self_evaluation", "reward"] = "mean_log_p"
-    reward: RewardName | None = None
-
-    _score_by_any_name = field_validator("score", mode="before")(score_name)
-
-    @model_validator(mode="after")
-    def _reward_where_it_scores(self) -> Self:
-        check_reward(self.score, self.reward)
-        return self
-
-    @property
-    def needs(self) -> Needs:
-        """Return what it takes to serve the request."""
-        needs = replace(super().needs, reward=self.reward)
-        return with_judge(needs, self.score)

@@ -17,8 +17,9 @@ from sglang_power.policies import Policy, policies
 from sglang_power.request.branch import BranchRequest
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.power import PowerRequest
-from sglang_power.request.selection import BestOfRequest, CotRequest, VoteRequest
+from sglang_power.request.selection import CotRequest
 from sglang_power.request.smc import SmcRequest
+from sglang_power.request.voting import BestOfRequest, VoteRequest
 from sglang_power.request.whole import WholeAnswerRequest
 
 SamplerRequest = WholeAnswerRequest | Policy

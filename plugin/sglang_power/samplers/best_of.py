@@ -6,7 +6,7 @@ from sglang_power.request import BestOfRequest
 from sglang_power.samplers.base import Outcome, Tools
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.choosing import by_score
-from sglang_power.samplers.samples import SampledSelection, samples_of
+from sglang_power.samplers.samples import SampledSelection, dropping_of, samples_of
 from sglang_power.samplers.scores import Scores
 from sglang_power.samplers.selecting import Selecting
 
@@ -27,6 +27,7 @@ class BestOfSampler:
     async def run(self, asked: BestOfRequest, tools: Tools) -> Outcome:
         """Make one answer."""
         selecting = Selecting(asked, tools)
-        best_of = BestOf(tools.engine, selecting.reader, samples_of(asked, tools), tools.key)
+        samples = samples_of(asked, tools, dropping_of(asked, tools.horizon))
+        best_of = BestOf(tools.engine, selecting.reader, samples, tools.key)
         selection = await best_of.run(selecting.scores(asked.score))
         return await selecting.outcome(selecting.with_star(selection))

@@ -82,6 +82,7 @@ class Candidate:
         delta: confidence of its answer tokens; None without an answer.
         first_log_p: of the token at the fork (`cot`).
         note: what else there is to say.
+        dropped: it was ended for its low confidence: it cannot be chosen, and counts for no answer.
     """
 
     tokens: Tokens
@@ -91,6 +92,7 @@ class Candidate:
     delta: float | None
     first_log_p: float | None = None
     note: str | None = None
+    dropped: bool = False
 
     @property
     def log_p(self) -> float:
@@ -122,6 +124,16 @@ async def candidate(
     delta = _delta(tokens, reading.answer)
     one = Candidate(tokens, finished, text, reading.answer, delta, first_log_p, reading.note)
     return one, reading.usage
+
+
+DROPPED = "ended: its confidence fell below that of the first samples"
+
+
+def dropped(reader: Reader, tokens: Tokens, finished: bool) -> Candidate:
+    """Return a sample that was ended for its low confidence; nothing is read in it."""
+    return Candidate(
+        tokens, finished, reader.text(tokens.ids, finished), None, None, note=DROPPED, dropped=True
+    )
 
 
 def _delta(tokens: Tokens, answer: ReadAnswer | None) -> float | None:

@@ -19,7 +19,7 @@ from sglang_power.samplers.candidates import Candidate, Selection, class_notes, 
 from sglang_power.samplers.evaluation import added_notes
 from sglang_power.samplers.scores import Scores
 from sglang_power.samplers.tasks import gather_or_cancel
-from sglang_power.types import FloatArray, in_parallel
+from sglang_power.types import FloatArray, Usage, in_parallel
 
 
 async def by_score(candidates: Sequence[Candidate], scores: Scores) -> Selection:
@@ -28,13 +28,14 @@ async def by_score(candidates: Sequence[Candidate], scores: Scores) -> Selection
     Where none has a score, the one of highest mean log p ("no_score"); a confidence is missing where there is
     no answer, and then it is the first ("no_answer").
     """
-    scored = await gather_or_cancel([scores.whole(one) for one in candidates])
+    scored = await gather_or_cancel([_scored(one, scores) for one in candidates])
     values = [value for value, _ in scored]
     chosen, reason = _highest(values), str(scores.name)
     if chosen is None and scores.name == "confidence":
         chosen, reason = 0, "no_answer"
     elif chosen is None:
-        chosen, reason = _highest([one.mean_log_p for one in candidates]) or 0, "no_score"
+        likely = [None if one.dropped else one.mean_log_p for one in candidates]
+        chosen, reason = _highest(likely) or 0, "no_score"
     return Selection(
         candidates=tuple(candidates),
         chosen=chosen,
@@ -43,6 +44,11 @@ async def by_score(candidates: Sequence[Candidate], scores: Scores) -> Selection
         usage=in_parallel(cost for _, cost in scored),
         notes=scores.notes,
     )
+
+
+async def _scored(one: Candidate, scores: Scores) -> tuple[float | None, Usage]:
+    """The score of a candidate and what it cost; a sample that was ended has none."""
+    return (None, Usage()) if one.dropped else await scores.whole(one)
 
 
 def _highest(values: Sequence[float | None]) -> int | None:
@@ -63,7 +69,29 @@ async def by_vote(
         key: draws among ties.
     """
     classes = await build_classes([one.value for one in candidates], relation)
+    return voted(candidates, classes, log_weights, key)
+
+
+def voted(
+    candidates: Sequence[Candidate],
+    classes: Classes,
+    log_weights: FloatArray,
+    key: Key,
+    *,
+    voters: Sequence[bool] | None = None,
+) -> tuple[Selection, Choice]:
+    """The same among classes that are known.
+
+    Args:
+        candidates: in sample order.
+        classes: of them.
+        log_weights: [candidates] what each adds to its class, nats.
+        key: draws among ties.
+        voters: which candidates may be returned; None: all.
+    """
     mean_log_p = np.array([one.mean_log_p for one in candidates])
+    if voters is not None:
+        mean_log_p[~np.array(voters)] = -math.inf
     choice = choose(classes, log_weights, key, scores=mean_log_p)
     scores = [float(value) if math.isfinite(value) else None for value in log_weights]
     chosen = choice.sample, choice.reason

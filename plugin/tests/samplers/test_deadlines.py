@@ -68,7 +68,7 @@ class Unhurried(TabularEngine):
         return await super().generate(dataclasses.replace(call, deadline=None))
 
 
-VOTE = {"sampler": "vote", "samples": 8, "answer": "text", "equivalence": "math"}
+VOTE = {"sampler": "vote", "samples": 8, "answer": "text", "equivalence": "math", "stopping": "never"}
 
 
 async def voted(monkeypatch: pytest.MonkeyPatch, relation: Any, **more: Any) -> Selection:

@@ -14,6 +14,7 @@ from sglang_power.algorithms.cot import GREEDY
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.early_rejection import EarlyRejection
 from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.low_confidence import LowConfidence
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.triggers import Watch
 from sglang_power.errors import UnsupportedError
@@ -73,6 +74,9 @@ def check_call(call: ContinuationCall) -> None:
             _check_cut(rule.cut)
         if isinstance(rule, Watch):
             _check_watch(rule)
+        if isinstance(rule, LowConfidence):
+            problem = "it reads entropies, which a server without sglang-power does not report"
+            raise UnsupportedError("drop_below", rule.threshold, problem, f"Leave it out, {PLUGIN}")
 
 
 def check_law(law: ProposalLaw) -> None:
