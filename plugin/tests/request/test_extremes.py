@@ -60,8 +60,13 @@ CONTEXTS: dict[str, list[dict[str, Any]]] = {
         {"particles": 3, "block_size": 2, "ramp": 3, "resampling": "chopthin", "runs": 2},
         {"particles": 3, "block_size": 2, "initial_ids": [1, 2]},
     ],
-    "vote": [{"samples": 3, "weight": weight} for weight in ("count", "power")],
-    "best_of": [{"samples": 3}],
+    "vote": [
+        *({"samples": 3, "weight": weight} for weight in ("count", "power")),
+        {"samples": 12, "stopping": "certain", "window": 4, "error": 0.1},
+        {"samples": 4, "drop_below": 0.5, "warmup": 2},
+        {"samples": 4, "window": 2, "alpha": "adaptive", "base": {"sampler": "power", "steps": 1}},
+    ],
+    "best_of": [{"samples": 3}, {"samples": 4, "drop_below": 0.5, "warmup": 2}],
     "branch": [{"policy": policy, "score": "power"} for policy in ("tree", "lookahead", "beam")],
     "cot": [{"k": 3}],
 }

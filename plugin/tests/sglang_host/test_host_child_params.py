@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.low_confidence import LowConfidence
 from sglang_power.algorithms.triggers import THRESHOLDS, Trigger, TriggerState, Watch
 from sglang_power.sglang_host.child_params import CHILD, ChildParams, Coupling
 from sglang_power.types import ProposalLaw
@@ -47,6 +48,12 @@ watches = st.builds(
     ),
     start=st.integers(0, 999),
 )
+groups = st.builds(
+    LowConfidence,
+    threshold=numbers,
+    group=st.integers(1, 2048),
+    recent=st.lists(st.floats(0, 12), max_size=6).map(tuple),
+)
 couplings = st.builds(Coupling, name=st.text(min_size=1), role=st.sampled_from(["main", "twin"]))
 children = st.builds(
     ChildParams,
@@ -55,7 +62,11 @@ children = st.builds(
     origin=st.integers(0, 10_000),
     forced=st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple),
     known=st.integers(0, 3),
-    rules=st.tuples() | st.tuples(rejections) | st.tuples(watches) | st.tuples(rejections, watches),
+    rules=st.tuples()
+    | st.tuples(rejections)
+    | st.tuples(watches)
+    | st.tuples(groups)
+    | st.tuples(rejections, watches),
     probe=st.booleans(),
     coupling=st.none() | couplings,
 )
