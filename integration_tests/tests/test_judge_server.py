@@ -106,7 +106,8 @@ def test_classes_are_those_of_plain_questions(
 
 
 def test_the_judges_tokens_are_counted(prose_server: Server) -> None:
-    judged, exact = (ask(prose_server, "vote", samples=5, equivalence=name) for name in ("llm", "exact"))
+    asked = {"samples": 5, "stopping": "never"}
+    judged, exact = (ask(prose_server, "vote", **asked, equivalence=name) for name in ("llm", "exact"))
     assert [path["text"] for path in judged["paths"]] == [path["text"] for path in exact["paths"]]
     calls = judged["judge"]["calls"]
     assert calls == judged["judge"]["decoded_tokens"] > 0

@@ -247,7 +247,8 @@ def test_best_of_returns_the_likeliest_sample(pivot_server: Server) -> None:
 
 def test_n_answers_differ_and_share_the_prompt(pivot_server: Server) -> None:
     prompt = fresh_prompt()
-    answers = ask(pivot_server, "vote", prompt, samples=3, seed=5, sampling={"n": 2}, **DIGIT)
+    asked: dict[str, Any] = {"samples": 3, "stopping": "never", "seed": 5, **DIGIT}
+    answers = ask(pivot_server, "vote", prompt, sampling={"n": 2}, **asked)
     first, second = (power_of(one) for one in answers)
     assert [p["text"] for p in first["paths"]] != [p["text"] for p in second["paths"]]
     meta = answers[0]["meta_info"]
