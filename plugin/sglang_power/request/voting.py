@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -33,6 +33,13 @@ class StoppableRequest(SamplesRequest):
             confident groups of the first samples, e.g. 0.1 (DeepConf, arXiv 2508.15260; a heuristic).
         warmup: with drop_below, how many these first samples are; they run to their end.
     """
+
+    speaks_of: ClassVar[dict[str, str]] = {
+        "window": "stopping",
+        "error": "stopping",
+        "warmup": "drop_below",
+    }
+    """They are dropped where a later layer (a preset, a request) asks for another stopping."""
 
     stopping: Stopping | None = None
     window: Positive = 8

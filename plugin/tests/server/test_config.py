@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sglang_power.errors import ConfigError, RequestError
-from sglang_power.request import BranchRequest, PowerRequest
+from sglang_power.request import BranchRequest, PowerRequest, VoteRequest
 from sglang_power.server import config as module
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, Limits, ServerConfig, load_config, server_config
 
@@ -254,3 +254,15 @@ def test_a_threshold_never_acts_on_a_trigger_that_it_was_not_written_for(
     request = LAYERS.resolve(asked, model)
     assert isinstance(request, BranchRequest)
     assert [(trigger.name, *trigger.thresholds) for trigger in request.triggers] == [expected]
+
+
+def test_what_a_stopping_rule_takes_is_dropped_with_the_rule() -> None:
+    config = ServerConfig(
+        presets={"sure": {"sampler": "vote", "samples": 32, "stopping": "certain", "error": 0.1, "window": 4}}
+    )
+    never = config.resolve({"preset": "sure", "stopping": "never"})
+    assert isinstance(never, VoteRequest)
+    assert (never.rule, never.samples) == ("never", 32)
+    again = config.resolve({"preset": "sure", "window": 2})
+    assert isinstance(again, VoteRequest)
+    assert (again.rule, again.error, again.window) == ("certain", 0.1, 2)
