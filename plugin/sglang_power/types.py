@@ -27,6 +27,8 @@ entropy    H_t of p;  varentropy  V_t of p;  gap  p(1st) - p(2nd)
 margin     p(y_t) - max p(other): the gap where y_t is the most likely token, otherwise negative
 """
 
+LOG_Z = ROW_FIELDS.index("log_z")
+
 
 class TokenPolicy(Protocol):
     """A per-step policy as the nouns know it; `sglang_power.policies.Policy` is one."""
@@ -159,6 +161,10 @@ class Tokens:
     @property
     def log_q(self) -> FloatArray:
         return self.rows[:, 1]
+
+    @property
+    def log_z(self) -> FloatArray:
+        return self.rows[:, LOG_Z]
 
     @property
     def entropy(self) -> FloatArray:

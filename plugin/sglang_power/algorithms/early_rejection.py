@@ -1,23 +1,27 @@
-"""Exact early rejection: stop a proposal as soon as it is certain that it will be rejected.
+"""Exact early rejection: stop what is drawn as soon as it is certain that it will be rejected.
 
-u is drawn first. If 1 <= kappa <= alpha then log w_t <= 0 for every token (truncation only lowers it),
-and cut(m|y') can only fall as y' grows, so with m fixed the running bound
+Proposals of a chain (EarlyRejection). u is drawn first. If 1 <= kappa <= alpha then log w_t <= 0 for every
+token (truncation only lowers it), and cut(m|y') can only fall as y' grows, so with m fixed the running bound
 
     sum log w' so far + log cut(m | y' so far)
 
 never rises. Once it is below  log u + sum log w(old suffix) + log cut(m|y)  by a margin, the full ratio
 is below log u. Sums in float64; the margin covers their rounding. Decisions are identical with and
 without it.
+
+Trials of rejection sampling (TrialRejection, `perfect`): accepted with probability exp(sum z), z_t <= 0, so
+once sum z is below log u by the margin, a trial is lost.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut, mixture
-from sglang_power.types import FloatArray, ProposalLaw
+from sglang_power.types import LOG_Z, FloatArray, ProposalLaw
 
 MARGIN = 1e-3
 """Nats. Sums of 3,000 terms in float64 are good to 1e-9; the statistics themselves are float32."""
@@ -116,3 +120,47 @@ class RejectionMonitor:
         self._count += 1
         log_cut = mixture(rule.cut.epsilon, self._gain_at_cut, self._total_gain, self._count)
         return self._log_w + log_cut < rule.threshold - MARGIN
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRejection:
+    """What a generator needs in order to know that a trial of rejection sampling is lost.
+
+    Args:
+        threshold: log u, nats.
+    """
+
+    threshold: float
+
+    def monitor(self) -> TrialMonitor:
+        """Return what watches one trial."""
+        return TrialMonitor(self.threshold)
+
+    def behind(self, rows: FloatArray) -> Self:
+        """Return the rule for the rest of a trial."""
+        return dataclasses.replace(self, threshold=self.threshold - float(rows[:, LOG_Z].sum()))
+
+    def flat(self) -> dict[str, Any]:
+        """Return the rule as scalars."""
+        return {"threshold": self.threshold}
+
+    @classmethod
+    def of_flat(cls, flat: dict[str, Any]) -> Self:
+        """Return the rule that `flat` wrote."""
+        return cls(flat["threshold"])
+
+
+class TrialMonitor:
+    """Watches one trial, one committed token at a time."""
+
+    def __init__(self, threshold: float) -> None:
+        self._left = MARGIN - threshold
+        self._seen = 0
+
+    def ends(self, index: int, record: Sequence[float]) -> bool:
+        """Add the next token's row; True once the trial is certain to be rejected."""
+        if index < self._seen:
+            return False
+        self._seen = index + 1
+        self._left += record[LOG_Z]
+        return self._left < 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from sglang_power.algorithms.early_rejection import EarlyRejection
+from sglang_power.algorithms.early_rejection import EarlyRejection, TrialRejection
 from sglang_power.algorithms.low_confidence import LowConfidence
 from sglang_power.algorithms.triggers import Watch
 from sglang_power.types import FloatArray
@@ -56,6 +56,7 @@ class RowRule(Protocol):
 
 RULES: dict[str, type[RowRule]] = {
     "rejection": EarlyRejection,
+    "trial": TrialRejection,
     "watch": Watch,
     "confidence": LowConfidence,
 }

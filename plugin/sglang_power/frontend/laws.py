@@ -65,7 +65,7 @@ def exponent_of(report: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> 
         return None
     if report is None or report.get("sampler") == NO_SAMPLER:
         return 1.0
-    if report.get("law") == "power" and "reward" not in report:
+    if report.get("law") in ("power", "perfect") and "reward" not in report:
         return float(report["params"]["alpha"])
     return None
 

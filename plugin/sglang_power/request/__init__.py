@@ -7,8 +7,9 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
-from sglang_power.request.needs import Needs, Wanted
+from sglang_power.request.needs import Needs, SideBySide, Wanted
 from sglang_power.request.own_law import OwnLawRequest
+from sglang_power.request.perfect import PerfectRequest
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.selection import CotRequest, SamplesRequest, SelectionRequest
 from sglang_power.request.smc import SmcRequest
@@ -32,10 +33,12 @@ __all__ = [
     "CotRequest",
     "Needs",
     "OwnLawRequest",
+    "PerfectRequest",
     "PowerRequest",
     "SamplerRequest",
     "SamplesRequest",
     "SelectionRequest",
+    "SideBySide",
     "SmcRequest",
     "VoteRequest",
     "Wanted",

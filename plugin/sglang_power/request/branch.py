@@ -130,6 +130,8 @@ class BranchRequest(SelectionRequest):
         if refine.lookback_blocks is not None:
             problem = "a leaf is a draft, which is revised as a whole"
             raise conflict("refine.lookback_blocks", problem, "Leave it out")
+        if refine.method != "chain":
+            raise conflict("refine.method", "a leaf is a draft, from which a chain starts", "Leave it out")
         return refine
 
     @model_validator(mode="after")

@@ -44,6 +44,19 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Calls that one sequence of a request runs at once.
+
+    Args:
+        field: the parameter that says so.
+        count: how many.
+    """
+
+    field: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Needs:
     """Needs of one request.
 
@@ -62,6 +75,8 @@ class Needs:
         equivalence: when two answers are the same; None where none are compared.
         judge: what asks for the served model's own judgement.
         reward: the reward that scores answers.
+        bounded_reward: the reward, where there is one, has to declare its upper bound.
+        side_by_side: what one sequence runs at once; None where that is one call.
         forced: what answers begin with.
         reasoning_end: what asks where the reasoning of the served model ends.
         second_prompt: the parameter that holds the prompt of a twin, and it: the engine decodes one answer
@@ -84,6 +99,8 @@ class Needs:
     equivalence: str | None = None
     judge: Wanted | None = None
     reward: str | None = None
+    bounded_reward: bool = False
+    side_by_side: SideBySide | None = None
     forced: ForcedTokens | None = None
     reasoning_end: Wanted | None = None
     second_prompt: tuple[str, str | list[int]] | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.perfect import AFFORDABLE, PerfectConfig
 from sglang_power.algorithms.tilt import Tilt
 from sglang_power.fields import (
     MAX_COUNT,
@@ -21,10 +22,22 @@ from sglang_power.fields import (
     conflict,
 )
 from sglang_power.policies import Policy
-from sglang_power.request.needs import ForcedTokens, Needs
+from sglang_power.request.needs import ForcedTokens, Needs, SideBySide
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.types import ProposalLaw
+
+TRIAL_WIDTH: Final = 16
+"""Trials side by side, of `perfect` and of method="auto"."""
+
+
+def check_trial_reward(reward: str | None, weight: float | None) -> None:
+    """Raises a conflict unless a reward's share of a trial's acceptance may be bounded from above."""
+    if reward is None and weight is not None:
+        raise conflict("reward_weight", "belongs to a reward", "Name a reward, or leave it out")
+    if weight is not None and weight < 0.0:
+        problem = "with a weight below 0 a trial needs a lower bound of the reward, which none declares"
+        raise conflict("reward_weight", problem, "Use a weight of at least 0, or a chain (power)")
 
 
 class PowerRequest(OwnLawRequest):
@@ -38,6 +51,7 @@ class PowerRequest(OwnLawRequest):
         block_size: B, tokens per stage.  steps: N, steps per stage.
         cut: where proposals cut; cut_beta (up to 64), cut_epsilon (1e-6 to 1): parameters of the
             entropy cut.
+        method: "chain", or "auto": a few trials of a `perfect` draw first, which short answers end with.
         schedule: "exact" or "paper".  early_rejection: stop lost proposals where that is exact.
         seed: of cuts, acceptance and token draws; below 2^64.
         initial_text, initial_ids: a draft to start from.
@@ -60,6 +74,7 @@ class PowerRequest(OwnLawRequest):
     cut: Literal["uniform", "entropy"] = "uniform"
     cut_beta: Annotated[FiniteFloat, Field(gt=0.0, le=64.0)] = 4.0
     cut_epsilon: Annotated[FiniteFloat, Field(ge=MIN_CUT_EPSILON, le=1.0)] = 0.1
+    method: Literal["chain", "auto"] = "chain"
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
     initial_text: Annotated[str, Field(min_length=1)] | None = None
@@ -112,6 +127,22 @@ class PowerRequest(OwnLawRequest):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trials_of_the_target(self) -> Self:
+        """With method="auto" trials come before the chain, so the target has to be the trials', too."""
+        if self.method == "chain":
+            return self
+        check_trial_reward(self.reward, self.reward_weight)
+        given = [name for name in ("initial_text", "initial_ids") if getattr(self, name) is not None]
+        if (field := self.off_target or next(iter(given), None)) is not None:
+            problem = "not used with method='auto', whose trials are whole draws of p^alpha"
+            raise conflict(field, problem, "Leave it out, or leave method at 'chain'")
+        if self.proposal_policy is not None or abs(self.law.kappa - self.alpha) > 1e-9 * self.alpha:
+            field = "proposal_temperature" if self.proposal_policy is None else "proposal_policy"
+            problem = "trials of method='auto' are drawn at temperature 1/alpha, without a policy"
+            raise conflict(field, problem, "Leave it out, or leave method at 'chain'")
+        return self
+
     @property
     def needs(self) -> Needs:
         """Return what it takes to serve the request."""
@@ -121,6 +152,8 @@ class PowerRequest(OwnLawRequest):
             quadratic=True,
             ignores_temperature=self.on_temperature == "ignore",
             reward=self.reward,
+            bounded_reward=self.method == "auto",
+            side_by_side=None if self.method == "chain" else SideBySide("method", TRIAL_WIDTH),
             forced=None if draft is None else ForcedTokens(field, draft, whole=True),
         )
 
@@ -180,6 +213,12 @@ class PowerRequest(OwnLawRequest):
             lookback_blocks=self.lookback_blocks,
             tilt=None if self.reward is None else Tilt(self.weight, reward_bound),
         )
+
+    def trial_config(self, horizon: int, reward_bound: float | None = None) -> PerfectConfig:
+        """The configuration of the trials of method="auto"; args as `mh_config`."""
+        tilt = self.mh_config(horizon, reward_bound).tilt
+        trials = (1 + AFFORDABLE) * TRIAL_WIDTH
+        return PerfectConfig(self.alpha, horizon, trials, TRIAL_WIDTH, tilt, weighs=True)
 
     def echo(self, horizon: int, reward_bound: float | None = None) -> dict[str, Any]:
         """The parameters in force, for the response; of a draft, only whether there is one.

@@ -10,9 +10,11 @@ from pydantic import Field, InstanceOf, StrictBool, field_validator, model_valid
 from sglang_power.answers.judging import LLM
 from sglang_power.fields import FiniteFloat, Positive, conflict
 from sglang_power.policies import Policy
-from sglang_power.request.bases import base_echo, power_base
+from sglang_power.request.bases import base_echo, perfect_base, power_base
 from sglang_power.request.needs import SAMPLING, AnswerKind, ForcedTokens, Needs, Wanted
 from sglang_power.request.nested import row_law_policy
+from sglang_power.request.own_law import OwnLawRequest
+from sglang_power.request.perfect import PerfectRequest
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.whole import WholeAnswerRequest
 
@@ -158,12 +160,13 @@ class SamplesRequest(SelectionRequest):
 
     Args:
         samples: how many answers are drawn.
-        base: the sampler that draws them, as a request would write it: {"sampler": "power", ...} or a
-            per-step policy; the request's own temperature and truncation where absent.
+        base: the sampler that draws them, as a request would write it: {"sampler": "power", ...},
+            {"sampler": "perfect", ...} or a per-step policy; the request's own temperature and truncation
+            where absent.
     """
 
     samples: Annotated[int, Field(ge=1, le=1024)] = 8
-    base: InstanceOf[Policy] | InstanceOf[PowerRequest] | None = None
+    base: InstanceOf[Policy] | InstanceOf[PowerRequest] | InstanceOf[PerfectRequest] | None = None
 
     @field_validator("base", mode="before")
     @classmethod
@@ -173,32 +176,36 @@ class SamplesRequest(SelectionRequest):
     @property
     def needs(self) -> Needs:
         """Return what it takes to serve the request."""
-        over_chains = isinstance(self.base, PowerRequest)
-        ignores = isinstance(self.base, PowerRequest) and self.base.on_temperature == "ignore"
+        own = self.base if isinstance(self.base, OwnLawRequest) else None
+        inside = Needs() if own is None else own.needs
+        beside = inside.side_by_side
         return replace(
             super().needs,
             answers=self.samples,
             answers_field="samples",
-            quadratic=over_chains,
-            acting=() if over_chains else SAMPLING,
-            drawn_by="base" if over_chains else None,
-            ignores_temperature=ignores,
+            quadratic=inside.quadratic,
+            acting=SAMPLING if own is None else (),
+            drawn_by=None if own is None else "base",
+            ignores_temperature=inside.ignores_temperature,
+            side_by_side=None if beside is None else replace(beside, field=f"base.{beside.field}"),
         )
 
     @property
     def sampling_fields(self) -> tuple[str, ...]:
-        """All of them; none where chains draw, which have parameters of their own."""
-        return () if isinstance(self.base, PowerRequest) else SAMPLING
+        """All of them; none where a base with a law of its own draws."""
+        return () if isinstance(self.base, OwnLawRequest) else SAMPLING
 
     def echo(self) -> dict[str, Any]:
         """The parameters in force, for the response."""
         base: dict[str, Any] | None = None
-        if isinstance(self.base, PowerRequest):
+        if isinstance(self.base, PowerRequest | PerfectRequest):
             base = base_echo(self.base)
         elif self.base is not None:
             base = {"sampler": self.base.name(), **self.base.parameters}
         return {**super().echo(), "base": base}
 
 
-def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest:
+def _base_sampler(values: dict[str, Any]) -> Policy | PowerRequest | PerfectRequest:
+    if values.get("sampler") == "perfect":
+        return perfect_base("base", values)
     return power_base("base", values) if values.get("sampler") == "power" else row_law_policy("base", values)

@@ -16,6 +16,7 @@ from sglang_power.extensions import extensions
 from sglang_power.policies import Policy, policies
 from sglang_power.request.branch import BranchRequest
 from sglang_power.request.mistakes import request_error
+from sglang_power.request.perfect import PerfectRequest
 from sglang_power.request.power import PowerRequest
 from sglang_power.request.selection import CotRequest
 from sglang_power.request.smc import SmcRequest
@@ -29,6 +30,7 @@ ENTRY_POINTS = "sglang_power.samplers"
 BUILT_IN: tuple[type[WholeAnswerRequest], ...] = (
     PowerRequest,
     SmcRequest,
+    PerfectRequest,
     CotRequest,
     BranchRequest,
     VoteRequest,

@@ -25,11 +25,15 @@ from sglang_power.types import ProposalLaw, Tokens, Usage
 T = TypeVar("T")
 Asked = TypeVar("Asked", contravariant=True)
 
-Law = Literal["power", "approximate", "selection", "policy"]
-"""power        in the limit of steps p^alpha, times exp(lambda * R) with a reward
+Law = Literal["perfect", "power", "approximate", "selection", "policy"]
+"""perfect      p^alpha, times exp(lambda * R) with a reward: an independent and exact draw
+power        in the limit of steps p^alpha, times exp(lambda * R) with a reward
 approximate  near it: something shaped the answer that its law does not know
 selection    chosen among answers
 policy       tokens follow a rule row by row"""
+
+EXACT_LAWS: tuple[Law, ...] = ("perfect", "power")
+"""Of which log q is alpha * log p, but for a constant."""
 
 COSTS = ("judge", "reward")
 """Entries of a report that count calls."""
@@ -64,6 +68,11 @@ class Tools(Protocol):
     @property
     def sampling(self) -> Mapping[str, Any]:
         """SGLang's own sampling parameters of the request, those of `needs.SAMPLING`."""
+        ...
+
+    @property
+    def strict(self) -> bool:
+        """Whether it is an error where another sampler would have to go on."""
         ...
 
     @property

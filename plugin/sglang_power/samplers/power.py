@@ -11,6 +11,7 @@ from sglang_power.request import PowerRequest
 from sglang_power.samplers.base import Observer, Outcome, Tools
 from sglang_power.samplers.chain import Chain, ChainResult, RejectionCheck
 from sglang_power.samplers.chain_report import chain_law, chain_report, progress
+from sglang_power.samplers.perfect_draw import drawn
 
 
 class PowerSampler:
@@ -19,7 +20,15 @@ class PowerSampler:
     request = PowerRequest
 
     async def run(self, asked: PowerRequest, tools: Tools) -> Outcome:
-        """Make one answer: run one chain, or as much of it as the budget or an abort leaves."""
+        """Make one answer: by a chain, or by a few trials first."""
+        if asked.method == "chain":
+            return await self.chain(asked, tools)
+        config = asked.trial_config(tools.horizon, tools.reward_bound)
+        outcome = await drawn(config, tools, lambda rest: self.chain(asked, rest))
+        return dataclasses.replace(outcome, params=asked.echo(tools.horizon, tools.reward_bound))
+
+    async def chain(self, asked: PowerRequest, tools: Tools) -> Outcome:
+        """Run one chain, or as much of it as the budget or an abort leaves."""
         config = asked.mh_config(tools.horizon, tools.reward_bound)
         chain = Chain(
             tools.engine,

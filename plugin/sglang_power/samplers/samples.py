@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.low_confidence import LowConfidence, group_of, lowest_confidence, threshold
 from sglang_power.algorithms.mh import MHConfig
-from sglang_power.request import PowerRequest, SamplesRequest
+from sglang_power.algorithms.perfect import PerfectConfig
+from sglang_power.request import PerfectRequest, PowerRequest, SamplesRequest
 from sglang_power.request.voting import StoppableRequest
 from sglang_power.rng import Key, Purpose
-from sglang_power.samplers.base import Tools
+from sglang_power.samplers.base import EXACT_LAWS, Outcome, Tools
 from sglang_power.samplers.budgets import Budget, StoppedBy, late
 from sglang_power.samplers.candidates import Candidate, Reader, Selection, candidate, dropped
 from sglang_power.samplers.chain import Chain
 from sglang_power.samplers.chain_report import chain_law
 from sglang_power.samplers.dropping import Dropping, generate_unless_low
+from sglang_power.samplers.perfect_draw import PerfectDraw
 from sglang_power.samplers.tasks import finished_of, gather_or_cancel, unless_aborted
 from sglang_power.types import ProposalLaw, Tokens, Usage, in_parallel
 
@@ -29,13 +32,26 @@ HEURISTIC = "confidence says nothing certain of an answer: samples that were end
 
 
 @dataclass(frozen=True)
+class Trialled:
+    """A base whose answers are accepted trials.
+
+    Args:
+        config: of the trials.
+        chain: what makes an answer where no trial does; None where that is an error.
+    """
+
+    config: PerfectConfig
+    chain: MHConfig | None
+
+
+@dataclass(frozen=True)
 class Samples:
     """What is drawn.
 
     Args:
         count: answers.
         horizon: L, tokens of an answer.
-        base: the law of single draws, or the chain that every answer is the end of.
+        base: the law of single draws, the chain that every answer is the end of, or trials.
         tokens_each: cap on the decoded tokens of one answer.
         max_steps: cap on the steps of one chain.
         deadline: unix time in seconds.
@@ -44,7 +60,7 @@ class Samples:
 
     count: int
     horizon: int
-    base: ProposalLaw | MHConfig
+    base: ProposalLaw | MHConfig | Trialled
     tokens_each: int
     max_steps: int | None = None
     deadline: float | None = None
@@ -76,18 +92,18 @@ class Sample:
 
 
 def samples_of(asked: SamplesRequest, tools: Tools, dropping: Dropping | None = None) -> Samples:
-    """Return what a request draws: chains of its base, or draws of a policy or of the request's own law.
+    """Return what a request draws: its base, or the request's own law.
 
     Args:
         asked, tools: of the run.
         dropping: which single draws are ended for their low confidence; None: none are.
     """
-    base, budget = asked.base, tools.budget
-    chain = base if isinstance(base, PowerRequest) else None
+    budget = tools.budget
+    chain = asked.base if isinstance(asked.base, PowerRequest) else None
     return Samples(
         count=asked.samples,
         horizon=tools.horizon,
-        base=tools.request_law(base) if not isinstance(base, PowerRequest) else base.mh_config(tools.horizon),
+        base=_base_of(asked, tools),
         tokens_each=budget.max_total_tokens // asked.samples,
         max_steps=None if chain is None else chain.max_steps,
         deadline=budget.deadline,
@@ -101,12 +117,24 @@ def dropping_of(asked: StoppableRequest, horizon: int) -> Dropping | None:
     return None if share is None else Dropping(share, asked.warmup, group_of(horizon))
 
 
+def _base_of(asked: SamplesRequest, tools: Tools) -> ProposalLaw | MHConfig | Trialled:
+    base, horizon = asked.base, tools.horizon
+    if isinstance(base, PerfectRequest):
+        chain = None if tools.strict else base.chain.mh_config(horizon)
+        return Trialled(base.perfect_config(horizon), chain)
+    if not isinstance(base, PowerRequest):
+        return tools.request_law(base)
+    chain = base.mh_config(horizon)
+    return chain if base.method == "chain" else Trialled(base.trial_config(horizon), chain)
+
+
 async def draw(engine: Engine, samples: Samples, key: Key, rule: LowConfidence | None = None) -> Sample:
-    """One sample of the base; `key` is its own, and `rule` ends a single draw of low confidence."""
-    if isinstance(samples.base, MHConfig):
-        return await _end_of_chain(engine, samples.base, samples, key)
+    """Draw one sample of the base; `key` is its own, and `rule` ends a single draw of low confidence."""
+    base = samples.base
+    if not isinstance(base, ProposalLaw):
+        return await _own_draw(engine, base, samples, key)
     seed = key.child_seed(0, Purpose.PROPOSAL)
-    call = ContinuationCall((), samples.horizon, samples.base, seed, deadline=samples.deadline)
+    call = ContinuationCall((), samples.horizon, base, seed, deadline=samples.deadline)
     dropped = False
     if rule is None:
         one = await engine.generate(call)
@@ -119,19 +147,33 @@ async def draw(engine: Engine, samples: Samples, key: Key, rule: LowConfidence |
     return Sample(one.tokens, one.finished, float(one.tokens.log_q.sum()), "completed", one.usage)
 
 
-async def _end_of_chain(engine: Engine, config: MHConfig, samples: Samples, key: Key) -> Sample:
+async def _own_draw(engine: Engine, base: MHConfig | Trialled, samples: Samples, key: Key) -> Sample:
+    """Draw one answer of a base with a law of its own."""
     budget = Budget(samples.tokens_each, samples.max_steps, samples.deadline)
-    result = await Chain(engine, config, key, budget).run()
-    tokens, exact = result.state.tokens, chain_law(config, result) == "power"
+    if isinstance(base, MHConfig):
+        outcome = await _end_of_chain(engine, base, key, budget)
+        alpha = base.alpha
+    else:
+        chain = base.chain
+        follows = None if chain is None else functools.partial(_end_of_chain, engine, chain)
+        outcome = await PerfectDraw(engine, base.config, key, budget, follows).run()
+        alpha = base.config.alpha
     return Sample(
-        tokens,
-        result.state.finished,
-        config.alpha * float(tokens.log_p.sum()) if exact else None,
-        result.stopped_by,
-        result.usage,
-        steps=len(result.infos),
-        accepted=sum(info.accepted for info in result.infos),
+        outcome.tokens,
+        outcome.finished,
+        alpha * float(outcome.tokens.log_p.sum()) if outcome.law in EXACT_LAWS else None,
+        outcome.stopped_by,
+        outcome.usage,
+        steps=outcome.report.get("steps", 0),
+        accepted=outcome.report.get("accepted", 0),
     )
+
+
+async def _end_of_chain(engine: Engine, config: MHConfig, key: Key, budget: Budget) -> Outcome:
+    result = await Chain(engine, config, key, budget).run()
+    state, law = result.state, chain_law(config, result)
+    steps = {"steps": len(result.infos), "accepted": sum(info.accepted for info in result.infos)}
+    return Outcome(state.tokens, state.finished, result.usage, law, {}, result.stopped_by, report=steps)
 
 
 class SampledSelection:

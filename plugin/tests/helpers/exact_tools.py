@@ -40,6 +40,7 @@ class ExactTools:
     budget: Budget = field(default_factory=lambda: Budget(1_000_000))
     relation: Relation = field(default_factory=lambda: equivalence("exact"))
     sampling: Mapping[str, Any] = field(default_factory=lambda: SAMPLING)
+    strict: bool = False
     forced: tuple[int, ...] | None = None
     reward: AnswerReward | None = None
     reward_bound: float | None = None

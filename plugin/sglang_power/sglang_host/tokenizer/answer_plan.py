@@ -43,6 +43,7 @@ class AnswerPlan:
         neutralised: sampling fields that are not applied.
         readout: of the judge; None where nothing is judged.
         reward: what scores; None where nothing does.
+        strict: what would fall back to another sampler is an error.
     """
 
     sampler: Sampler[Any]
@@ -57,6 +58,7 @@ class AnswerPlan:
     neutralised: list[str]
     readout: Readout | None
     reward: NamedReward | None
+    strict: bool = False
 
     @property
     def answers(self) -> int:
@@ -81,6 +83,7 @@ def answer_plan(
     named: Fields,
     config: ServerConfig,
     served: Served,
+    strict: bool = False,
 ) -> AnswerPlan:
     """Return the plan of a request, checked against this server.
 
@@ -90,6 +93,7 @@ def answer_plan(
         params, named: SGLang's sampling parameters, and those that the client itself named.
         config: the server's configuration.
         served: the request, and what serves it.
+        strict: whether the request says so.
 
     Raises:
         RequestError: it cannot be served.
@@ -103,6 +107,7 @@ def answer_plan(
     cap = getattr(served.request, "max_total_tokens", None)
     share = support.share_of(cap, limits, count)
     horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
+    support.check_side_by_side(limits, needs.side_by_side)
     support.total_tokens_of(params, cap, limits, horizon, chains, needs)
     if needs.equivalence not in (None, LLM):
         equivalence(needs.equivalence)
@@ -122,8 +127,20 @@ def answer_plan(
         readout=None
         if needs.judge is None
         else Readout.of(manager.tokenizer, needs.judge.field, needs.judge.value),
-        reward=None if needs.reward is None else reward(needs.reward, config.rewards),
+        reward=_reward(needs, config),
+        strict=strict,
     )
+
+
+def _reward(needs: Needs, config: ServerConfig) -> NamedReward | None:
+    if needs.reward is None:
+        return None
+    found = reward(needs.reward, config.rewards)
+    if needs.bounded_reward and found.upper_bound is None:
+        problem = "declares no upper_bound, by which trials are accepted"
+        hint = "Declare one in SGLANG_POWER_CONFIG, or use a chain (power, method='chain')"
+        raise RequestError("reward", needs.reward, problem, hint)
+    return found
 
 
 def _check_truncation(needs: Needs, named: Fields) -> None:

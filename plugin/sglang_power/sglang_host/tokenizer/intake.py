@@ -122,7 +122,7 @@ def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model:
     if _has_own_law(whole):
         values |= _at_temperature(asked_for, whole, named)
         _lift_truncation(values, named, asked_for.origins)
-    elif isinstance(base, dict) and base.get("sampler") == "power":
+    elif isinstance(base, dict) and "sampler" in base and _has_own_law(base):
         values["base"] = {**base, **_at_temperature(asked_for, base, named, "base")}
     seed = named.get("seed", named.get("sampling_seed"))
     if seed is not None:

@@ -170,7 +170,8 @@ def _own_plan(
     token_checks.check_sampling(manager, obj, params)
     _check_policy_ids(manager, request)
     if (answered := served(request)) is not None:
-        return answer_plan(manager, obj, params, named, config, answered)
+        strict = config.is_strict(asked.values, manager.served_model_name)
+        return answer_plan(manager, obj, params, named, config, answered, strict)
     assert isinstance(request, Policy)
     return _policy_plan(obj, params, named, config, request)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
-from sglang_power.request import Needs
+from sglang_power.request import Needs, SideBySide
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer.body import Fields
 
@@ -275,6 +275,19 @@ def _check_particles(limits: Limits, n: int, needs: Needs) -> None:
         f"{runs}{each}{choices} are {n * needs.answers}, above this server's limits.max_particles of {most}"
     )
     raise LimitError(needs.answers_field, each, problem, "Ask for fewer, or raise that limit of the server")
+
+
+def check_side_by_side(limits: Limits, asked: SideBySide | None) -> None:
+    """Check how many calls one answer runs at once.
+
+    Raises:
+        LimitError: more than the server's limit.
+    """
+    if asked is None or asked.count <= limits.max_width:
+        return
+    problem = f"{asked.count} calls at once, above this server's limit of {limits.max_width}"
+    hint = "Lower it, or raise limits.max_width of the server"
+    raise LimitError(asked.field, asked.count, problem, hint)
 
 
 def total_tokens_of(

@@ -60,6 +60,11 @@ class HostTools:
         return sampling_of(with_preferred(self.parent.manager, self.parent.params))
 
     @property
+    def strict(self) -> bool:
+        """Whether what would fall back is an error."""
+        return self.plan.strict
+
+    @property
     def forced(self) -> tuple[int, ...] | None:
         """What answers begin with."""
         return self.plan.forced

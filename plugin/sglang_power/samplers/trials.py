@@ -1,0 +1,265 @@
+"""Drives trials of rejection sampling over an Engine, several side by side, under a deadline.
+
+The answer is the accepted trial that is first in trial order. So nothing here may depend on which one ends
+first, but for what is given up: once a trial is accepted, those behind it are cancelled. Knows neither SGLang
+nor HTTP.
+
+A reward that fails, and whose policy is to do without, is out from then on, which makes the law approximate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sglang_power.algorithms import perfect
+from sglang_power.algorithms.engine import ContinuationCall, Engine
+from sglang_power.algorithms.perfect import Judged, PerfectConfig, Trial
+from sglang_power.algorithms.tilt import Tilt
+from sglang_power.errors import ChainAbortedError
+from sglang_power.rng import Key, Purpose
+from sglang_power.samplers.chain import RejectionCheck, StateReward
+from sglang_power.samplers.tasks import SIBLING_FAILED
+from sglang_power.types import Continuation, Tokens, Usage
+
+Ended = tuple[Judged, Usage]
+
+
+@dataclass(slots=True)
+class _Started:
+    """A trial at work.
+
+    Args:
+        index: its place in the order.
+        clock: sequential decode steps before it began.
+        steps: that it took beside the others until it was cancelled; None where it was not.
+    """
+
+    index: int
+    clock: int
+    steps: int | None = None
+
+
+class Trials:
+    """The trials of one draw.
+
+    Args:
+        engine: continues the request's prompt.
+        config: the algorithm.
+        key: the draw's random key.
+        deadline: unix time in seconds, behind which no trial begins and each ends; None means no limit.
+        reward: scores whole answers; needed if and only if the configuration has a tilt.
+        observer: told of the number of trials that have ended.
+        rejection_check: counts wrong early ends; None where nobody checks.
+
+    Attributes:
+        accepted: of the trials that ended, the accepted one that is first in order.
+        best: of the others, the one of largest weight, an undecided one before all that are rejected.
+        untilted: the reward was given up.
+        usage: what they cost, but for the waste, of which `waste` knows.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: PerfectConfig,
+        key: Key,
+        deadline: float | None = None,
+        *,
+        reward: StateReward | None = None,
+        observer: Callable[[int], None] | None = None,
+        rejection_check: RejectionCheck | None = None,
+    ) -> None:
+        assert (reward is None) == (config.tilt is None)
+        self._engine, self._config, self._key, self._deadline = engine, config, key, deadline
+        self._reward, self._observer, self.check = reward, observer, rejection_check
+        self.accepted: Judged | None = None
+        self.best: Judged | None = None
+        self.untilted = False
+        self.usage = Usage()
+        self._undecided: set[int] = set()
+        self._weights: dict[int, float] = {}
+        self._decoded: dict[int, int] = {}
+        self._running: dict[asyncio.Task[Ended], _Started] = {}
+        self._cancelled: dict[asyncio.Task[Ended], _Started] = {}
+
+    # --- what came of them ---
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline left a trial undecided that might have been the answer."""
+        first = min(self._undecided, default=None)
+        return first is not None and (self.accepted is None or first < self.accepted.index)
+
+    @property
+    def log_weights(self) -> list[float]:
+        """Nats; of the trials up to the answer, or of all that ended where none was accepted."""
+        last = None if self.accepted is None else self.accepted.index
+        return [log_w for index, log_w in self._weights.items() if last is None or index <= last]
+
+    @property
+    def waste(self) -> Usage:
+        """What no decision used: tokens behind the answer, in trial order, and of trials left undecided."""
+        answer = self.best if self.accepted is None else self.accepted
+        lost = {index for index in self._decoded if self.accepted is not None and index > self.accepted.index}
+        lost |= self._undecided - {-1 if answer is None else answer.index}
+        return Usage(wasted=sum(self._decoded[index] for index in lost))
+
+    # --- running them ---
+
+    async def run(self, indices: range) -> None:
+        """Run trials until the first accepted one in order is known, or all have ended, or time is up.
+
+        Raises:
+            ChainAbortedError: the request was aborted; those that had ended before count.
+        """
+        waiting = deque(indices)
+        try:
+            while self._fill(waiting):
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                self._collect([task for task in self._running if task.done()])
+                self._cancel(task for task, started in self._running.items() if self._is_behind(started))
+        finally:
+            self._cancel(self._running)
+            await self._end()
+
+    def _fill(self, waiting: deque[int]) -> bool:
+        """Begin trials where at least half of the width is free; whether any runs that may be the answer.
+
+        They begin in bunches, since every start of children holds up all rows of a server.
+        """
+        free = self._config.width - len(self._running)
+        over = self.accepted is not None or bool(self._undecided) or self._expired()
+        if not over and (not self._running or 2 * free >= self._config.width):
+            for _ in range(min(free, len(waiting))):
+                started = _Started(waiting.popleft(), self.usage.depth)
+                self._running[asyncio.ensure_future(self._one(started.index))] = started
+        return bool(self._running)
+
+    def _is_behind(self, started: _Started) -> bool:
+        return self.accepted is not None and started.index > self.accepted.index
+
+    def _collect(self, ended: Iterable[asyncio.Task[Ended]]) -> None:
+        """Take in trials that have ended, the aborted ones last."""
+        aborts = []
+        for task in ended:
+            started, error = self._running.pop(task), task.exception()
+            if error is None:
+                self._take(started, *task.result())
+            elif isinstance(error, ChainAbortedError):
+                aborts.append(error)
+            else:
+                raise error
+        if aborts:
+            raise aborts[0]
+
+    def _take(self, started: _Started, judged: Judged, usage: Usage) -> None:
+        depth = max(self.usage.depth, started.clock + usage.depth)
+        self.usage = dataclasses.replace(self.usage + usage, depth=depth)
+        self._decoded[started.index] = len(judged.tokens)
+        self._weights[started.index] = judged.log_w
+        if judged.verdict == "undecided":
+            self._undecided.add(started.index)
+        if judged.verdict == "accepted":
+            if self.accepted is None or judged.index < self.accepted.index:
+                self.accepted = judged
+        elif self.best is None or _promise(judged) > _promise(self.best):
+            self.best = judged
+        if self._observer is not None:
+            self._observer(len(self._weights))
+
+    def _cancel(self, tasks: Iterable[asyncio.Task[Ended]]) -> None:
+        for task in list(tasks):
+            started = self._running.pop(task)
+            started.steps = self.usage.depth - started.clock
+            self._cancelled[task] = started
+            task.cancel(SIBLING_FAILED)
+
+    async def _end(self) -> None:
+        """Wait for the cancelled trials, and count them.
+
+        What a cancelled call had decoded nobody is told. All rows of a batch advance together, so it is as
+        many tokens as the others took steps meanwhile.
+        """
+        results = await asyncio.gather(*self._cancelled, return_exceptions=True)
+        for started, result in zip(self._cancelled.values(), results, strict=True):
+            steps = min(started.steps or 0, self._config.horizon)
+            spent = Usage(decoded=steps, wasted=steps, children=1)
+            if not isinstance(result, BaseException):
+                spent = dataclasses.replace(result[1], wasted=result[1].decoded, depth=0)
+            self.usage += spent
+        self._cancelled = {}
+
+    # --- one of them ---
+
+    async def _one(self, index: int) -> Ended:
+        drawn = perfect.trial(self._config, self._key, index)
+        so_far = await self._engine.generate(dataclasses.replace(drawn.call, deadline=self._deadline))
+        while so_far.cut_short and perfect.survives(drawn, so_far.tokens) and not self._expired():
+            so_far = await self._resumed(drawn, so_far)
+        if self.check is not None and so_far.cut_short and not perfect.survives(drawn, so_far.tokens):
+            so_far = dataclasses.replace(so_far, usage=await self._checked(self.check, drawn, so_far))
+        try:
+            reward = await self._reward_of(drawn, so_far)
+        except TimeoutError:
+            so_far, reward = dataclasses.replace(so_far, cut_short=True), None
+        return perfect.judged(drawn, so_far, self._tilt, reward), so_far.usage
+
+    @property
+    def _tilt(self) -> Tilt | None:
+        return None if self.untilted else self._config.tilt
+
+    async def _resumed(self, drawn: Trial, so_far: Continuation) -> Continuation:
+        """The trial, generated on to its end."""
+        rest = await self._engine.generate(
+            dataclasses.replace(drawn.call, prefix=so_far.tokens.ids, rules=())
+        )
+        return dataclasses.replace(rest, tokens=so_far.tokens + rest.tokens, usage=so_far.usage + rest.usage)
+
+    async def _checked(self, check: RejectionCheck, drawn: Trial, lost: Continuation) -> Usage:
+        whole = await self._resumed(drawn, lost)
+        check.resumed += 1
+        check.violations += perfect.survives(drawn, whole.tokens)
+        return whole.usage
+
+    async def _reward_of(self, drawn: Trial, so_far: Continuation) -> float | None:
+        """R of a trial that is whole and not rejected without it, where it counts.
+
+        Raises:
+            TimeoutError: the deadline passed meanwhile.
+        """
+        survivor = not so_far.cut_short and perfect.survives(drawn, so_far.tokens)
+        if self._tilt is None or self._reward is None or not survivor:
+            return None
+        left = None if self._deadline is None else max(0.0, self._deadline - time.time())
+        async with asyncio.timeout(left):
+            value = await self._reward(so_far.tokens.ids, so_far.finished)
+        self.untilted |= value is None
+        return value
+
+    def _expired(self) -> bool:
+        return self._deadline is not None and time.time() > self._deadline
+
+    # --- an answer where none was accepted ---
+
+    async def completed(self) -> tuple[Tokens, bool]:
+        """Return `best` brought to its end with q, a plain draw where there is none; and whether it stops."""
+        best = self.best
+        tokens, finished = (Tokens.EMPTY, False) if best is None else (best.tokens, best.finished)
+        if finished or len(tokens) >= self._config.horizon:
+            return tokens, finished
+        index = 0 if best is None else best.index
+        seed = self._key.child_seed(index, Purpose.EXTENSION)
+        call = ContinuationCall(tokens.ids, self._config.horizon, self._config.law, seed)
+        rest = await self._engine.generate(call)
+        self.usage += rest.usage
+        return tokens + rest.tokens, rest.finished
+
+
+def _promise(judged: Judged) -> tuple[bool, float]:
+    """What trials that were not accepted are compared by."""
+    return judged.verdict == "undecided", judged.log_w
