@@ -84,6 +84,10 @@ CONTRACT: dict[str, Row] = {
         answers=3,
         brief=True,
     ),
+    "perfect": Row(
+        {"sampler": "perfect", "alpha": 1.1},
+        {"sampler": "perfect", "alpha": 1000.0, "width": 2, "max_trials": 2**31 - 1},
+    ),
     "cot": Row({"sampler": "cot", "k": 3}, {"sampler": "cot", "k": 8}, answers=3, brief=True),
     "vote": _drawing("vote"),
     "best_of": _drawing("best_of"),
@@ -222,7 +226,7 @@ def check_answer(server: Server, row: Row, door: Door) -> None:
     assert report["fallback_reason"] is None
     assert report["decoded_tokens"] >= expected.tokens > 0
     assert report["children"] >= 1
-    assert report["law"] in ("power", "approximate", "selection", "policy")
+    assert report["law"] in ("perfect", "power", "approximate", "selection", "policy")
 
 
 def check_n(server: Server, row: Row, door: Door) -> None:
@@ -277,7 +281,7 @@ def check_deadline(server: Server, row: Row, door: Door) -> None:
     told = door.ask(server, custom, ENDLESS_TOKENS, ignore_eos=True)
     (report,) = told.reports
     assert (report["sampler"], report["stopped_by"]) == (row.name, "deadline_ms")
-    assert report["law"] != "power"
+    assert report["law"] not in ("perfect", "power")
     assert told.tokens >= 1
     assert told.finishes[0] != "abort"
 

@@ -112,7 +112,11 @@ def _check_whole(each: Visit, text: str) -> None:
     """An answer that nobody interrupted has every choice, and says who made it."""
     finishes = text.count('"finish_reason":"stop"') + text.count('"finish_reason":"length"')
     finishes += text.count('"finish_reason":{"type":"stop"') + text.count('"finish_reason":{"type":"length"')
-    assert finishes >= each.n, (each, [line for line in text.splitlines() if "finish_reason" in line][-6:], text[-500:])
+    assert finishes >= each.n, (
+        each,
+        [line for line in text.splitlines() if "finish_reason" in line][-6:],
+        text[-500:],
+    )
     if each.door.stream:
         assert text.rstrip().endswith("data: [DONE]")
     if each.sampler != "none":

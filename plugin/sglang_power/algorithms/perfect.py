@@ -30,7 +30,7 @@ from sglang_power.rng import Key, Purpose
 from sglang_power.types import Continuation, ProposalLaw, Tokens
 
 AFFORDABLE = 8
-"""Trials behind the first `width` ones that are worth it where a chain is at hand, in units of `width`."""
+"""Further trials that are worth trying where a chain is at hand, in units of `width`."""
 
 Verdict = Literal["accepted", "rejected", "undecided"]
 

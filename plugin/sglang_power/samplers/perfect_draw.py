@@ -95,8 +95,9 @@ class PerfectDraw:
             return
         first = min(config.width, self._planned)
         await trials.run(range(first))
-        open_still = first and trials.accepted is None and not trials.late
-        if open_still and perfect.worth_more(config, trials.log_weights):
+        weights = trials.log_weights
+        all_rejected = len(weights) == first and trials.accepted is None and not trials.late
+        if all_rejected and first and perfect.worth_more(config, weights):
             await trials.run(range(first, self._planned))
 
     def _tell(self, ended: int) -> None:
@@ -113,7 +114,7 @@ class PerfectDraw:
         )
 
     def _outcome(self, tokens: Tokens, finished: bool, law: Law, stopped_by: StoppedBy) -> Outcome:
-        usage = self._trials.usage + self._trials.waste
+        usage = self._trials.usage
         return Outcome(tokens, finished, usage, law, {}, stopped_by, report=self._report(tokens))
 
     async def _fallen(self) -> Outcome:
@@ -121,7 +122,7 @@ class PerfectDraw:
             limit, value, why = self._exhausted()
             hint = "Raise it, lower alpha, or leave strict out to go on as power"
             raise RequestError(limit, value, f"{why}, and the request is strict", hint)
-        spent = self._trials.usage + self._trials.waste
+        spent = self._trials.usage
         left = replace(self._budget, max_total_tokens=self._budget.max_total_tokens - spent.decoded)
         outcome = await self._chain(self._key.split(1, 2), left)
         reason = {} if self._config.weighs else {"fallback_reason": self._exhausted()[2]}

@@ -60,7 +60,6 @@ class Trials:
         accepted: of the trials that ended, the accepted one that is first in order.
         best: of the others, the one of largest weight, an undecided one before all that are rejected.
         untilted: the reward was given up.
-        usage: what they cost, but for the waste, of which `waste` knows.
     """
 
     def __init__(
@@ -80,10 +79,11 @@ class Trials:
         self.accepted: Judged | None = None
         self.best: Judged | None = None
         self.untilted = False
-        self.usage = Usage()
+        self._spent, self._clock = Usage(), 0
         self._undecided: set[int] = set()
         self._weights: dict[int, float] = {}
         self._decoded: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
         self._running: dict[asyncio.Task[Ended], _Started] = {}
         self._cancelled: dict[asyncio.Task[Ended], _Started] = {}
 
@@ -98,16 +98,24 @@ class Trials:
     @property
     def log_weights(self) -> list[float]:
         """Nats; of the trials up to the answer, or of all that ended where none was accepted."""
-        last = None if self.accepted is None else self.accepted.index
-        return [log_w for index, log_w in self._weights.items() if last is None or index <= last]
+        return [log_w for index, log_w in self._weights.items() if self._counts(index)]
 
     @property
-    def waste(self) -> Usage:
-        """What no decision used: tokens behind the answer, in trial order, and of trials left undecided."""
+    def usage(self) -> Usage:
+        """What they cost; as deep as the trials up to the answer, which it had to wait for.
+
+        Tokens behind the answer in trial order are wasted, and those of trials that were left undecided: no
+        decision used them.
+        """
         answer = self.best if self.accepted is None else self.accepted
-        lost = {index for index in self._decoded if self.accepted is not None and index > self.accepted.index}
+        lost = {index for index in self._decoded if not self._counts(index)}
         lost |= self._undecided - {-1 if answer is None else answer.index}
-        return Usage(wasted=sum(self._decoded[index] for index in lost))
+        depth = max((end for index, end in self._ends.items() if self._counts(index)), default=0)
+        return self._spent + Usage(wasted=sum(self._decoded[index] for index in lost), depth=depth)
+
+    def _counts(self, index: int) -> bool:
+        """Whether a trial is none of those behind the answer."""
+        return self.accepted is None or index <= self.accepted.index
 
     # --- running them ---
 
@@ -122,7 +130,9 @@ class Trials:
             while self._fill(waiting):
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
                 self._collect([task for task in self._running if task.done()])
-                self._cancel(task for task, started in self._running.items() if self._is_behind(started))
+                self._cancel(
+                    task for task, started in self._running.items() if self._is_behind(started.index)
+                )
         finally:
             self._cancel(self._running)
             await self._end()
@@ -136,12 +146,12 @@ class Trials:
         over = self.accepted is not None or bool(self._undecided) or self._expired()
         if not over and (not self._running or 2 * free >= self._config.width):
             for _ in range(min(free, len(waiting))):
-                started = _Started(waiting.popleft(), self.usage.depth)
+                started = _Started(waiting.popleft(), self._clock)
                 self._running[asyncio.ensure_future(self._one(started.index))] = started
         return bool(self._running)
 
-    def _is_behind(self, started: _Started) -> bool:
-        return self.accepted is not None and started.index > self.accepted.index
+    def _is_behind(self, index: int) -> bool:
+        return not self._counts(index)
 
     def _collect(self, ended: Iterable[asyncio.Task[Ended]]) -> None:
         """Take in trials that have ended, the aborted ones last."""
@@ -158,8 +168,9 @@ class Trials:
             raise aborts[0]
 
     def _take(self, started: _Started, judged: Judged, usage: Usage) -> None:
-        depth = max(self.usage.depth, started.clock + usage.depth)
-        self.usage = dataclasses.replace(self.usage + usage, depth=depth)
+        self._ends[started.index] = started.clock + usage.depth
+        self._clock = max(self._clock, self._ends[started.index])
+        self._spent += dataclasses.replace(usage, depth=0)
         self._decoded[started.index] = len(judged.tokens)
         self._weights[started.index] = judged.log_w
         if judged.verdict == "undecided":
@@ -175,7 +186,7 @@ class Trials:
     def _cancel(self, tasks: Iterable[asyncio.Task[Ended]]) -> None:
         for task in list(tasks):
             started = self._running.pop(task)
-            started.steps = self.usage.depth - started.clock
+            started.steps = self._clock - started.clock
             self._cancelled[task] = started
             task.cancel(SIBLING_FAILED)
 
@@ -191,7 +202,7 @@ class Trials:
             spent = Usage(decoded=steps, wasted=steps, children=1)
             if not isinstance(result, BaseException):
                 spent = dataclasses.replace(result[1], wasted=result[1].decoded, depth=0)
-            self.usage += spent
+            self._spent += spent
         self._cancelled = {}
 
     # --- one of them ---
@@ -256,7 +267,7 @@ class Trials:
         seed = self._key.child_seed(index, Purpose.EXTENSION)
         call = ContinuationCall(tokens.ids, self._config.horizon, self._config.law, seed)
         rest = await self._engine.generate(call)
-        self.usage += rest.usage
+        self._spent += rest.usage
         return tokens + rest.tokens, rest.finished
 
 

@@ -54,7 +54,13 @@ FLOATS = [
 EXTREMES: list[Any] = [*INTEGERS, *FLOATS, math.nan]
 
 CONTEXTS: dict[str, list[dict[str, Any]]] = {
-    "power": [{"steps": 2}, {"steps": 2, "cut": "entropy"}, {"steps": 2, "reward": "r"}],
+    "power": [
+        {"steps": 2},
+        {"steps": 2, "cut": "entropy"},
+        {"steps": 2, "reward": "r"},
+        {"steps": 2, "method": "auto"},
+    ],
+    "perfect": [{}, {"reward": "r"}],
     "smc": [
         {"particles": 3, "block_size": 2},
         {"particles": 3, "block_size": 2, "ramp": 3, "resampling": "chopthin", "runs": 2},

@@ -24,6 +24,7 @@ DOCUMENTED = {
     "cut": "uniform",
     "cut_beta": 4.0,
     "cut_epsilon": 0.1,
+    "method": "chain",
     "schedule": "exact",
     "early_rejection": True,
     "seed": None,
