@@ -66,9 +66,7 @@ def visits() -> list[Visit]:
     for _ in range(REQUESTS):
         name, custom = draw.choice(asked)
         lasting, sampler = name.startswith("lasting"), name.removeprefix("lasting ")
-        fate: Fate = draw.choice(
-            ["aborts", "leaves"] if lasting else ["stays"] * 4 + ["aborts", "leaves", "hurries"]
-        )
+        fate = draw.choice(INTERRUPTED if lasting else FATES)
         if fate == "hurries" and (sampler not in CONTRACT or not CONTRACT[sampler].budgets):
             fate = "stays"
         custom = {**custom, "seed": draw.randrange(2**32)} if custom else custom

@@ -45,11 +45,17 @@ class Speller(Letters):
         return [ord(letter) - 96 if letter.islower() else 26 for letter in text]
 
 
+class StubManager(SimpleNamespace):
+    """What a parent reads of SGLang's TokenizerManager."""
+
+    __hash__ = object.__hash__
+
+
 class StubParent(Parent):
     """A parent without a manager of SGLang; its children fail once it is aborted."""
 
     def __init__(self, *_: Any) -> None:
-        manager = SimpleNamespace(
+        manager = StubManager(
             tokenizer=Speller(),
             model_config=SimpleNamespace(hf_eos_token_id=[0]),
             incremental_streaming_output=False,

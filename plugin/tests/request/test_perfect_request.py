@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sglang_power.errors import LimitError, RequestError
-from sglang_power.request import PerfectRequest, SideBySide, VoteRequest, parse_request
+from sglang_power.request import Needs, PerfectRequest, SideBySide, VoteRequest, parse_request
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer import support
 
@@ -90,12 +90,19 @@ def test_the_proposal_temperature_of_the_trials_may_be_named() -> None:
         parse_request({**AUTO, "alpha": alpha, "proposal_temperature": 1.0 / alpha})
 
 
+def needs_of(values: Json) -> Needs:
+    """Return the needs of a request of a sampler of whole answers."""
+    needs = parse_request(values).needs
+    assert isinstance(needs, Needs)
+    return needs
+
+
 def test_trials_side_by_side_are_needs_with_the_servers_cap() -> None:
-    needs = parse_request({**PERFECT, "width": 65}).needs
+    needs = needs_of({**PERFECT, "width": 65})
     assert needs.side_by_side == SideBySide("width", 65)
     assert (needs.quadratic, needs.bounded_reward) == (True, True)
-    assert parse_request(AUTO).needs.side_by_side == SideBySide("method", 16)
-    assert parse_request({"sampler": "power"}).needs.side_by_side is None
+    assert needs_of(AUTO).side_by_side == SideBySide("method", 16)
+    assert needs_of({"sampler": "power"}).side_by_side is None
     vote = parse_request({"sampler": "vote", "base": {**PERFECT, "width": 70}})
     assert isinstance(vote, VoteRequest)
     assert vote.needs.side_by_side == SideBySide("base.width", 70)
