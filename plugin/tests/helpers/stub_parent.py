@@ -45,10 +45,14 @@ class Speller(Letters):
         return [ord(letter) - 96 if letter.islower() else 26 for letter in text]
 
 
-class StubManager(SimpleNamespace):
+class StubManager:
     """What a parent reads of SGLang's TokenizerManager."""
 
-    __hash__ = object.__hash__
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
 
 
 class StubParent(Parent):

@@ -24,6 +24,7 @@ from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 from sglang_power.sglang_host.tokenizer.policy_run import PolicyRun
+from stub_parent import StubManager
 
 LEFT = ValueError(f"Request r {GONE} (type 1)")
 
@@ -105,7 +106,7 @@ def parent_of() -> Parent:
     async def original(*_: Any) -> AsyncIterator[Any]:
         yield child_of(decoded=7, prompt=10, cached=6)
 
-    manager = SimpleNamespace(enable_metrics=True, rid_to_state={})
+    manager = StubManager(enable_metrics=True, rid_to_state={})
     obj = SimpleNamespace(rid="r", sampling_params={}, background=False, log_metrics=False)
     parent = Parent(Host(manager, original, obj, None, ServerConfig()))
     parent._state = SimpleNamespace(abort_sent=False)
@@ -131,7 +132,7 @@ async def test_chains_without_an_answer_are_counted_with_the_tokens_of_their_chi
     async def left_in_the_middle() -> None:
         with endings_counted(parent, "vote", 3):
             for _ in range(3):
-                await parent.run(SimpleNamespace())
+                await parent.run(SimpleNamespace(rid="r.000000"))
             answered(parent, decoded_tokens=7, prefilled_tokens=4)
             raise LEFT
 
@@ -151,8 +152,8 @@ async def test_an_aborted_answer_that_says_no_cost_is_counted_once_and_its_token
 ) -> None:
     parent = parent_of()
     with endings_counted(parent, "vote", 2):
-        await parent.run(SimpleNamespace())
-        await parent.run(SimpleNamespace())
+        await parent.run(SimpleNamespace(rid="r.000000"))
+        await parent.run(SimpleNamespace(rid="r.000000"))
         answered(parent, stopped_by="abort")
         answered(parent, decoded_tokens=7, prefilled_tokens=4)
     assert counts["requests", "vote", "abort"] == counts["requests", "vote", "completed"] == 1
@@ -163,7 +164,7 @@ async def test_answers_that_say_what_they_cost_are_the_only_count(counts: Counte
     """The report knows better what a chain wasted than what its children decoded says."""
     parent = parent_of()
     with endings_counted(parent, "vote", 1):
-        await parent.run(SimpleNamespace())
+        await parent.run(SimpleNamespace(rid="r.000000"))
         answered(parent, decoded_tokens=5, prefilled_tokens=4, wasted_tokens=2)
     assert counts["tokens", "vote", "decoded"] == 5
     assert sum(count for (name, *_), count in counts.items() if name == "requests") == 1
