@@ -152,6 +152,20 @@ def test_samplers_with_a_law_of_their_own_are_known() -> None:
     assert {name for name, model in samplers().items() if issubclass(model, OwnLawRequest)} == OWN_LAW
 
 
+@pytest.mark.parametrize("name", sorted(OWN_LAW))
+def test_samplers_with_a_law_of_their_own_say_what_a_temperature_means(name: str) -> None:
+    def ask(**params: Any) -> AnswerPlan:
+        custom = {"sampler": name, "particles": 2} if name == "smc" else {"sampler": name}
+        plan = planned({"custom_params": {**custom, **params}, "temperature": 0.5}, ServerConfig())
+        assert isinstance(plan, AnswerPlan)
+        return plan
+
+    with pytest.raises(RequestError, match="on_temperature"):
+        ask()
+    assert ask(on_temperature="ignore").neutralised == ["temperature"]
+    assert ask(on_temperature="alpha").request.alpha == 2.0
+
+
 @pytest.mark.parametrize("name", sorted(samplers().keys() - OWN_LAW))
 def test_samplers_that_take_the_temperature_have_no_such_field(name: str) -> None:
     with pytest.raises(RequestError):
