@@ -6,6 +6,7 @@ line and the field; `sglang_host` ends the process with it, since SGLang would s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.experiments.settings import ExperimentSettings
-from sglang_power.request import NO_SAMPLER, SamplerRequest, is_strict, parse_request, samplers
-from sglang_power.rewards import EndpointConfig, installed_rewards, reward
+from sglang_power.request import (
+    NO_SAMPLER,
+    Needs,
+    SamplerRequest,
+    WholeAnswerRequest,
+    is_strict,
+    parse_request,
+    samplers,
+)
+from sglang_power.rewards import EndpointConfig, NamedReward, installed_rewards, reward
 from sglang_power.yaml_files import YamlFile, loc_of, problem_of, read_yaml
 
 ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
@@ -219,9 +228,9 @@ def _check_references(file: YamlFile, config: ServerConfig, secrets: bool) -> No
     _check_rewards(file, config, secrets)
     for name, values in config.presets.items():
         try:
-            _parse_anywhere(config, values, ["*", *config.parameters])
-            if values.get("reward") is not None:
-                reward(values["reward"], config.rewards)
+            request = _parse_anywhere(config, values, ["*", *config.parameters])
+            if isinstance(request, WholeAnswerRequest):
+                reward_of(request.needs, config.rewards)
         except RequestError as error:
             raise file.at(("presets", name, *loc_of(error.field)), str(error)) from error
     for model, preset in config.defaults.items():
@@ -260,13 +269,29 @@ def _check_rewards(file: YamlFile, config: ServerConfig, secrets: bool) -> None:
             raise file.at(("rewards", name, "headers_env"), str(error)) from error
 
 
-def _parse_anywhere(config: ServerConfig, values: dict[str, Any], models: Sequence[str]) -> None:
-    """Check that parameters are right on one of some models at least."""
-    for model in models:
-        try:
-            config.resolve(values, model)
-        except RequestError:
-            if model == models[-1]:
-                raise
-        else:
-            return
+def reward_of(needs: Needs, rewards: Mapping[str, EndpointConfig]) -> NamedReward | None:
+    """Return the reward that a request needs; None where it needs none.
+
+    Raises:
+        RequestError: there is none of that name, or it declares no upper bound, which the request needs.
+    """
+    if needs.reward is None:
+        return None
+    found = reward(needs.reward, rewards)
+    if needs.bounded_reward and found.upper_bound is None:
+        problem = "declares no upper_bound, by which trials are accepted"
+        hint = "Declare one in SGLANG_POWER_CONFIG, or use a chain (power, method='chain')"
+        raise RequestError("reward", needs.reward, problem, hint)
+    return found
+
+
+def _parse_anywhere(config: ServerConfig, values: dict[str, Any], models: Sequence[str]) -> SamplerRequest:
+    """Return what parameters are a request for, on the first of some models on which they are right.
+
+    Raises:
+        RequestError: there is none.
+    """
+    for model in models[:-1]:
+        with contextlib.suppress(RequestError):
+            return config.resolve(values, model)
+    return config.resolve(values, models[-1])

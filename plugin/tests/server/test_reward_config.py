@@ -57,6 +57,7 @@ def test_a_name_gives_the_same_endpoint_with_its_policy(tmp_path: Path) -> None:
         (JUDGE + "    token: secret\n", 4, "rewards.judge.token"),
         (JUDGE + "    headers_env: ABSENT_TOKEN\n", 4, "rewards.judge.headers_env"),
         (JUDGE + "presets:\n  a:\n    reward: jugde\n", 6, "presets.a.reward"),
+        (JUDGE + "presets:\n  a:\n    sampler: perfect\n    reward: judge\n", 7, "presets.a.reward"),
     ],
 )
 def test_mistakes_name_line_and_field(tmp_path: Path, text: str, line: int, field: str) -> None:

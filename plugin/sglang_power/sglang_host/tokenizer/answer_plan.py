@@ -14,10 +14,10 @@ from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.request.needs import ForcedTokens, Needs
-from sglang_power.rewards import NamedReward, reward
+from sglang_power.rewards import NamedReward
 from sglang_power.samplers.base import Sampler
 from sglang_power.samplers.registry import Served
-from sglang_power.server.config import ServerConfig
+from sglang_power.server.config import ServerConfig, reward_of
 from sglang_power.sglang_host.host_sampling import TRUNCATION, sampling_of
 from sglang_power.sglang_host.tokenizer import intake, support
 from sglang_power.sglang_host.tokenizer.body import Fields
@@ -127,20 +127,9 @@ def answer_plan(
         readout=None
         if needs.judge is None
         else Readout.of(manager.tokenizer, needs.judge.field, needs.judge.value),
-        reward=_reward(needs, config),
+        reward=reward_of(needs, config.rewards),
         strict=strict,
     )
-
-
-def _reward(needs: Needs, config: ServerConfig) -> NamedReward | None:
-    if needs.reward is None:
-        return None
-    found = reward(needs.reward, config.rewards)
-    if needs.bounded_reward and found.upper_bound is None:
-        problem = "declares no upper_bound, by which trials are accepted"
-        hint = "Declare one in SGLANG_POWER_CONFIG, or use a chain (power, method='chain')"
-        raise RequestError("reward", needs.reward, problem, hint)
-    return found
 
 
 def _check_truncation(needs: Needs, named: Fields) -> None:
