@@ -28,6 +28,8 @@ margin     p(y_t) - max p(other): the gap where y_t is the most likely token, ot
 """
 
 LOG_Z = ROW_FIELDS.index("log_z")
+REPORTED_STATISTICS = ("log_p", "entropy", "varentropy", "gap")
+"""Those of them that say nothing of how the token was drawn: what a plain request may ask for."""
 
 
 class TokenPolicy(Protocol):

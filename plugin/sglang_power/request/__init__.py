@@ -15,18 +15,21 @@ from sglang_power.request.selection import CotRequest, SamplesRequest, Selection
 from sglang_power.request.smc import SmcRequest
 from sglang_power.request.table import (
     NO_SAMPLER,
+    STATISTICS,
     STRICT,
     SamplerRequest,
     is_strict,
     parse_power,
     parse_request,
     samplers,
+    switch,
 )
 from sglang_power.request.voting import BestOfRequest, VoteRequest
 from sglang_power.request.whole import WholeAnswerRequest
 
 __all__ = [
     "NO_SAMPLER",
+    "STATISTICS",
     "STRICT",
     "BestOfRequest",
     "BranchRequest",
@@ -47,4 +50,5 @@ __all__ = [
     "parse_power",
     "parse_request",
     "samplers",
+    "switch",
 ]

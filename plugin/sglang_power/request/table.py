@@ -43,6 +43,9 @@ NO_SAMPLER = "none"
 STRICT = "strict"
 """Beside the parameters of any sampler, true: what would fall back to another sampler is an error."""
 
+STATISTICS = "return_statistics"
+"""Beside a per-step policy, or where no sampler is named, true: answers bring their rows' statistics."""
+
 
 @functools.cache
 def samplers() -> dict[str, type[SamplerRequest]]:
@@ -85,10 +88,18 @@ def is_strict(values: dict[str, Any]) -> bool:
     Raises:
         RequestError: neither true nor false.
     """
-    strict = values.get(STRICT, False)
-    if not isinstance(strict, bool):
-        raise RequestError(STRICT, strict, "neither true nor false", "Leave it out for false")
-    return strict
+    return switch(STRICT, values.get(STRICT, False))
+
+
+def switch(field: str, value: object) -> bool:
+    """Return the value of a parameter that is true or false.
+
+    Raises:
+        RequestError: neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise RequestError(field, value, "neither true nor false", "Leave it out for false")
+    return value
 
 
 def parse_request(values: dict[str, Any]) -> SamplerRequest:

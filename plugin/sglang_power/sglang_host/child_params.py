@@ -24,6 +24,15 @@ POLICY = "_power_policy"
 GREEDY_FIELD = "greedy"
 """Set for a POLICY whose request has temperature 0, which SGLang's parsed parameters no longer tell."""
 
+REPORTED = "_power_reported"
+"""The same for a request whose tokens SGLang's own sampler draws, and whose rows are reported."""
+
+REPORTED_FIELD = "reported"
+"""Set for a POLICY whose rows are reported, too."""
+
+STATISTICS_KEY = "sglang_power_statistics"
+"""`meta_info` key under which the REPORTED_STATISTICS of such rows come back, a record per output token."""
+
 META_KEY = "sglang_power_rows"
 """`meta_info` key under which a child's ROW_FIELDS records come back, one per output token."""
 

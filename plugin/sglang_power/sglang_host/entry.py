@@ -12,7 +12,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReq
 
 from sglang_power.errors import RequestError
 from sglang_power.server.config import ServerConfig, server_config
-from sglang_power.sglang_host.child_params import META_KEY
+from sglang_power.sglang_host.child_params import META_KEY, STATISTICS_KEY
 from sglang_power.sglang_host.experiments import enrolled
 from sglang_power.sglang_host.experiments.service import service_of
 from sglang_power.sglang_host.tokenizer import orchestrator, parent
@@ -112,10 +112,14 @@ def update_request_meta_info(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Around TokenizerManager.update_request_meta_info: SGLang pads our key for every co-emitted request."""
-    rows = customized_info.get(META_KEY)
-    if rows is not None and all(row is None for row in rows[index]):
-        customized_info = {key: value for key, value in customized_info.items() if key != META_KEY}
+    """Around TokenizerManager.update_request_meta_info: SGLang pads our keys for every co-emitted request."""
+    padded = {
+        key
+        for key in (META_KEY, STATISTICS_KEY)
+        if key in customized_info and all(row is None for row in customized_info[key][index])
+    }
+    if padded:
+        customized_info = {key: value for key, value in customized_info.items() if key not in padded}
     original(manager, meta_info, state, customized_info, index, *args, **kwargs)
 
 

@@ -109,7 +109,7 @@ HOOKS = (
         "sglang.srt.model_executor.model_runner.ModelRunner.sample",
         "around",
         f"{_HOST}.scheduler.row_memory:sample",
-        "policies see the token before",
+        "policies see the token before, statistics leave penalties out",
         ("scheduler",),
     ),
     Hook(

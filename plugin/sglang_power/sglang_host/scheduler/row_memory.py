@@ -110,11 +110,15 @@ def line_begins(previous: torch.Tensor, before: torch.Tensor, tokenizer: Any) ->
 
 
 def sample(original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any) -> Any:
-    """Around ModelRunner.sample: the sampler does not see the tokens that its rows follow.
+    """Around ModelRunner.sample: hands the sampler the tokens that its rows follow, and the model's logits.
 
-    On the device, so under overlap scheduling too they are the tokens really drawn.
+    On the device, so under overlap scheduling too they are the tokens really drawn. Logits as the model gave
+    them, before SGLang's penalties, are kept for reported rows that have some.
     """
     info = forward_batch.sampling_info
+    reported = getattr(info, "power_reported", None)
+    if reported is not None:
+        info.power_unpenalised = reported.unpenalised(logits_output.next_token_logits)
     block = getattr(info, "power_rows", None)
     if block is not None and "ends_line" in block.needs:
         info.power_previous = _previous_ids(forward_batch)

@@ -19,8 +19,17 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_power.sglang_host.child_params import CHILD, GREEDY_FIELD, POLICY, ChildParams, policy_of
+from sglang_power.sglang_host.child_params import (
+    CHILD,
+    GREEDY_FIELD,
+    POLICY,
+    REPORTED,
+    ChildParams,
+    policy_of,
+)
 from sglang_power.sglang_host.host_sampling import law_of
+from sglang_power.sglang_host.scheduler.batch_rows import BatchRows, merged, some
+from sglang_power.sglang_host.scheduler.reported import ReportedRows, reported_row
 from sglang_power.sglang_host.scheduler.row_memory import RowMemory, begins_line
 from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
 
@@ -52,25 +61,13 @@ class PowerRow:
 
 
 @dataclass(frozen=True)
-class RowBlock:
-    """The power rows of one batch; None where a row belongs to SGLang. Immutable, so it may be shared."""
-
-    rows: tuple[PowerRow | None, ...]
+class RowBlock(BatchRows[PowerRow]):
+    """The power rows of one batch; None where a row belongs to SGLang."""
 
     @classmethod
     def of(cls, *params: ChildParams | None) -> RowBlock:
-        """Rows without memory."""
-        return cls(tuple(None if one is None else PowerRow(one) for one in params))
-
-    @cached_property
-    def indices(self) -> list[int]:
-        """Batch positions of the power rows."""
-        return [i for i, row in enumerate(self.rows) if row is not None]
-
-    @cached_property
-    def members(self) -> list[PowerRow]:
-        """The power rows, in batch order."""
-        return [row for row in self.rows if row is not None]
+        """Return rows without memory."""
+        return cls(tuple(None if row is None else PowerRow(row) for row in params))
 
     @cached_property
     def active(self) -> list[ChildParams]:
@@ -87,14 +84,6 @@ class RowBlock:
         """Whether every row of the batch is the plugin's."""
         return len(self.indices) == len(self.rows)
 
-    def keep(self, indices: Sequence[int]) -> RowBlock:
-        """The block of a filtered batch."""
-        return RowBlock(tuple(self.rows[i] for i in indices))
-
-    def followed_by(self, other: RowBlock) -> RowBlock:
-        """The block of two merged batches."""
-        return RowBlock(self.rows + other.rows)
-
     def on(self, device: torch.device) -> RowTensors:
         """The tensors on a device; made once per composition of the batch and device."""
         cache: dict[torch.device, RowTensors] = self.__dict__.setdefault("_on_device", {})
@@ -108,40 +97,46 @@ class RowBlock:
 class PowerSamplingBatchInfo(SamplingBatchInfo):  # type: ignore[misc]  # the base is untyped
     """SGLang's batch information with the plugin's rows; None where the batch has none.
 
-    `power_previous` holds the ids of the tokens that the rows follow, [batch], where a policy needs them;
-    set by the hook on ModelRunner.sample, just before the sampler runs.
+    Set by the hook on ModelRunner.sample, just before the sampler runs: `power_previous`, the ids of the
+    tokens that the rows follow, [batch], where a policy needs them; and `power_unpenalised`, see
+    `ReportedRows.unpenalised`.
     """
 
     power_rows: RowBlock | None = None
     power_previous: torch.Tensor | None = None
+    power_reported: ReportedRows | None = None
+    power_unpenalised: torch.Tensor | None = None
 
     def adjusted_from_schedule_batch(self, batch: Any, vocab_size: int) -> None:
         """Read the parameters of a new batch."""
         super().adjusted_from_schedule_batch(batch, vocab_size)
-        rows = tuple(_row_of(req) for req in batch.reqs)
-        self.power_rows = RowBlock(rows) if any(row is not None for row in rows) else None
+        self.power_rows = some(RowBlock(tuple(_row_of(req) for req in batch.reqs)))
+        self.power_reported = some(ReportedRows(tuple(reported_row(req) for req in batch.reqs)))
 
     def adjusted_filter_batch(self, keep_indices: Sequence[int], keep_indices_device: torch.Tensor) -> None:
         """Follow the batch when requests leave it."""
         super().adjusted_filter_batch(keep_indices, keep_indices_device)
+        if self.power_rows is None and self.power_reported is None:
+            return
+        kept = [int(i) for i in keep_indices]
         if self.power_rows is not None:
-            kept = self.power_rows.keep([int(i) for i in keep_indices])
-            self.power_rows = kept if kept.indices else None
+            self.power_rows = some(self.power_rows.keep(kept))
+        if self.power_reported is not None:
+            self.power_reported = some(self.power_reported.keep(kept))
 
     def adjusted_merge_batch(self, other: SamplingBatchInfo) -> None:
         """Follow the batch when another one joins; `len(self)` is the merged length here."""
         super().adjusted_merge_batch(other)
-        theirs: RowBlock | None = getattr(other, "power_rows", None)
-        if self.power_rows is None and theirs is None:
-            return
-        mine = self.power_rows or RowBlock((None,) * (len(self) - len(other)))
-        self.power_rows = mine.followed_by(theirs or RowBlock((None,) * len(other)))
+        sizes = len(self) - len(other), len(other)
+        rows, reported = getattr(other, "power_rows", None), getattr(other, "power_reported", None)
+        self.power_rows = merged(RowBlock, self.power_rows, rows, sizes)
+        self.power_reported = merged(ReportedRows, self.power_reported, reported, sizes)
 
 
 def _row_of(req: Any) -> PowerRow | None:
     """A request's row. A power request that no orchestrator handled must not run plain."""
     flat = req.sampling_params.custom_params
-    if not isinstance(flat, dict) or flat.get("sampler") is None:
+    if not isinstance(flat, dict) or flat.get("sampler") in (None, REPORTED):
         return None
     if flat["sampler"] == CHILD:
         return _power_row(req, ChildParams.from_custom_params(flat))

@@ -1,12 +1,14 @@
 """The sampler that serves power rows; SGLang's own serves all others. Scheduler process.
 
 Power rows never pass through SGLang's sampler, and its rows never through ours: a mixed batch is split.
-Statistics leave through the auxiliary-output channel, without a host synchronisation.
+Statistics leave through the auxiliary-output channel, without a host synchronisation; those of reported rows
+are taken around whatever draws them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from sglang_power_kernels import available_backends
 from sglang_power.errors import HostError
 from sglang_power.server.config import server_config
 from sglang_power.sglang_host.scheduler.drawing import Drawn, draw_rows
+from sglang_power.sglang_host.scheduler.reported import ReportedRows
 from sglang_power.sglang_host.scheduler.row_memory import line_begins, read_memories, write_memories
 from sglang_power.sglang_host.scheduler.rows import RowBlock
 from sglang_power.sglang_host.scheduler.statistics import DeviceStatistics
@@ -48,19 +51,36 @@ class RowSampler(host.Sampler):  # type: ignore[misc]  # the base is untyped
         positions: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Sample one token per row; see SGLang's Sampler.forward (0.5.20 to 0.5.23)."""
+        """Sample one token per row, with the arguments of SGLang's Sampler.forward (0.5.20 to 0.5.23)."""
         block: RowBlock | None = getattr(sampling_info, "power_rows", None)
-        if block is None:
-            ids: torch.Tensor = super().forward(
-                logits_output,
-                sampling_info,
-                return_logprob,
-                top_logprobs_nums,
-                token_ids_logprobs,
-                positions,
-                **kwargs,
-            )
-            return ids
+        reported: ReportedRows | None = getattr(sampling_info, "power_reported", None)
+        base = None if reported is None else reported.base_logits(logits_output, sampling_info)
+        draw = super().forward if block is None else functools.partial(self._draw_mixed, block)
+        ids: torch.Tensor = draw(
+            logits_output,
+            sampling_info,
+            return_logprob,
+            top_logprobs_nums,
+            token_ids_logprobs,
+            positions,
+            **kwargs,
+        )
+        if reported is not None and base is not None:
+            reported.report(logits_output, base, ids)
+        return ids
+
+    def _draw_mixed(
+        self,
+        block: RowBlock,
+        logits_output: Any,
+        sampling_info: Any,
+        return_logprob: bool,
+        top_logprobs_nums: list[int],
+        token_ids_logprobs: list[list[int] | None],
+        positions: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Sample the rows of a batch of which some are the plugin's."""
         logits = logits_output.next_token_logits
         drawn = _draw(logits, positions, block, sampling_info.power_previous, self._draws_with)
         logits_output.auxiliary_device_output = append_auxiliary_output(
@@ -174,7 +194,12 @@ def _info_of_others(sampling_info: Any, block: RowBlock, others: torch.Tensor) -
 
     Requests that ask for sampling masks get them for a whole batch, so there SGLang draws every row.
     """
-    info = dataclasses.replace(sampling_info, penalizer_orchestrator=_NoPenalizers(), power_rows=None)
+    info = dataclasses.replace(
+        sampling_info,
+        penalizer_orchestrator=_NoPenalizers(),
+        power_rows=None,
+        power_reported=None,
+    )
     if getattr(info, "sampling_mask_batch_indices", None) is not None:
         return info, torch.arange(len(block.rows), device=others.device)
     kept = [i for i, row in enumerate(block.rows) if row is None]

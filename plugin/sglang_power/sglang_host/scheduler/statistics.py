@@ -8,7 +8,6 @@ and overshoot steps lives on the request and advances only with its committed ou
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,21 +15,14 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
-from sglang_power_kernels import counters
 
 from sglang_power.algorithms.monitors import RowMonitor
-from sglang_power.server.metrics import KernelMetrics, observe_pass
 from sglang_power.sglang_host import probe
 from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams
+from sglang_power.sglang_host.scheduler.committed import append_record, count_pass, export_kernel_calls
 from sglang_power.sglang_host.scheduler.rows import RowBlock
-from sglang_power.types import ROW_FIELDS
 
 _MONITORS = "_sglang_power_monitors"
-
-PROMETHEUS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""Set by SGLang's main process where the server exports metrics."""
-
-_kernel_metrics = KernelMetrics()
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,8 @@ class HostStatistics:
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
         """Attach the records of newly committed tokens to their requests."""
         records = self.values.tolist()
-        if PROMETHEUS_DIRECTORY in os.environ:
-            _kernel_metrics.export(counters())
-            observe_pass("decode" if batch.forward_mode.is_decode() else "extend")
+        export_kernel_calls()
+        count_pass(batch)
         for index, params, record in zip(self.block.indices, self.block.active, records, strict=True):
             commit = commits[index]
             if commit is not None:
@@ -68,15 +59,12 @@ def _commit(req: Any, params: ChildParams, position: int, record: list[float]) -
     if params.native:
         _check_numbers(req, record)
         return
-    if req.customized_info is None:
-        req.customized_info = {}
     if params.probe:
+        if req.customized_info is None:
+            req.customized_info = {}
         req.customized_info.setdefault(META_KEY, []).append(probe.scheduler_report())
         return
-    rows: list[list[float]] = req.customized_info.setdefault(META_KEY, [])
-    if len(rows) != position:  # never seen; `children` fails the request on rows that are not numbers
-        rows[:] = (rows + [[math.nan] * len(ROW_FIELDS)] * position)[:position]
-    rows.append(record)
+    append_record(req, META_KEY, position, record)
     if req.finished() or req.to_finish is not None:
         return
     if _is_broken(record) or _is_apart(params, record) or _is_over(req, params, position, record):

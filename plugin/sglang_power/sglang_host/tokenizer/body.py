@@ -41,10 +41,12 @@ class Route:
     Args:
         fields: where the client's sampling fields stand.
         takes_custom_params: whether SGLang hands the body's `custom_params` on; else nobody reads them.
+        shows_reports: whether its answers have room for `meta_info.power`.
     """
 
     fields: Where = "sampling_params"
     takes_custom_params: bool = False
+    shows_reports: bool = True
 
 
 NATIVE = Route()
@@ -53,15 +55,16 @@ NATIVE = Route()
 @functools.cache
 def routes() -> dict[str, Route]:
     """Return what is known of SGLang's routes; three of the paths can be set in the environment."""
-    ollama = Route("options")
+    ollama = Route("options", shows_reports=False)
+    events = Route("top_level", shows_reports=False)
     return {
         "/generate": NATIVE,
         os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate"): NATIVE,
         "/v1/completions": Route("top_level", takes_custom_params=True),
         "/v1/chat/completions": Route("top_level", takes_custom_params=True),
         "/invocations": Route("top_level", takes_custom_params=True),
-        "/v1/responses": Route("top_level"),
-        "/v1/messages": Route("top_level"),
+        "/v1/responses": events,
+        "/v1/messages": events,
         os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): ollama,
         os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): ollama,
     }

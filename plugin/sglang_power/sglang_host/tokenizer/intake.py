@@ -13,12 +13,27 @@ from typing import Any, Literal
 
 from sglang_power.errors import GreedyError, RequestError, TemperatureError
 from sglang_power.fields import TOP_K_ALL
-from sglang_power.request import NO_SAMPLER, OwnLawRequest, PowerRequest, SamplerRequest, samplers
+from sglang_power.request import (
+    NO_SAMPLER,
+    STATISTICS,
+    OwnLawRequest,
+    PowerRequest,
+    SamplerRequest,
+    samplers,
+    switch,
+)
 from sglang_power.request.own_law import at_temperature
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.host_sampling import NEUTRAL, TRUNCATION, is_zero
 from sglang_power.sglang_host.tokenizer.body import Body, Fields
-from sglang_power.sglang_host.tokenizer.places import PLUGIN_KEYS, Place, Written, places_of, written
+from sglang_power.sglang_host.tokenizer.places import (
+    PLUGIN_KEYS,
+    Place,
+    Written,
+    own_names,
+    places_of,
+    written,
+)
 
 OwnChoice = Literal["own_sampler", "seed", "greedy", "batch"]
 
@@ -31,15 +46,22 @@ class Asked:
         values: flat parameters, preset not yet resolved.
         explicit: named by the client, not by the server's default or an experiment's arm.
         origins: parameter -> the field that the client wrote it in.
+        statistics: the field that asks for the statistics of its answers' rows; None where none does.
     """
 
     values: Fields
     explicit: bool
     origins: Mapping[str, str] = field(default_factory=dict)
+    statistics: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether SGLang's own sampler is to draw the tokens."""
+        return self.values.get("sampler") == NO_SAMPLER
 
 
 def asked(request: Written, default_preset: str | None) -> Asked | None:
-    """Return the sampler that one prompt asks for; None means SGLang's own.
+    """Return what one prompt asks for; None means SGLang's own answer, as it is.
 
     Parameters without a sampler act on the server's default.
 
@@ -48,17 +70,31 @@ def asked(request: Written, default_preset: str | None) -> Asked | None:
             parameters and neither a sampler nor a default that they could belong to.
     """
     values, origins = _collected(places_of(request))
-    if values.get("sampler") == NO_SAMPLER:
-        return None
-    if PLUGIN_KEYS & values.keys():
-        return Asked(values, explicit=True, origins=origins)
-    if default_preset is not None:
-        return Asked({"preset": default_preset, **values}, explicit=bool(values), origins=origins)
-    if values.keys() <= {"seed"}:
-        return None
-    key = next(key for key in values if key != "seed")
-    problem = "a parameter of a sampler, but none is named, and this server has no default for the model"
-    raise RequestError(origins[key], values[key], problem, 'Add a sampler, as in {"sampler": "power"}')
+    statistics = None
+    if STATISTICS in values and switch(origins[STATISTICS], values.pop(STATISTICS)):
+        statistics = origins[STATISTICS]
+    if values.get("sampler") != NO_SAMPLER:
+        if PLUGIN_KEYS & values.keys():
+            return Asked(values, True, origins, statistics)
+        if default_preset is not None:
+            explicit = bool(values) or statistics is not None
+            return Asked({"preset": default_preset, **values}, explicit, origins, statistics)
+        _check_nothing_lost(values, origins)
+    return None if statistics is None else Asked({"sampler": NO_SAMPLER}, True, origins, statistics)
+
+
+def _check_nothing_lost(values: Fields, origins: Mapping[str, str]) -> None:
+    """Check that a request without a sampler has no parameters of one.
+
+    Raises:
+        RequestError: it has. Beside `return_statistics`, `custom_params` may hold what others read.
+    """
+    for key, value in values.items():
+        foreign = key not in own_names() and origins[key] == f"custom_params.{key}"
+        if key == "seed" or foreign:
+            continue
+        problem = "a parameter of a sampler, but none is named, and this server has no default for the model"
+        raise RequestError(origins[key], value, problem, 'Add a sampler, as in {"sampler": "power"}')
 
 
 def _collected(places: list[Place]) -> tuple[Fields, dict[str, str]]:

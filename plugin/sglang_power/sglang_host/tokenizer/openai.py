@@ -47,11 +47,19 @@ class StreamNotes:
         self._tokens[index] = tokens
         if "progress" not in power:
             if power:
-                self.reports[index] = power
+                self.reports[index] = self._whole(index, power)
             return True
         if not new_tokens:
             self.progress.put_nowait({"index": index, **power["progress"]})
         return new_tokens
+
+    def _whole(self, index: int, power: Report) -> Report:
+        """Return a report with the statistics of all rows so far, of which a chunk may bring its own only."""
+        before = self.reports.get(index, {}).get("statistics")
+        if not self._incremental or before is None or "statistics" not in power:
+            return power
+        whole = {name: [*values, *power["statistics"][name]] for name, values in before.items()}
+        return {**power, "statistics": whole}
 
     def held(self, index: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Return a chunk that the stream carries, without log probabilities that SGLang would drop now."""

@@ -25,10 +25,8 @@ from sglang_power.errors import (
     RewardError,
     WeightsChangedError,
 )
-from sglang_power.samplers.fallback import Fallback
-from sglang_power.samplers.report import fallback_report
 from sglang_power.samplers.tasks import gather_or_cancel
-from sglang_power.sglang_host.tokenizer import fallback_log
+from sglang_power.sglang_host.tokenizer import fallback_log, plain_answers
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
 from sglang_power.sglang_host.tokenizer.answer_run import AnswerRun
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit, empty_answer
@@ -63,12 +61,13 @@ def respond(host: Host, plans: Sequence[Plan], *, watched: bool = False) -> Asyn
     fallbacks = [plan.fallback for plan in plans if isinstance(plan, PlainPlan) and plan.fallback]
     for each in fallbacks:
         fallback_log.count(each, host.manager.enable_metrics)
-    if not all(isinstance(plan, PlainPlan) for plan in plans):
+    plain_answers.mark(host.obj, plans)
+    plain = [plan for plan in plans if isinstance(plan, PlainPlan)]
+    if len(plain) < len(plans):
         return attended(host, serve(host, plans))
     responses: AsyncIterator[Any] = host.original(host.manager, host.obj, host.request)
-    if fallbacks:
-        whys = [plan.fallback for plan in plans if isinstance(plan, PlainPlan)]
-        responses = annotated(responses, host.obj, whys)
+    if any(plan.says_something for plan in plain):
+        responses = plain_answers.annotated(responses, host, plain)
     return attended(host, responses) if watched else responses
 
 
@@ -97,32 +96,6 @@ async def _known_as(
                 yield response
 
 
-async def annotated(
-    responses: AsyncIterator[Any], obj: Any, fallbacks: Sequence[Fallback | None]
-) -> AsyncIterator[Any]:
-    """SGLang's own responses to `obj`, saying why a default preset was not applied.
-
-    Args:
-        responses: one answer, or the list of all of them, or chunks with an `index`.
-        obj: the request.
-        fallbacks: one for all prompts, or one for each; an answer's place tells its prompt.
-    """
-    notes = notes_of(obj)
-    prompts = len(fallbacks)
-    async with aclosing(responses) as source:  # type: ignore[type-var]  # an async generator in fact
-        async for response in source:
-            answers = response if isinstance(response, list) else [response]
-            samples = _samples_of(obj)
-            for place, answer in enumerate(answers):
-                prompt = 0 if prompts == 1 else answer.get("index", place) // samples
-                if (why := fallbacks[prompt]) is None:
-                    continue
-                answer["meta_info"]["power"] = fallback_report(why)
-                if notes is not None:
-                    notes.takes(answer.get("index", 0), answer)
-            yield response
-
-
 async def _answers(host: Host, obj: Any, plan: Plan, emit: Emit | None, first_index: int) -> list[Answer]:
     """All answers to one prompt, in order; chunks go to `emit` meanwhile."""
     prompt = host.of(obj)
@@ -132,25 +105,15 @@ async def _answers(host: Host, obj: Any, plan: Plan, emit: Emit | None, first_in
         return await PolicyRun(prompt, plan).answers(emit, first_index)
     count = obj.sampling_params.get("n") or 1
     if count == 1:
-        return [await _plain(prompt, plan, obj.rid, emit, first_index)]
+        return [await plain_answers.one_answer(prompt, plan, obj.rid, emit, first_index)]
     with Placeholder(prompt):
         samples = [host.of(part_of(obj, number, n=1)) for number in range(count)]
         return await gather_or_cancel(
-            [_plain(sample, plan, obj.rid, emit, first_index + i) for i, sample in enumerate(samples)]
+            [
+                plain_answers.one_answer(sample, plan, obj.rid, emit, first_index + i)
+                for i, sample in enumerate(samples)
+            ]
         )
-
-
-async def _plain(host: Host, plan: PlainPlan, rid: str, emit: Emit | None, index: int) -> Answer:
-    """One answer of SGLang's own, under the id of its prompt."""
-    answer: Answer = {}
-    async with aclosing(host.responses(host.obj)) as responses:
-        async for answer in responses:
-            answer["meta_info"]["id"] = rid
-            if plan.fallback is not None:
-                answer["meta_info"]["power"] = fallback_report(plan.fallback)
-            if emit is not None:
-                emit(index, answer)
-    return answer
 
 
 async def _collect(
@@ -207,13 +170,6 @@ async def _stream(
     finally:
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
-
-
-def _samples_of(obj: Any) -> int:
-    """Return n of a call, before or after SGLang has made a list of its parameters."""
-    params = obj.sampling_params
-    first = (params[0] if isinstance(params, list) else params) or {}
-    return first.get("n") or 1
 
 
 def _first_indices(prompts: Sequence[Any]) -> list[int]:

@@ -21,7 +21,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_power.errors import RequestError
-from sglang_power.request import STRICT, samplers
+from sglang_power.request import STATISTICS, STRICT, samplers
 from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body, Fields
 
 PLUGIN_KEYS = frozenset({"sampler", "preset"})
@@ -30,7 +30,7 @@ PLUGIN_KEYS = frozenset({"sampler", "preset"})
 NESTED = "sglang_power"
 """The object, or in `metadata` the JSON in a string, that holds what `custom_params` would hold."""
 
-UNMISTAKABLE = frozenset({STRICT, "on_temperature", "proposal_temperature", "proposal_policy"})
+UNMISTAKABLE = frozenset({STATISTICS, STRICT, "on_temperature", "proposal_temperature", "proposal_policy"})
 """Parameters that are ours among SGLang's fields even where no sampler is named."""
 
 ELSEWHERE = frozenset({"seed", "top_p", "top_k", "min_p"})

@@ -6,11 +6,12 @@ can still become an HTTP 400. Tokenizer process.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_power.errors import RequestError
+from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy
 from sglang_power.request import NO_SAMPLER, SamplerRequest
 from sglang_power.samplers.fallback import Fallback, fall_back
@@ -18,7 +19,7 @@ from sglang_power.samplers.registry import served
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer import intake, support, token_checks
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan, answer_plan
-from sglang_power.sglang_host.tokenizer.body import Body, Fields
+from sglang_power.sglang_host.tokenizer.body import Body, Fields, Route
 from sglang_power.sglang_host.tokenizer.intake import Asked
 from sglang_power.sglang_host.tokenizer.places import Written, without_own, written
 from sglang_power.sglang_host.tokenizer.token_checks import NamedPrompt, check_ids
@@ -31,17 +32,30 @@ class PolicyPlan:
     Args:
         policy: validated parameters.
         chains: n.
+        statistics: answers bring the statistics of their rows.
     """
 
     policy: Policy
     chains: int
+    statistics: bool = False
 
 
 @dataclass(frozen=True)
 class PlainPlan:
-    """One prompt that SGLang serves; `fallback` is set where a default preset did not fit."""
+    """One prompt that SGLang serves.
+
+    Args:
+        fallback: why a default preset did not fit; None where there was none.
+        statistics: answers bring the statistics of their rows.
+    """
 
     fallback: Fallback | None = None
+    statistics: bool = False
+
+    @property
+    def says_something(self) -> bool:
+        """Return whether answers have a `meta_info.power`."""
+        return self.fallback is not None or self.statistics
 
 
 OwnPlan = AnswerPlan | PolicyPlan
@@ -86,7 +100,7 @@ def plan_arm(manager: Any, obj: Any, body: Body, config: ServerConfig, sampler: 
 
 
 def asks_for_power(manager: Any, obj: Any, body: Body, config: ServerConfig) -> bool:
-    """Return whether a request names a sampler, or gets one by default; validates nothing.
+    """Return whether a request names a sampler, gets one by default, or wants statistics; validates nothing.
 
     One that cannot be read counts, too: what is wrong with it is said where it is planned.
     """
@@ -131,6 +145,8 @@ def _plan_prompt(
     asked = intake.asked(request, default)
     if asked is None:
         return PlainPlan()
+    if asked.is_plain:
+        return _reported_plan(manager, obj, request, asked)
     if asked.explicit:
         return _own_plan(manager, obj, request, config, asked, prompts)
     if (never_meant := _never_meant(obj, request.params)) is not None:
@@ -140,6 +156,45 @@ def _plan_prompt(
     except RequestError as error:
         strict = config.is_strict(asked.values, manager.served_model_name)
         return PlainPlan(fall_back(error, f"the default preset {default!r}", strict))
+
+
+def _reported_plan(manager: Any, obj: Any, request: Written, asked: Asked) -> PlainPlan:
+    """Return the plan of a prompt that SGLang serves as ever, with statistics beside.
+
+    Raises:
+        RequestError: this server, or the request's route or one of its fields, has no statistics.
+    """
+    _check_statistics(manager, asked, request.body.route)
+    support.check_reported_request(obj, without_own(request.params), request.named)
+    return PlainPlan(statistics=True)
+
+
+def _check_statistics(
+    manager: Any, asked: Asked, route: Route, request: SamplerRequest | None = None
+) -> None:
+    """Check that an answer may bring the statistics of its rows, where they are asked for.
+
+    Args:
+        manager: SGLang's TokenizerManager.
+        asked: what the client asked.
+        route: by which the answer goes.
+        request: the sampler's parameters; None where SGLang draws.
+
+    Raises:
+        RequestError: it may not.
+    """
+    if asked.statistics is None:
+        return
+    support.check_reporting_server(manager.server_args)
+    if not route.shows_reports:
+        hint = "Ask /generate, /v1/completions or /v1/chat/completions"
+        raise UnsupportedError(asked.statistics, True, "this route's answers have no room for them", hint)
+    if request is not None and served(request) is not None:
+        problem = f"{request.name()} makes an answer of many rows"
+        hint = 'Leave it out, or leave the tokens to SGLang: {"sampler": "none"}'
+        if "return_rows" in type(request).model_fields:
+            hint = "Ask for return_rows, which brings the statistics of every path"
+        raise UnsupportedError(asked.statistics, True, problem, hint)
 
 
 def _never_meant(obj: Any, params: Mapping[str, Any]) -> Fallback | None:
@@ -164,6 +219,7 @@ def _own_plan(
 ) -> OwnPlan:
     params, named = without_own(written_by_client.params), written_by_client.named
     request = intake.resolve(asked, config, named, manager.served_model_name)
+    _check_statistics(manager, asked, written_by_client.body.route, request)
     support.check_server(manager.server_args)
     token_checks.check_rids(obj, support.chains_of(params))
     token_checks.check_prompts(manager, obj, prompts)
@@ -173,7 +229,9 @@ def _own_plan(
         strict = config.is_strict(asked.values, manager.served_model_name)
         return answer_plan(manager, obj, params, named, config, answered, strict)
     assert isinstance(request, Policy)
-    return _policy_plan(obj, params, named, config, request)
+    return dataclasses.replace(
+        _policy_plan(obj, params, named, config, request), statistics=asked.statistics is not None
+    )
 
 
 def _check_policy_ids(manager: Any, request: SamplerRequest) -> None:

@@ -14,13 +14,14 @@ from sglang_power.samplers.report import policy_report
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.server import metrics
 from sglang_power.server.metrics import Ending
-from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, flat_policy
+from sglang_power.sglang_host.child_params import GREEDY_FIELD, POLICY, REPORTED_FIELD, flat_policy
 from sglang_power.sglang_host.host_sampling import is_zero, with_preferred
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit, empty_answer
 from sglang_power.sglang_host.tokenizer.endings import endings_told
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_of
 from sglang_power.sglang_host.tokenizer.places import internal_of
+from sglang_power.sglang_host.tokenizer.plain_answers import statistics_for
 from sglang_power.sglang_host.tokenizer.plan import PolicyPlan
 
 
@@ -77,6 +78,10 @@ class PolicyRun:
         if is_zero(with_preferred(self._manager, obj.sampling_params).get("temperature")):
             row[GREEDY_FIELD] = True
         row |= internal_of(obj.sampling_params)
+        statistics = None
+        if self._plan.statistics:
+            row[REPORTED_FIELD] = True
+            statistics = statistics_for(self._host)
         obj.sampling_params = {**obj.sampling_params, "custom_params": row}
         answer: Answer = {}
         async with aclosing(self._host.responses(obj)) as responses:
@@ -84,6 +89,8 @@ class PolicyRun:
                 meta = answer["meta_info"]
                 meta["id"] = self._obj.rid
                 meta["power"] = policy_report(self._plan.policy, self._seed, meta.get("weight_version"))
+                if statistics is not None:
+                    meta["power"]["statistics"] = statistics.of(answer)
                 if finish := meta.get("finish_reason"):  # counted first: who reads the last chunk may leave
                     self._count(finish["type"], 1)
                 if emit is not None:

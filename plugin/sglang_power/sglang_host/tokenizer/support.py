@@ -7,12 +7,12 @@ does not exist there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
-from sglang_power.request import Needs, SideBySide
+from sglang_power.request import STATISTICS, Needs, SideBySide
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer.body import Fields
 
@@ -40,11 +40,24 @@ _SERVER = (
 )
 
 
-def server_refusals(server_args: Any) -> list[Refusal]:
-    """Why this server cannot run power sampling at all; empty when it can."""
+_REPORTED_SERVER = (
+    *_SERVER,
+    ("watermark_default_enabled", False, "watermarks take the place of the model's logits"),
+    ("watermark_enforce_all", False, "watermarks take the place of the model's logits"),
+)
+"""The same for the statistics of rows that SGLang draws."""
+
+
+def server_refusals(server_args: Any, features: Sequence[tuple[str, object, str]] = _SERVER) -> list[Refusal]:
+    """Return why this server cannot run power sampling at all; empty when it can.
+
+    Args:
+        server_args: SGLang's.
+        features: what it must not have: name of an argument, neutral value, reason.
+    """
     return [
         Refusal("--" + flag.replace("_", "-"), getattr(server_args, flag), reason)
-        for flag, neutral, reason in _SERVER
+        for flag, neutral, reason in features
         if getattr(server_args, flag, neutral) not in (neutral, None, False)
     ]
 
@@ -95,9 +108,27 @@ def check_server(server_args: Any) -> None:
         )
 
 
+def check_reporting_server(server_args: Any) -> None:
+    """Raises ServerSettingsError when the server's configuration rules statistics of rows out."""
+    for refusal in server_refusals(server_args, _REPORTED_SERVER):
+        raise ServerSettingsError(
+            refusal.flag, refusal.value, refusal.reason, f"Send the request without {STATISTICS}"
+        )
+
+
 _POLICY_SAMPLING = ("beam_width", "watermark")
 _POLICY_REQUEST = ("custom_logit_processor", "return_sampling_mask", "return_entropy", "bootstrap_room")
 """What a per-step policy cannot work with; everything else is SGLang's own and passes through."""
+
+
+_REPORTED_SAMPLING = ("beam_width", "watermark")
+_REPORTED_REQUEST = ("custom_logit_processor", "bootstrap_room")
+"""What has no statistics of rows that SGLang draws: its parameters, or its logits, are not the row's own."""
+
+
+def check_reported_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
+    """Raises UnsupportedError for a field of a prompt that SGLang serves and that has no statistics."""
+    _check_fields(obj, params, named, _REPORTED_SAMPLING, _REPORTED_REQUEST, STATISTICS)
 
 
 def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
@@ -116,17 +147,18 @@ def _check_fields(
     named: Fields,
     sampling_fields: Iterable[str],
     request_fields: Iterable[str],
+    beside: str = "the sampler",
 ) -> None:
     for field in sampling_fields:
         neutral, reason = _SAMPLING[field]
         # Constraints may also come from the host (tool parsers); penalties count only where named.
         value = named.get(field, params.get(field) if not field.endswith("_penalty") else None)
         if value is not None and value not in neutral:
-            raise UnsupportedError(field, value, reason, f"Leave {field} out, or the sampler")
+            raise UnsupportedError(field, value, reason, f"Leave {field} out, or {beside}")
     for field in request_fields:
         value = getattr(obj, field, None)
         if value not in (None, False, [], [None]):
-            raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or the sampler")
+            raise UnsupportedError(field, value, _REQUEST[field], f"Leave {field} out, or {beside}")
 
 
 def chains_of(params: Mapping[str, Any]) -> int:
