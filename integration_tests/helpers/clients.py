@@ -278,6 +278,7 @@ def engine_session(model: str, out: Path) -> None:
             "n": engine.generate(PROMPT, {**quick, "n": 2}),
             "branch": engine.generate(PROMPT, {"sampler": "branch", "max_new_tokens": 48}),
             "stream": list(engine.generate(PROMPT, quick, stream=True)),
+            "statistics": engine.generate(PROMPT, {"max_new_tokens": 24, "return_statistics": True}),
         }
         results["errors"] = [
             engine_error(engine, {"custom_params": {"sampler": "power", "alpha": alpha}})

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from sglang_power.types import REPORTED_STATISTICS
 
 from integration_tests.helpers.clients import (
     EOS,
@@ -411,6 +412,12 @@ def test_engine_branches(engine: dict[str, Any], pivot_server: Server) -> None:
     assert power["forks"] > 0
     params = {"max_new_tokens": 48, "custom_params": {"sampler": "branch"}}
     assert engine["branch"]["output_ids"] == raw_generate(pivot_server, sampling_params=params)["output_ids"]
+
+
+def test_engine_statistics(engine: dict[str, Any]) -> None:
+    answer = engine["statistics"]
+    lengths = {name: len(values) for name, values in power_of(answer)["statistics"].items()}
+    assert lengths == dict.fromkeys(REPORTED_STATISTICS, len(answer["output_ids"]))
 
 
 def test_engine_streams(engine: dict[str, Any]) -> None:

@@ -145,6 +145,33 @@ def test_streams_have_every_log_probability(streaming: Server, stop: Any, n: int
     together([functools.partial(check, custom) for custom in SAMPLERS.values()])
 
 
+# --- statistics of rows ---
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_deltas_of_statistics_add_up(incremental_server: Server, n: int) -> None:
+    """On /generate a chunk has those of its own tokens; the last chunk of OpenAI's streams has all."""
+    sampling: Json = {"max_new_tokens": TOKENS, "temperature": 0, "n": n, "return_statistics": True}
+    whole = post(incremental_server, "/generate", {"text": PROMPT, "sampling_params": sampling}).json()
+    wanted = [answer["meta_info"]["power"]["statistics"] for answer in (whole if n > 1 else [whole])]
+    found: list[Json] = [{name: [] for name in wanted[0]} for _ in range(n)]
+    body = {"text": PROMPT, "stream": True, "sampling_params": sampling}
+    for event in events(incremental_server, "/generate", body):
+        for name, values in event["meta_info"]["power"]["statistics"].items():
+            assert len(values) == len(event["output_ids"])
+            found[event["index"]][name] += values
+    asked: Json = {"model": "pivot", "max_tokens": TOKENS, "temperature": 0, "n": n, "stream": True}
+    told = []
+    for path, prompt in (("completions", {"prompt": PROMPT}), ("chat/completions", {"messages": MESSAGES})):
+        chunks = events(incremental_server, f"/v1/{path}", {**asked, **prompt, "return_statistics": True})
+        last = [chunk for chunk in chunks if chunk["choices"]][-1]
+        told.append([report["statistics"] for report in last["metadata"]["power"]])
+    for each in (found, *told):
+        for columns, expected in zip(each, wanted, strict=True):
+            for name, values in expected.items():
+                assert columns[name] == pytest.approx(values, abs=1e-3)
+
+
 # --- late errors --------------------------------------------------------------------------------------
 
 UNWEIGHTED: Json = {

@@ -173,6 +173,33 @@ def test_policies_with_a_memory_survive_retraction(
         assert sum("g5;" in text for text in texts) > 4
 
 
+def test_statistics_of_plain_rows_survive_retraction_and_chunks(matrix_server: Server) -> None:
+    """They are those that a prefill pass over the answer gives, token by token."""
+    params = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.8, "return_statistics": True}
+    answers: list[dict[str, Any]] = []
+    while sum(retracted(answer) > 0 for answer in answers) < 3:
+        assert len(answers) < 200, "this server retracts"
+        seeds = range(700 + len(answers), 708 + len(answers))
+        answers += together(
+            [
+                functools.partial(raw_generate, matrix_server, long_prompt(seed), sampling_params=params)
+                for seed in seeds
+            ]
+        )
+    for seed, answer in enumerate(answers, start=700):
+        prompt = [byte + 2 for byte in long_prompt(seed).encode()]
+        rescored = raw_generate(
+            matrix_server,
+            None,
+            input_ids=[*prompt, *answer["output_ids"]],
+            sampling_params={"max_new_tokens": 0},
+            return_logprob=True,
+            logprob_start_len=len(prompt) - 1,
+        )
+        values = [value for value, _, _ in rescored["meta_info"]["input_token_logprobs"][-60:]]
+        assert power_of(answer)["statistics"]["log_p"] == pytest.approx(values, abs=5e-3)
+
+
 LEAST = 60
 STOP_AT_ONCE: dict[str, Any] = {
     "max_new_tokens": 120,

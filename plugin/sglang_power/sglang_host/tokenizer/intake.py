@@ -169,10 +169,24 @@ def resolve(asked_for: Asked, config: ServerConfig, named: Fields, served_model:
         raise _about_temperature(error, whole, named) from error
 
 
+def model_of(asked_for: Asked, config: ServerConfig, served_model: str) -> type[SamplerRequest] | None:
+    """Return the request model that validates what a prompt asks for; None where there is none.
+
+    Raises:
+        RequestError: no such preset on this server.
+    """
+    return _named_model(config.expanded(dict(asked_for.values), served_model))
+
+
+def _named_model(values: Fields) -> type[SamplerRequest] | None:
+    name = values.get("sampler", PowerRequest.model_fields["sampler"].default)
+    return samplers().get(name) if isinstance(name, str) else None
+
+
 def _has_own_law(values: Fields) -> bool:
     """Return whether parameters name a sampler that draws by a law of its own."""
-    name = values.get("sampler", PowerRequest.model_fields["sampler"].default)
-    return isinstance(name, str) and issubclass(samplers().get(name, object), OwnLawRequest)
+    model = _named_model(values)
+    return model is not None and issubclass(model, OwnLawRequest)
 
 
 def _at_temperature(asked_for: Asked, values: Fields, named: Fields, field: str = "") -> Fields:

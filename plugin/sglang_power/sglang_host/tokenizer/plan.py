@@ -6,14 +6,13 @@ can still become an HTTP 400. Tokenizer process.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.policies import Policy
-from sglang_power.request import NO_SAMPLER, SamplerRequest
+from sglang_power.request import NO_SAMPLER, SamplerRequest, WholeAnswerRequest
 from sglang_power.samplers.fallback import Fallback, fall_back
 from sglang_power.samplers.registry import served
 from sglang_power.server.config import ServerConfig
@@ -164,37 +163,35 @@ def _reported_plan(manager: Any, obj: Any, request: Written, asked: Asked) -> Pl
     Raises:
         RequestError: this server, or the request's route or one of its fields, has no statistics.
     """
-    _check_statistics(manager, asked, request.body.route)
+    assert asked.statistics is not None
+    _check_statistics(manager, asked.statistics, request.body.route)
     support.check_reported_request(obj, without_own(request.params), request.named)
     return PlainPlan(statistics=True)
 
 
-def _check_statistics(
-    manager: Any, asked: Asked, route: Route, request: SamplerRequest | None = None
-) -> None:
-    """Check that an answer may bring the statistics of its rows, where they are asked for.
+def _check_statistics(manager: Any, field: str, route: Route) -> None:
+    """Check that this server, and the answers of a route, can bring the statistics of rows.
 
     Args:
         manager: SGLang's TokenizerManager.
-        asked: what the client asked.
-        route: by which the answer goes.
-        request: the sampler's parameters; None where SGLang draws.
+        field: that asks for them.
+        route: of the request.
 
     Raises:
-        RequestError: it may not.
+        UnsupportedError: they cannot.
     """
-    if asked.statistics is None:
-        return
     support.check_reporting_server(manager.server_args)
     if not route.shows_reports:
         hint = "Ask /generate, /v1/completions or /v1/chat/completions"
-        raise UnsupportedError(asked.statistics, True, "this route's answers have no room for them", hint)
-    if request is not None and served(request) is not None:
-        problem = f"{request.name()} makes an answer of many rows"
-        hint = 'Leave it out, or leave the tokens to SGLang: {"sampler": "none"}'
-        if "return_rows" in type(request).model_fields:
-            hint = "Ask for return_rows, which brings the statistics of every path"
-        raise UnsupportedError(asked.statistics, True, problem, hint)
+        raise UnsupportedError(field, True, "this route's answers have no room for them", hint)
+
+
+def _many_rows(field: str, model: type[SamplerRequest]) -> UnsupportedError:
+    """Return the refusal of statistics beside a sampler that makes an answer of many rows."""
+    hint = 'Leave it out, or leave the tokens to SGLang: {"sampler": "none"}'
+    if "return_rows" in model.model_fields:
+        hint = "Ask for return_rows, which brings the statistics of every path"
+    return UnsupportedError(field, True, f"{model.name()} makes an answer of many rows", hint)
 
 
 def _never_meant(obj: Any, params: Mapping[str, Any]) -> Fallback | None:
@@ -218,8 +215,14 @@ def _own_plan(
     prompts: Sequence[NamedPrompt],
 ) -> OwnPlan:
     params, named = without_own(written_by_client.params), written_by_client.named
+    if asked.statistics is not None:
+        _check_statistics(manager, asked.statistics, written_by_client.body.route)
+        model = intake.model_of(asked, config, manager.served_model_name)
+        if model is not None and issubclass(model, WholeAnswerRequest):
+            raise _many_rows(asked.statistics, model)
     request = intake.resolve(asked, config, named, manager.served_model_name)
-    _check_statistics(manager, asked, written_by_client.body.route, request)
+    if asked.statistics is not None and served(request) is not None:
+        raise _many_rows(asked.statistics, type(request))
     support.check_server(manager.server_args)
     token_checks.check_rids(obj, support.chains_of(params))
     token_checks.check_prompts(manager, obj, prompts)
@@ -229,9 +232,7 @@ def _own_plan(
         strict = config.is_strict(asked.values, manager.served_model_name)
         return answer_plan(manager, obj, params, named, config, answered, strict)
     assert isinstance(request, Policy)
-    return dataclasses.replace(
-        _policy_plan(obj, params, named, config, request), statistics=asked.statistics is not None
-    )
+    return _policy_plan(obj, params, named, config, request, statistics=asked.statistics is not None)
 
 
 def _check_policy_ids(manager: Any, request: SamplerRequest) -> None:
@@ -248,8 +249,10 @@ def _policy_plan(
     named: Fields,
     config: ServerConfig,
     policy: Policy,
+    *,
+    statistics: bool,
 ) -> PolicyPlan:
     support.check_policy_request(obj, params, named)
     chains = support.chains_of(params)
     support.check_chains(config.limits, chains)
-    return PolicyPlan(policy, chains)
+    return PolicyPlan(policy, chains, statistics)
