@@ -27,7 +27,7 @@ def sample_rows(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.sample_rows`; scale, mask, `flashinfer.sampling.sampling_from_logits`."""
+    """Draw one token per row: scale, mask, `flashinfer.sampling.sampling_from_logits`."""
     from flashinfer.sampling import sampling_from_logits
 
     x = poison_infinite(widen(logits))
@@ -50,7 +50,7 @@ def truncation_bounds(
     top_p: torch.Tensor | None,
     min_p: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.truncation_bounds`; FlashInfer's top-k mask and top-p renormalisation."""
+    """Return each row's bound of the kept set, by FlashInfer's top-k mask and top-p renormalisation."""
     from flashinfer.sampling import top_k_mask_logits, top_p_renorm_probs
 
     x = poison_infinite(widen(logits))

@@ -20,7 +20,7 @@ def row_statistics(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> RowStatistics:
-    """See `sglang_power_kernels.row_statistics`."""
+    """Return the statistics of each row of logits and of its token, by their definitions."""
     x = widen(logits)
     log_p = poison_infinite(x).log_softmax(dim=-1)
     p = log_p.exp()
@@ -52,7 +52,7 @@ def sample_rows(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.sample_rows`; the inverse CDF in float64 over the whole row."""
+    """Draw one token per row by the inverse CDF in float64 over the whole row."""
     x = poison_infinite(widen(logits).double())
     q = kept_log_q(x, kappa, keep_min, keep_max).exp()
     mass = q.cumsum(dim=-1)
@@ -68,7 +68,7 @@ def truncation_bounds(
     top_p: torch.Tensor | None,
     min_p: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.truncation_bounds`; by sorting every row."""
+    """Return each row's bound of the kept set by sorting the row."""
     x = poison_infinite(widen(logits))
     ordered = x.sort(dim=-1, descending=True).values
     bound = torch.full_like(ordered[:, 0], -torch.inf)

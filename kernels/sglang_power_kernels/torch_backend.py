@@ -45,7 +45,7 @@ def row_statistics(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> RowStatistics:
-    """See `sglang_power_kernels.row_statistics`."""
+    """Return the statistics of each row of logits and of its token, in sweeps over blocks of rows."""
     batch, vocab = logits.shape
     sums = [logits.new_empty((batch,), dtype=torch.float32) for _ in SUMS]
     chunk_max = logits.new_empty((batch, chunk_count(vocab)), dtype=torch.float32)
@@ -63,7 +63,7 @@ def sample_rows(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.sample_rows`; the inverse CDF by chunks, then inside one."""
+    """Draw one token per row by the inverse CDF, by chunks and then inside one."""
     batch, vocab = logits.shape
     chunk_mass = logits.new_empty((batch, chunk_count(vocab)), dtype=torch.float32)
     peak = logits.new_empty((batch,), dtype=torch.float32)

@@ -52,7 +52,7 @@ def row_statistics(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> RowStatistics:
-    """See `sglang_power_kernels.row_statistics`."""
+    """Return the statistics of each row of logits and of its token, reading the logits once."""
     batch = logits.shape[0]
     plan = _plan(logits, kappa, keep_min, keep_max)
     partial = logits.new_empty((batch, plan.tiles, PARTIALS), dtype=torch.float32)
@@ -94,7 +94,7 @@ def sample_rows(
     keep_min: torch.Tensor | None,
     keep_max: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.sample_rows`; the inverse CDF in two levels, tiles, then tokens of a tile."""
+    """Draw one token per row by the inverse CDF in two levels, tiles and then tokens of a tile."""
     batch = logits.shape[0]
     plan = _plan(logits, kappa, keep_min, keep_max)
     partial = logits.new_empty((batch, plan.tiles, MASS_PARTIALS), dtype=torch.float32)

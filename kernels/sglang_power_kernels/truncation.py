@@ -31,7 +31,7 @@ def truncation_bounds(
     top_p: torch.Tensor | None,
     min_p: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `sglang_power_kernels.truncation_bounds`."""
+    """Return each row's bound of the kept set, by a radix search."""
     batch, vocab = logits.shape
     if top_k is None and top_p is None and min_p is None:
         return logits.new_full((batch,), -torch.inf, dtype=torch.float32)

@@ -76,7 +76,7 @@ Call = Callable[[Rows], object]
 
 
 def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[Rows]:
-    """As many sets of rows as no cache holds together, at most `POOL_LIMIT`; the same in every run."""
+    """Return as many sets of rows as no cache holds together, at most `POOL_LIMIT`; the same in every run."""
     generator = torch.Generator(device).manual_seed(0)
     sets = min(POOL_LIMIT, -(-POOL_BYTES // (LOGIT_BYTES * batch * vocab)))
     pool = []

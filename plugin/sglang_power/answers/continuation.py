@@ -60,7 +60,7 @@ class Statement:
     """The first sentence of the first line that has one, without its full stop: what follows the phrase."""
 
     def extract(self, text: str) -> Extracted | None:
-        """See the class."""
+        """Return the first sentence of the first line that has one; None where no line has."""
         match = re.search(r"(?:[^\s:*_.,!?]|\.(?=\d))[^\n]*?(?=[\s*_]*(?:[.!?]+[*_]*(?:\s|$)|\n|$))", text)
         return Extracted(match[0], match.span()) if match else None
 

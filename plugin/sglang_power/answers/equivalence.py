@@ -87,7 +87,7 @@ class Keyed:
     kind: str
 
     async def same(self, a: str, b: str) -> Verdict:
-        """See the class."""
+        """Compare the keys of two answers, and answers without a key as strings."""
         if a == b:
             return EQUAL
         keys = self.key(a), self.key(b)
@@ -114,7 +114,7 @@ class Called:
     function: Callable[[str, str], bool | Verdict | Awaitable[bool | Verdict]]
 
     async def same(self, a: str, b: str) -> Verdict:
-        """See the class."""
+        """Ask the callable, unless the answers are the same string."""
         if a == b:
             return EQUAL
         try:

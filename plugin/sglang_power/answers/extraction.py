@@ -71,7 +71,7 @@ class Number:
     """The last number, in its normal form; `numerals` says what is read as one."""
 
     def extract(self, text: str) -> Extracted | None:
-        """See the class."""
+        """Return the last number of a text; None where it has none."""
         return next((Extracted(n.text, n.span) for n in numerals(text)), None)
 
 
@@ -88,7 +88,7 @@ class Choice:
     letters: str = string.ascii_uppercase
 
     def extract(self, text: str) -> Extracted | None:
-        """See the class."""
+        """Return the last option letter of a text; None where it has none."""
         found = [match.span(1) for form in _choice_forms(self.letters) for match in form.finditer(text)]
         return Extracted(text[slice(*max(found))], max(found)) if found else None
 
@@ -117,7 +117,7 @@ class Boxed:
     """
 
     def extract(self, text: str) -> Extracted | None:
-        """See the class."""
+        """Return what the last box of a text holds; None where it has none that is closed."""
         opened = list(re.finditer(r"\\boxed\s*\{", text))
         if not opened:
             return None
@@ -178,7 +178,7 @@ class Regex:
         return cls(compiled)
 
     def extract(self, text: str) -> Extraction:
-        """See the class."""
+        """Return the last match in a text, or that the search took too long; None where nothing matches."""
         group, last = self.pattern.groups, None
         try:
             for match in self.pattern.finditer(text, timeout=self.seconds, concurrent=True):
@@ -206,7 +206,7 @@ class Whole:
     """All of the text, blanks around it aside."""
 
     def extract(self, text: str) -> Extracted | None:
-        """See the class."""
+        """Return a text without the blanks around it; None where nothing else is in it."""
         inside = text.strip()
         start = len(text) - len(text.lstrip())
         return Extracted(inside, (start, start + len(inside))) if inside else None

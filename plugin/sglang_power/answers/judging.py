@@ -46,7 +46,7 @@ class LlmRelation:
     judge: Asker
 
     async def same(self, a: str, b: str) -> Verdict:
-        """See the class."""
+        """Ask the model whether two answers are the same, unless they are the same string."""
         if a == b:
             return EQUAL
         probability, usage = await self.judge.yes(same_question(a, b))

@@ -60,7 +60,7 @@ class Mathematics:
         self._running: set[Future[Report]] = set()
 
     async def same(self, a: str, b: str) -> Verdict:
-        """See the class.
+        """Compare two answers by math-verify, or by their normal form where both are plain words.
 
         Raises:
             UnsupportedError: the extra is not installed.

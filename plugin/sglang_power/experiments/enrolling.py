@@ -106,7 +106,7 @@ class Enroller:
     async def _join_or_pass(
         self, loaded: Loaded, facts: Facts, fits: Fits, now: float
     ) -> Enrolled | NotEnrolledReason:
-        """As `_join`; a defect in it, or in a sampler that it asks, must not cost the client an answer."""
+        """Return what `_join` does; a defect there, or in a sampler, must cost no client an answer."""
         try:
             return await self._join(loaded, facts, fits, now)
         except RequestError:

@@ -21,27 +21,27 @@ class _Metric(BaseModel):
 
     @property
     def interferes(self) -> bool:
-        """Whether one arm's value depends on the load that another arm puts on the same workers."""
+        """Return whether one arm's value depends on the load that another arm puts on the same workers."""
         return False
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Between which every unit's value lies, where that is known."""
+        """Return the bounds of every unit's value; None where there are none."""
         return 0.0, 1.0
 
     @property
     def is_ratio(self) -> bool:
-        """Whether it is a sum over a count, to be linearised by the ratio of past units."""
+        """Return whether it is a sum over a count, to be linearised by the ratio of past units."""
         return False
 
     @property
     def measured_in(self) -> str:
-        """The unit of a value, for people; empty for shares and for what people said."""
+        """Return the unit of a value, for people; empty for shares and for what people said."""
         return ""
 
     @property
     def meaning(self) -> str:
-        """What a unit's value is, for people."""
+        """Say what a unit's value is, for people."""
         raise NotImplementedError
 
 
@@ -64,19 +64,19 @@ class FeedbackMetric(_Metric):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """See _Metric."""
+        """Return the bounds of a unit's value, absent ones included; None where there are none."""
         if self.low is None or self.high is None or self.is_ratio:
             return None
         return min(self.low, self.absent), max(self.high, self.absent)
 
     @property
     def is_ratio(self) -> bool:
-        """See _Metric."""
+        """Return whether values are summed over requests."""
         return self.per == "request"
 
     @property
     def meaning(self) -> str:
-        """See _Metric."""
+        """Say what a unit's value is: a sum over its requests, or the mean of what was said."""
         if self.is_ratio:
             return (
                 f"sum of what was said of the answers, {self.absent:g} for each of which nothing was said, "
@@ -109,7 +109,7 @@ class OutcomeMetric(_Metric):
 
     @property
     def meaning(self) -> str:
-        """See _Metric."""
+        """Say what a unit's value is: a share of its requests, by how they ended."""
         return f"mean over units of the share of a unit's requests that ended as {', '.join(self.outcomes)}"
 
 
@@ -128,14 +128,14 @@ class LatencyMetric(_Metric):
 
     @property
     def meaning(self) -> str:
-        """See _Metric."""
+        """Say what a unit's value is: the share of its requests that were late."""
         until = "end" if self.of == "e2e" else "first text"
         late = f"took over {self.over_ms:,g} ms to the {until}, or had no answer"
         return f"mean over units of the share of a unit's requests that {late}"
 
     @property
     def interferes(self) -> bool:
-        """See _Metric."""
+        """Return True: requests of one arm wait for those of another."""
         return True
 
 
@@ -157,22 +157,22 @@ class TokensMetric(_Metric):
 
     @property
     def interferes(self) -> bool:
-        """See _Metric."""
+        """Return True: what the cache still holds depends on the requests of other arms."""
         return True
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """See _Metric."""
+        """Return None: a request may cost any number of tokens."""
         return None
 
     @property
     def is_ratio(self) -> bool:
-        """See _Metric."""
+        """Return True: tokens are summed over requests."""
         return True
 
     @property
     def meaning(self) -> str:
-        """See _Metric."""
+        """Say what a unit's value is: tokens per request, or their price."""
         what = f"{' and '.join(self.kinds)} tokens"
         if self.gpu_seconds_per_token is not None:
             what = f"estimated GPU seconds of {what}"
@@ -183,7 +183,7 @@ class TokensMetric(_Metric):
 
     @property
     def measured_in(self) -> str:
-        """See _Metric."""
+        """Return the unit of a value: tokens, or the seconds that they are priced at."""
         if self.gpu_seconds_per_token is None:
             return "tokens per request"
         return "GPU seconds per request (estimated)"

@@ -77,11 +77,11 @@ class Embedded:
         self._client = api.get_client(DOMAIN)
 
     def load(self, flags: dict[str, Any]) -> None:
-        """See Source."""
+        """Replace all flags at once."""
         self._evaluator.set_flags(flags)
 
     async def ask(self, flag: str, unit: str) -> str:
-        """See Source."""
+        """Return the evaluator's value of a flag for a unit."""
         return _value(self._client.get_string_details(flag, "", EvaluationContext(unit)))
 
 
@@ -102,10 +102,10 @@ class External:
         self._breakers = AsyncCircuitBreakerFactory(breaker.failures, breaker.reset_s)
 
     def load(self, flags: dict[str, Any]) -> None:
-        """See Source; there are none of this process's own."""
+        """Do nothing: the provider keeps its flags itself."""
 
     async def ask(self, flag: str, unit: str) -> str:
-        """See Source."""
+        """Return the provider's value of a flag for a unit, within the deadline."""
         # A client that goes away cancels its request; that is no failure of the provider.
         return await asyncio.shield(self._ask(flag, unit))
 

@@ -36,7 +36,7 @@ class PowerChoices(ChoicesSamplingMethod):  # type: ignore[misc]  # sglang is un
         output_token_logprobs: list[list[Any]],
         unconditional_token_logprobs: list[list[Any]] | None = None,  # noqa: ARG002  (SGLang's interface)
     ) -> Any:
-        """As SGLang's methods: the decision, with what it was drawn from."""
+        """Return the decision in the form of SGLang's methods, with what it was drawn from."""
         log_p = [math.fsum(token[0] for token in one if token[0] is not None) for one in input_token_logprobs]
         index = draw(self.alpha * np.array(log_p, dtype=np.float64), self.seed, Purpose.CHOICE)
         meta = {

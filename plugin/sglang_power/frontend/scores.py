@@ -99,11 +99,11 @@ class ChatJudge:
     client: Client
 
     async def yes(self, question: str) -> tuple[float, Usage]:
-        """The probability of yes against no, in the model's 20 most likely first tokens."""
+        """Return the probability of yes against no, with what asking has cost."""
         return self.probability(question), Usage(decoded=1, depth=1, children=1)
 
     def probability(self, question: str) -> float:
-        """See `yes`.
+        """Return the probability of yes against no, in the model's 20 most likely first tokens.
 
         Raises:
             HostError: neither of the two is among them.

@@ -168,11 +168,11 @@ class Session:
         return draw
 
     def generate(self, s: Executor, sampling_params: Any) -> tuple[str, dict[str, Any]]:
-        """As SGLang's endpoint: the text and its meta_info."""
+        """Return the text and its meta_info, in place of SGLang's endpoint."""
         return self._answered(self._prepare(s, sampling_params))
 
     def generate_stream(self, s: Executor, sampling_params: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        """As SGLang's endpoint: what is new of the text, and the meta_info, of every event."""
+        """Yield what is new of the text, and the meta_info, of every event, in place of SGLang's endpoint."""
         call = self._prepare(s, sampling_params)
         if call.at_once:
             yield self._answered(call)
@@ -189,7 +189,7 @@ class Session:
             raise HostError("a stream ended before its answer")
 
     def select(self, s: Executor, choices: Sequence[str], temperature: float, choices_method: Any) -> Any:
-        """As SGLang's endpoint. Choices are encoded on their own, so no token heals across the border."""
+        """Choose among texts, each encoded on its own, so that no token heals across the border."""
         assert temperature <= 1e-5, temperature
         self.settle(s)
         encoded, prefix = self.client.encode(choices), self.ledger.ids

@@ -41,10 +41,10 @@ class Adapt(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return the hot temperature where a line begins, and the cold one elsewhere."""
         assert rows.ends_line is not None
         return Action(kappa=inverse(torch.where(rows.ends_line, params["hot"], params["cold"]) / rows.kappa))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law at the hot temperature where a line begins, at the cold one elsewhere."""
         return softmax(row.logits, row.temperature * (self.hot if row.ends_line else self.cold))

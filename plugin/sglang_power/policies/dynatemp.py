@@ -56,14 +56,14 @@ class DynaTemp(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return `T0 * (t_min + (t_max - t_min) * (H / log n)^exponent)` for every row."""
         support = rows.logits.isfinite().sum(dim=-1, keepdim=True, dtype=rows.logits.dtype).clamp_min(2)
         flatness = (entropy_of(rows.log_p) / support.log()).clamp(0.0, 1.0)
         t_min, t_max = params["t_min"], params["t_max"]
         return Action(kappa=inverse((t_min + (t_max - t_min) * flatness ** params["exponent"]) / rows.kappa))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law at `T0 * (t_min + (t_max - t_min) * (H / log n)^exponent)`."""
         support = np.isfinite(row.logits).sum()
         flatness = entropy(softmax(row.logits)) / math.log(support) if support > 1 else 0.0
         share = min(max(flatness, 0.0), 1.0) ** self.exponent

@@ -44,12 +44,12 @@ class EDT(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return `T0 * base^(theta / H)` for every row."""
         floored = entropy_of(rows.log_p).clamp_min(ENTROPY_FLOOR)
         return Action(kappa=inverse(params["base"] ** (params["theta"] / floored) / rows.kappa))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law at `T0 * base^(theta / H)`."""
         floored = max(entropy(softmax(row.logits)), ENTROPY_FLOOR)
         factor = math.exp(min(self.theta / floored * math.log(self.base), LARGEST_EXPONENT))
         return softmax(row.logits, row.temperature * factor)

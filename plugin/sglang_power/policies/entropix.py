@@ -99,7 +99,7 @@ class Entropix(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return what each row's quadrant says: temperature, inserted token, and memory of the insertion."""
         assert rows.memory is not None
         h = entropy_of(rows.log_p)
         spread = (rows.log_p + h).masked_fill(rows.log_p == -math.inf, 0.0)
@@ -116,7 +116,7 @@ class Entropix(Policy):
         )
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law of an answer's first token, by the row's quadrant."""
         p = softmax(row.logits)
         h, support = entropy(p), p > 0
         v = float(p[support] @ (np.log(p[support]) + h) ** 2)

@@ -24,10 +24,10 @@ class Epsilon(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep `p >= epsilon`, and the top token."""
         return Action(keep=(rows.log_tempered >= params["epsilon"].log()) | top_tokens(rows.logits))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on `p >= epsilon` and the top token."""
         p = softmax(row.logits, row.temperature)
         return truncated(p, (p >= self.epsilon) | (row.logits == row.logits.max()))

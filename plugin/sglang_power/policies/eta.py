@@ -39,13 +39,13 @@ class Eta(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep `p >= min(epsilon, sqrt(epsilon) * exp(-H))`, and the top token."""
         log_p, log_epsilon = rows.log_tempered, params["epsilon"].log()
         log_cut = torch.minimum(log_epsilon, 0.5 * log_epsilon - entropy_of(log_p))
         return Action(keep=(log_p >= log_cut) | top_tokens(rows.logits))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on `p >= min(epsilon, sqrt(epsilon) * exp(-H))` and the top token."""
         p = softmax(row.logits, row.temperature)
         cut = min(self.epsilon, math.sqrt(self.epsilon) * math.exp(-entropy(p)))
         return truncated(p, (p >= cut) | (row.logits == row.logits.max()))

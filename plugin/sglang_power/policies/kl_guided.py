@@ -64,7 +64,7 @@ class KLGuided(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return `T0 * 0.5^(KL / sigma)` for every row, the divergence being that from its twin."""
         assert rows.twin is not None
         log_p, log_without = rows.log_p, rows.twin.log_softmax(dim=-1)
         impossible = log_p == -math.inf
@@ -75,7 +75,7 @@ class KLGuided(Policy):
         return Action(kappa=inverse(halved / rows.kappa))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law at `T0 * 0.5^(KL / sigma)`."""
         assert row.twin is not None
         return softmax(row.logits, row.temperature * 0.5 ** (_divergence(row.logits, row.twin) / self.sigma))
 

@@ -34,7 +34,7 @@ class MinK(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep the ranks up to the semantic cliff of every row."""
         ranked = rows.logits.sort(dim=-1, descending=True).values
         # A rank after the last one, so that a vocabulary of one token has a fall too.
         below = torch.nn.functional.pad(ranked[:, 1:], (0, 1), value=-math.inf)
@@ -44,7 +44,7 @@ class MinK(Policy):
         return Action(keep=first_ranked(rows.logits, cliff + 1))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on the ranks up to the semantic cliff."""
         ranked = np.sort(row.logits[np.isfinite(row.logits)])[::-1]
         falls = [
             (high - low) * float(rank) ** -self.decay for rank, (high, low) in enumerate(pairwise(ranked), 1)

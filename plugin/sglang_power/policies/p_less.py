@@ -15,12 +15,12 @@ class PLess(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:  # noqa: ARG003  (it has none)
-        """See the class."""
+        """Keep `p >= sum p^2`."""
         log_p = rows.log_tempered
         # No more than max p, and equal to it in a flat row: then rounding must not empty the set.
         return Action(keep=(log_p >= (2.0 * log_p).logsumexp(dim=-1, keepdim=True)) | top_tokens(rows.logits))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on `p >= sum p^2`."""
         p = softmax(row.logits, row.temperature)
         return truncated(p, (p >= p @ p) | (row.logits == row.logits.max()))

@@ -36,11 +36,11 @@ class Greedy(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:  # noqa: ARG003  (it has none)
-        """See the class."""
+        """Keep the most likely token, and all that tie with it."""
         return Action(kappa=torch.full_like(rows.kappa, 1.0 / MIN_TEMPERATURE), keep=top_tokens(rows.logits))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the even law on the most likely tokens."""
         top = row.logits == row.logits.max()
         return truncated(np.ones(len(top)), top)
 
@@ -60,11 +60,11 @@ class Temperature(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Return `T0 * value` for every row."""
         return Action(kappa=inverse(params["value"] / rows.kappa))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law at `T0 * value`."""
         return softmax(row.logits, row.temperature * self.value)
 
 
@@ -82,11 +82,11 @@ class TopK(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep the k most likely tokens, and all that tie with the last."""
         return Action(keep=first_ranked(rows.logits, params["k"].long()))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on the k most likely tokens, and all that tie with the last."""
         kth = np.sort(row.logits)[-min(self.k, len(row.logits))]
         return truncated(softmax(row.logits, row.temperature), row.logits >= kth)
 
@@ -106,11 +106,11 @@ class TopP(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep the fewest most likely tokens whose mass reaches p, and all that tie with the last."""
         return Action(keep=top_mass(rows.logits, rows.log_tempered.exp(), params["p"]))
 
     def law(self, row: Row) -> FloatArray:
-        """A token stays if those above it do not reach p."""
+        """Return the law on the tokens above which less than p has been reached."""
         law = softmax(row.logits, row.temperature)
         above = np.array([law[row.logits > x].sum() for x in row.logits])
         return truncated(law, above < self.p)
@@ -130,11 +130,11 @@ class MinP(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep the tokens of at least p times the largest probability."""
         log_p = rows.log_tempered
         return Action(keep=log_p >= log_p.amax(dim=-1, keepdim=True) + params["p"].log())
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on the tokens of at least p times the largest probability."""
         law = softmax(row.logits, row.temperature)
         return truncated(law, law >= self.p * law.max())

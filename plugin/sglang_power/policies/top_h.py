@@ -38,7 +38,7 @@ class TopH(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """H of a prefix with mass S is `log S - (sum p log p) / S`."""
+        """Keep the longest prefix of low entropy; that of one with mass S is `log S - (sum p log p) / S`."""
         ranked = rows.log_tempered.sort(dim=-1, descending=True).values
         p = ranked.exp()
         mass = running_sum(p)
@@ -47,7 +47,7 @@ class TopH(Policy):
         return Action(keep=rows.log_tempered >= ranked.gather(1, (kept - 1).clamp_min(0)))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on the longest prefix of the ranking whose entropy is at most `alpha * H(p)`."""
         p = softmax(row.logits, row.temperature)
         ranked = np.sort(p)[::-1]
         prefixes = [entropy(ranked[:n] / ranked[:n].sum()) for n in range(2, len(p) + 1)]

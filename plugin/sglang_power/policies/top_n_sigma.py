@@ -26,7 +26,7 @@ class TopNSigma(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep `x_v >= max x - n * std(x)`."""
         x = rows.logits
         finite = x.isfinite()
         count = finite.sum(dim=-1, keepdim=True)
@@ -35,7 +35,7 @@ class TopNSigma(Policy):
         return Action(keep=x >= x.amax(dim=-1, keepdim=True) - params["n"] * variance.sqrt())
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on `x_v >= max x - n * std(x)`."""
         sigma = row.logits[np.isfinite(row.logits)].std()
         keep = row.logits >= row.logits.max() - self.n * float(sigma)
         return truncated(softmax(row.logits, row.temperature), keep)

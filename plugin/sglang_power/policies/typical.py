@@ -62,7 +62,7 @@ class Typical(Policy):
 
     @classmethod
     def act(cls, rows: Rows, params: Columns) -> Action:
-        """See the class."""
+        """Keep the tokens nearest to the entropy up to the mass, or by the one-sided rule."""
         log_p = rows.log_tempered
         excess = -log_p - entropy_of(log_p)
         nearest = top_mass(-excess.abs(), log_p.exp(), params["mass"])
@@ -71,7 +71,7 @@ class Typical(Policy):
         return Action(keep=torch.where(params["one_sided"], not_above, nearest))
 
     def law(self, row: Row) -> FloatArray:
-        """See the class."""
+        """Return the law on the tokens nearest to the entropy up to the mass, or by the one-sided rule."""
         p = softmax(row.logits, row.temperature)
         surprise = np.full_like(p, np.inf)
         surprise[p > 0] = -np.log(p[p > 0])

@@ -197,7 +197,7 @@ class BranchRequest(SelectionRequest):
 
     @property
     def sampling_fields(self) -> tuple[str, ...]:
-        """As `CotRequest`."""
+        """Return which of SGLang's own sampling parameters act on how its tokens are drawn."""
         return SAMPLING[:1] if self.continuation_policy is None else SAMPLING
 
     def echo(self) -> dict[str, Any]:

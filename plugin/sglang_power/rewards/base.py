@@ -102,7 +102,7 @@ class Called:
     upper_bound: float | None = None
 
     async def score(self, prompt: str, answer: str) -> float:
-        """See the class.
+        """Return what the function says of an answer.
 
         Raises:
             RewardError: the function raised.

@@ -81,11 +81,11 @@ class Endpoint:
 
     @property
     def upper_bound(self) -> float | None:
-        """See Reward."""
+        """Return the largest score that the operator has declared; None where none is."""
         return self._config.upper_bound
 
     async def score(self, prompt: str, answer: str) -> float:
-        """See Reward.
+        """Return the endpoint's score of an answer, after retries where they are worth it.
 
         Raises:
             RewardError: every attempt failed, or the answer has another shape.

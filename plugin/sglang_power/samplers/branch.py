@@ -15,7 +15,7 @@ from sglang_power.types import Tokens
 
 
 class BranchSampler:
-    """See the module."""
+    """Grow a tree of answers that forks where the model is uncertain, and choose a leaf."""
 
     request = BranchRequest
 

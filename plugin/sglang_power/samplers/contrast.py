@@ -14,7 +14,7 @@ from sglang_power.types import Continuation
 
 
 class ContrastSampler:
-    """See the module; `request` is any policy with a second prompt."""
+    """Decode one answer behind two prompts; `request` is any policy with a second prompt."""
 
     request = Policy
 

@@ -110,14 +110,14 @@ class BoundedRelation:
     deadline: Deadline
 
     async def same(self, a: str, b: str) -> Verdict:
-        """See Relation."""
+        """Compare two answers; undecided where there is no time."""
         asks_children = isinstance(self.relation, LlmRelation)
         wait = self.deadline.for_children if asks_children else self.deadline.for_others
         verdict = await wait(lambda: self.relation.same(a, b))
         return undecided(self.deadline.reason) if verdict is None else verdict
 
     async def unreadable(self, answer: str) -> str | None:
-        """See Reads; an answer counts as readable where there is no time to find out."""
+        """Return why an answer cannot be read; None also where there is no time to find out."""
         return await self.deadline.for_others(lambda: unreadable(self.relation, answer))
 
 
@@ -134,7 +134,7 @@ class BoundedEvaluator:
     deadline: Deadline
 
     async def right(self, answer: str) -> tuple[float | None, Usage]:
-        """See Evaluator."""
+        """Return how likely an answer is right; None where there is no time."""
         value = await self.deadline.for_children(lambda: self.evaluator.right(answer))
         return (None, Usage()) if value is None else value
 
@@ -147,9 +147,9 @@ class BoundedReward:
     deadline: Deadline
 
     async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
-        """See AnswerReward."""
+        """Return R of an answer; None where there is no time."""
         return await self.deadline.for_others(lambda: self.reward(ids, finished))
 
     def report(self) -> dict[str, Any]:
-        """See AnswerReward."""
+        """Return what the reward says of its calls."""
         return self.reward.report()

@@ -110,5 +110,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(content: str) -> str:
-    """As a content security policy names an inline element."""
+    """Return the name of an inline element in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

@@ -69,5 +69,5 @@ def _strips(report: Report) -> list[str | None]:
 
 
 def _embedded(svg: bytes | None) -> str | None:
-    """As an image's address: in an image nothing of an SVG can run, and its styles stay its own."""
+    """Return an SVG as an image's address: there nothing of it can run, and its styles stay its own."""
     return None if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -73,7 +73,7 @@ def _begun(
 
 
 class EnrolledRun:
-    """See the module. It begins, and writes the enrolment line, when it is made.
+    """One enrolled request, whose enrolment line is written when it is made.
 
     Args:
         service: of this process.

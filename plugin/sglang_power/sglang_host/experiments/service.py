@@ -97,7 +97,7 @@ def _checked(config: ServerConfig, server_args: Any) -> Check:
 
 
 class ExperimentService:
-    """See the module.
+    """The experiments of one tokenizer process.
 
     Args:
         manager: SGLang's TokenizerManager.

@@ -172,7 +172,7 @@ class SelfEvaluation:
     question: str
 
     async def right(self, answer: str) -> tuple[float, Usage]:
-        """See Judge.self_evaluation."""
+        """Return how likely the served model finds an answer right, with what asking has cost."""
         return await self.judge.self_evaluation(self.question, answer)
 
 

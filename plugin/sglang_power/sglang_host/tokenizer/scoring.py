@@ -47,5 +47,5 @@ class AnswerScorer:
         return await self._parent.watched(self._scorer.score(self._prompt, answer))
 
     def report(self) -> dict[str, Any]:
-        """See Scorer."""
+        """Return what a response says of the reward and its calls."""
         return self._scorer.report()
