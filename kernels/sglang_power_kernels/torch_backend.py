@@ -50,7 +50,7 @@ def row_statistics(
     sums = [logits.new_empty((batch,), dtype=torch.float32) for _ in SUMS]
     chunk_max = logits.new_empty((batch, chunk_count(vocab)), dtype=torch.float32)
     for block in blocks(logits):
-        own = [one[block.rows] for one in sums]
+        own = [total[block.rows] for total in sums]
         _sweep(block, kappa[block.rows], keep_min, keep_max, own, chunk_max[block.rows])
     return _combine(logits, sampled_ids, kappa, keep_min, keep_max, sums, chunk_max)
 

@@ -111,13 +111,13 @@ def measure(
     """
     asked = [(kind, number) for number in range(len(prompts)) for kind in (GREEDY, DRAWN)]
 
-    def one(job: tuple[Json, int]) -> list[Signals]:
+    def rows_of(job: tuple[Json, int]) -> list[Signals]:
         kind, number = job
         values = {**kind, "seed": number}
         return answered(client, served_model, prompts[number], values, max_tokens)
 
     with ThreadPoolExecutor(concurrency) as pool:
-        results = pool.map(one, asked)
+        results = pool.map(rows_of, asked)
         rows = list(tqdm(results, total=len(asked), desc="answers", unit="answer", file=sys.stderr))
     return Measured(greedy=rows[::2], drawn=rows[1::2])
 

@@ -66,7 +66,9 @@ def tuned(answers: Answers, rate: float) -> list[Tuned]:
         crossed = [trigger_at(name, half, rate) for half in halves]
         if trigger is None or any(other is None for other in crossed):
             continue
-        shares = [share_of(one, half) for one, half in zip(crossed, reversed(halves), strict=True) if one]
+        shares = [
+            share_of(other, half) for other, half in zip(crossed, reversed(halves), strict=True) if other
+        ]
         found.append(Tuned(trigger, share_of(trigger, answers), sum(shares) / len(shares)))
     return found
 
@@ -107,24 +109,26 @@ def section(
         entropix: of rows that were drawn, as `entropix` draws.
         remarks: how it was measured; comments of the file.
     """
-    parameters: dict[str, Any] = {"branch": {"thresholds": {one.trigger.name: _value(one) for one in branch}}}
-    for one in entropix:
-        if one.trigger.name == QUADRANT:
-            high, spread = one.trigger.thresholds
+    parameters: dict[str, Any] = {
+        "branch": {"thresholds": {finding.trigger.name: _value(finding) for finding in branch}}
+    }
+    for finding in entropix:
+        if finding.trigger.name == QUADRANT:
+            high, spread = finding.trigger.thresholds
             parameters["entropix"] = {"entropy_threshold": high, "varentropy_threshold": spread}
-    told = [_told("branch", one) for one in branch]
-    told += [_told("entropix explores:", one) for one in entropix if one.trigger.name == QUADRANT]
+    told = [_told("branch", finding) for finding in branch]
+    told += [_told("entropix explores:", finding) for finding in entropix if finding.trigger.name == QUADRANT]
     comments = "".join(f"# {line}\n" for line in (*remarks, *told))
     return comments + yaml.safe_dump({"parameters": {served_model: parameters}}, sort_keys=False)
 
 
-def _told(sampler: str, one: Tuned) -> str:
-    shares = f"{one.share:.1%} of the measured rows, {one.held_out:.1%} of those of other prompts"
-    return f"{sampler} {one.trigger.name} fires at {shares}"
+def _told(sampler: str, finding: Tuned) -> str:
+    shares = f"{finding.share:.1%} of the measured rows, {finding.held_out:.1%} of those of other prompts"
+    return f"{sampler} {finding.trigger.name} fires at {shares}"
 
 
-def _value(one: Tuned) -> float | list[float]:
-    thresholds = one.trigger.thresholds
+def _value(finding: Tuned) -> float | list[float]:
+    thresholds = finding.trigger.thresholds
     return thresholds[0] if len(thresholds) == 1 else list(thresholds)
 
 

@@ -73,7 +73,7 @@ class Classes:
     @property
     def samples(self) -> int:
         """How many samples there are."""
-        return sum(len(one.members) for one in self.classes)
+        return sum(len(group.members) for group in self.classes)
 
 
 class GrowingClasses:
@@ -222,7 +222,8 @@ def choose(classes: Classes, log_weights: FloatArray, key: Key, scores: FloatArr
     if bad := np.flatnonzero(np.isnan(log_weights) | np.isposinf(log_weights)).tolist():
         raise HostError(f"log weight of sample {bad[0]} is {log_weights[bad[0]]}")
     totals = [
-        -math.inf if one.value is None else log_sum(log_weights[list(one.members)]) for one in classes.classes
+        -math.inf if group.value is None else log_sum(log_weights[list(group.members)])
+        for group in classes.classes
     ]
     ess = effective_sample_size(log_weights)
     return _decide(classes, totals, key, log_weights if scores is None else scores, ess)
@@ -241,7 +242,8 @@ def choose_by_delta(classes: Classes, deltas: Sequence[float | None], key: Key) 
     """
     scores = np.array([math.nan if delta is None else delta for delta in deltas])
     totals = [
-        -math.inf if one.value is None else delta_sum(scores[list(one.members)]) for one in classes.classes
+        -math.inf if group.value is None else delta_sum(scores[list(group.members)])
+        for group in classes.classes
     ]
     return _decide(classes, totals, key, scores, None)
 
@@ -250,7 +252,7 @@ def _decide(
     classes: Classes, totals: Sequence[float], key: Key, scores: FloatArray, ess: float | None
 ) -> Choice:
     assert len(scores) == classes.samples, (len(scores), classes.samples)
-    candidates = [i for i, one in enumerate(classes.classes) if one.value is not None]
+    candidates = [i for i, group in enumerate(classes.classes) if group.value is not None]
     if not candidates:
         return Choice(0, None, "no_answer", (), tuple(totals), ess)
     for sample in (sample for i in candidates for sample in classes.classes[i].members):

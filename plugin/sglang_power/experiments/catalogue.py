@@ -121,7 +121,7 @@ class Catalogue:
         states = {path: self._state(path, problems) for path in self._files}
         self._states = {path: state for path, state in states.items() if state is not None}
         now = [_loaded(self._files[path].experiment, state) for path, state in self._states.items()]
-        now.sort(key=lambda one: one.experiment.name)
+        now.sort(key=lambda loaded: loaded.experiment.name)
         self.changes = _changes(self.experiments, now)
         self.begun_anew = _begun_anew(self.experiments, now)
         self.experiments = tuple(now)
@@ -195,29 +195,29 @@ def _settled(
 
 def _clash(files: Iterable[_File]) -> ConfigError | None:
     """Of two experiments that cannot be in one directory, at the later one."""
-    for one, other in itertools.combinations(files, 2):
-        if (where := _disagreement(one.experiment, other.experiment)) is not None:
+    for earlier, other in itertools.combinations(files, 2):
+        if (where := _disagreement(earlier.experiment, other.experiment)) is not None:
             loc, problem = where
-            return other.file.at(loc, f"{problem} in {one.file.path}")
+            return other.file.at(loc, f"{problem} in {earlier.file.path}")
     return None
 
 
-def _disagreement(one: Experiment, other: Experiment) -> tuple[Sequence[str], str] | None:
-    """Where the other experiment contradicts the first, and how."""
-    if one.name == other.name:
-        return ["name"], f"{one.name!r} is also the name of the experiment"
-    first, second = one.namespace, other.namespace
+def _disagreement(earlier: Experiment, other: Experiment) -> tuple[Sequence[str], str] | None:
+    """Where the other experiment contradicts the earlier one, and how."""
+    if earlier.name == other.name:
+        return ["name"], f"{earlier.name!r} is also the name of the experiment"
+    first, second = earlier.namespace, other.namespace
     if first and second and first.name == second.name and _overlap(first, second):
         taken = f"units [{first.first}, {first.last}) of namespace {first.name!r}"
-        return ["namespace", "first"], f"{taken} belong to the experiment {one.name!r}"
-    held, kept = one.holdout, other.holdout
+        return ["namespace", "first"], f"{taken} belong to the experiment {earlier.name!r}"
+    held, kept = earlier.holdout, other.holdout
     if held and kept and held.name == kept.name and held.share != kept.share:
         return ["holdout", "share"], f"holdout {held.name!r} has a share of {held.share}"
     return None
 
 
-def _overlap(one: Namespace, other: Namespace) -> bool:
-    return one.first < other.last and other.first < one.last
+def _overlap(earlier: Namespace, other: Namespace) -> bool:
+    return earlier.first < other.last and other.first < earlier.last
 
 
 def _changes(before: Iterable[Loaded], after: Iterable[Loaded]) -> tuple[Change, ...]:

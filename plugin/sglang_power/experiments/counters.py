@@ -159,9 +159,9 @@ class Counters:
 
 
 def _labels(experiment: Experiment, arm: str) -> tuple[str, str]:
-    if arm not in {one.name for one in experiment.arms}:
+    if arm not in {known.name for known in experiment.arms}:
         raise ValueError(f"{arm!r} is no arm of experiment {experiment.name}")
-    _declare(experiment.name, tuple(one.name for one in experiment.served))
+    _declare(experiment.name, tuple(served.name for served in experiment.served))
     return experiment.name, arm
 
 

@@ -150,8 +150,8 @@ def _announce(executor: Any, name: Any) -> None:
 
 def _flat(expr: Any) -> Iterator[Any]:
     if isinstance(expr, SglExprList):
-        for one in expr.expr_list:
-            yield from _flat(one)
+        for part in expr.expr_list:
+            yield from _flat(part)
     else:
         yield expr
 
@@ -165,12 +165,12 @@ def _submit(original: Callable[..., None], self: Any, expr: Any) -> None:
     if isinstance(self.backend, Session) and self.backend.ended:
         problem, hint = "its program has ended", "Go on with a branch inside of the program"
         raise UnsupportedError("state", str(expr), problem, hint)
-    if not any(isinstance(one, Refine) for one in _flat(expr)):
+    if not any(isinstance(part, Refine) for part in _flat(expr)):
         return original(self, expr)
-    for one in _flat(expr):
-        if isinstance(one, Refine):
+    for part in _flat(expr):
+        if isinstance(part, Refine):
             self.sync()
-        original(self, one)
+        original(self, part)
     return None
 
 
@@ -234,17 +234,17 @@ def _refinement(executor: Any, session: Session, expr: Refine) -> SegmentRequest
 
 def _release(executor: Any, expr: Any) -> None:
     """Nobody waits for the variables of what will not run."""
-    for one in _flat(expr):
-        if getattr(one, "name", one) in executor.variable_event:
-            _announce(executor, one.name)
+    for part in _flat(expr):
+        if getattr(part, "name", part) in executor.variable_event:
+            _announce(executor, part.name)
 
 
 def _fork(original: Callable[..., list[Any]], self: Any, size: int = 1, offset: Any = None) -> list[Any]:
     self.sync()
     forks = original(self, size, offset)
     if isinstance(self.backend, Session):
-        for one in forks:
-            one.backend = self.backend.forked(one)
+        for fork in forks:
+            fork.backend = self.backend.forked(fork)
     return forks
 
 

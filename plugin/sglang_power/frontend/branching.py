@@ -128,7 +128,7 @@ def _first_tokens(session: Session, count: int, stops: list[str]) -> list[Ledger
             raise
         problem = "the vocabulary holds fewer tokens"
         raise UnsupportedError("first_tokens", count, problem, "Ask for fewer") from error
-    return _prefixes(session, (), [one.token for one in read_ranking(answer)], stops)
+    return _prefixes(session, (), [ranked.token for ranked in read_ranking(answer)], stops)
 
 
 def _at_trigger(

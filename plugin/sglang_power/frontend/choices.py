@@ -37,7 +37,9 @@ class PowerChoices(ChoicesSamplingMethod):  # type: ignore[misc]  # sglang is un
         unconditional_token_logprobs: list[list[Any]] | None = None,  # noqa: ARG002  (SGLang's interface)
     ) -> Any:
         """Return the decision in the form of SGLang's methods, with what it was drawn from."""
-        log_p = [math.fsum(token[0] for token in one if token[0] is not None) for one in input_token_logprobs]
+        log_p = [
+            math.fsum(token[0] for token in choice if token[0] is not None) for choice in input_token_logprobs
+        ]
         index = draw(self.alpha * np.array(log_p, dtype=np.float64), self.seed, Purpose.CHOICE)
         meta = {
             "normalized_prompt_logprobs": normalized_prompt_logprobs,

@@ -105,8 +105,8 @@ class Client:
     def generate(self, body: dict[str, Any]) -> Any:
         """POST /generate; a list of prompts gives a list of answers."""
         answer = self._post("/generate", body)
-        for one in answer if isinstance(answer, list) else [answer]:
-            check_finish(one)
+        for each in answer if isinstance(answer, list) else [answer]:
+            check_finish(each)
         return answer
 
     def stream(self, body: dict[str, Any]) -> Iterator[Answer]:

@@ -95,4 +95,4 @@ def may_stop_behind(text: str, settings: Any) -> bool:
 def stop_strings(settings: Any) -> list[str]:
     """The stop strings of SGLang's sampling parameters."""
     stop = settings.stop or ()
-    return [stop] if isinstance(stop, str) else [one for one in stop if one]
+    return [stop] if isinstance(stop, str) else [string for string in stop if string]

@@ -86,10 +86,10 @@ def log_density(branch: Sequence[Drawn], alpha: float) -> float | None:
         alpha: exponent of the target.
     """
     total = 0.0
-    for number, one in enumerate(branch):
-        if one.exponent != 1.0 and not (number == 0 and one.exponent == alpha):
+    for number, segment in enumerate(branch):
+        if segment.exponent != 1.0 and not (number == 0 and segment.exponent == alpha):
             return None
-        total += one.log_p * one.exponent
+        total += segment.log_p * segment.exponent
     return total
 
 

@@ -78,7 +78,9 @@ def shown(
         return drawn, text
     fewest = max(len(drawn) - len(matched.encode()) - 1, 0)
     counts = range(len(drawn), fewest - 1, -1)
-    texts = [one[tail.kept :] for one in client.decode([[*tail.ids, *drawn[:count]] for count in counts])]
+    texts = [
+        decoded[tail.kept :] for decoded in client.decode([[*tail.ids, *drawn[:count]] for count in counts])
+    ]
     if texts[0] == text:
         return (drawn[:-1] if texts[1:2] == [text] else drawn), text
     for count, whole in zip(counts, texts, strict=True):

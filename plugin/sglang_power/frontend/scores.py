@@ -119,10 +119,10 @@ class ChatJudge:
         )
         first = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         p = {"yes": 0.0, "no": 0.0}
-        for one in first:
-            word = one["token"].strip().lower()
+        for alternative in first:
+            word = alternative["token"].strip().lower()
             if word in p:
-                p[word] += math.exp(one["logprob"])
+                p[word] += math.exp(alternative["logprob"])
         if (total := sum(p.values())) == 0.0:
             raise HostError(
                 "the served model answers neither yes nor no; by='self_evaluation' needs one that does"

@@ -100,21 +100,21 @@ class _Chooser:
         return criteria[self._settings.by]()
 
     def _by_log_p(self) -> _Choice:
-        branches = [[log_p for _, part in one for log_p in part] for one in self._scored()]
-        return largest([math.fsum(one) / len(one) for one in branches])
+        branches = [[log_p for _, part in branch for log_p in part] for branch in self._scored()]
+        return largest([math.fsum(branch) / len(branch) for branch in branches])
 
     def _scored(self) -> list[list[tuple[Generated, list[float]]]]:
         """What each branch has generated, with log p of every token; one request for all of them."""
         for name in self._names:
             segment_of(self._group, name, None)
         draws = [self._group.draws(name) for name in self._names]
-        parts = iter(token_log_probs(self._client, [one for branch in draws for one in branch]))
-        return [[(one, next(parts)) for one in branch] for branch in draws]
+        parts = iter(token_log_probs(self._client, [generated for branch in draws for generated in branch]))
+        return [[(generated, next(parts)) for generated in branch] for branch in draws]
 
     def _by_confidence(self) -> _Choice:
         segments = [segment_of(self._group, name, self._settings.of) for name in self._names]
         deltas = [delta(self._client, segment, self._settings.extractor) for segment in segments]
-        known = [-math.inf if one is None else one for one in deltas]
+        known = [-math.inf if value is None else value for value in deltas]
         if max(known) == -math.inf:
             hint = "Name the kind of answer that there is, or select by another criterion"
             raise RequestError("answer", self._settings.answer, "no branch has such an answer", hint)
@@ -124,19 +124,19 @@ class _Chooser:
         alpha = self._settings.alpha
         branches = [
             [
-                Drawn(prefix, math.fsum(log_p), one.exponent, endings_of(one.settings))
-                for (prefix, one), log_p in branch
+                Drawn(prefix, math.fsum(log_p), generated.exponent, endings_of(generated.settings))
+                for (prefix, generated), log_p in branch
             ]
             for branch in self._scored()
         ]
-        normalisers = [normaliser(one, alpha) for one in branches]
-        densities = [log_density(one, alpha) for one in branches]
+        normalisers = [normaliser(branch, alpha) for branch in branches]
+        densities = [log_density(branch, alpha) for branch in branches]
         for name, density, own in zip(self._names, densities, normalisers, strict=True):
             if density is None or own != normalisers[0]:
                 problem = "the density that this branch was drawn from is unknown"
                 hint = "Draw at temperature 1 without truncation, or every branch by power in the same way"
                 raise UnsupportedError("group", name, problem, hint)
-        log_p = [math.fsum(part.log_p for part in one) for one in branches]
+        log_p = [math.fsum(part.log_p for part in branch) for branch in branches]
         weights = power_weights(alpha, log_p, densities)
         shares = np.exp(weights - weights.max())
         index = draw(weights, self._seed, Purpose.CHOICE)
@@ -145,13 +145,13 @@ class _Chooser:
     def _by_vote(self) -> _Choice:
         segments = [segment_of(self._group, name, self._settings.of) for name in self._names]
         extractor = self._settings.extractor
-        answers = [value_of(answer_of(one.text, extractor)) for _, one in segments]
+        answers = [value_of(answer_of(segment.text, extractor)) for _, segment in segments]
         classes = run_coroutine(build_classes(answers, self._relation()))
         made = choose(classes, uniform_weights(len(answers)), Key(self._seed))
         scores: list[float | None] = [None] * len(answers)
-        for one in classes.classes:
-            for sample in one.members if one.value is not None else ():
-                scores[sample] = float(len(one.members))
+        for group in classes.classes:
+            for sample in group.members if group.value is not None else ():
+                scores[sample] = float(len(group.members))
         return _Choice(made.sample, scores, made.reason)
 
     def _relation(self) -> Relation:

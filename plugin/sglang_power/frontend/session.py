@@ -205,7 +205,9 @@ class Session:
             unconditional = [meta["input_token_logprobs"] for meta in alone]
         decision = choices_method(
             choices=choices,
-            normalized_prompt_logprobs=[sum(t[0] for t in one) / len(one) for one in token_log_probs],
+            normalized_prompt_logprobs=[
+                sum(t[0] for t in log_probs) / len(log_probs) for log_probs in token_log_probs
+            ],
             input_token_logprobs=token_log_probs,
             output_token_logprobs=[meta["output_token_logprobs"] for meta in metas],
             unconditional_token_logprobs=unconditional,

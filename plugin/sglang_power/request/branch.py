@@ -90,8 +90,8 @@ class BranchRequest(SelectionRequest):
     def _numbers(cls, value: object) -> object:
         """One message for a union of types, whose own would name pydantic's branches."""
         entries = value if isinstance(value, list) else [value]
-        numbers = [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
-        if not all(one is None or _is_threshold(one) for one in numbers):
+        numbers = [number for entry in entries for number in (entry if isinstance(entry, list) else [entry])]
+        if not all(number is None or _is_threshold(number) for number in numbers):
             problem = "thresholds are finite numbers of at least 0"
             raise conflict("threshold", problem, "Give one number, two for a quadrant, or a list per trigger")
         return value

@@ -122,8 +122,8 @@ async def candidate(
     reading = await reader.answer(tokens, finished)
     text = reader.text(tokens.ids, finished)
     delta = _delta(tokens, reading.answer)
-    one = Candidate(tokens, finished, text, reading.answer, delta, first_log_p, reading.note)
-    return one, reading.usage
+    found = Candidate(tokens, finished, text, reading.answer, delta, first_log_p, reading.note)
+    return found, reading.usage
 
 
 DROPPED = "ended: its confidence fell below that of the first samples"
@@ -196,9 +196,9 @@ def stopped_by(aborted: bool, cut_short: bool, deadline: float | None) -> Stoppe
 def reported_classes(classes: Classes, weights: Sequence[float]) -> list[dict[str, Any]]:
     """Classes of equal answers as JSON; `weight` is what they were compared by, null without an answer."""
     reported = []
-    for one, total in zip(classes.classes, weights, strict=True):
-        weight = total if one.value is not None else None
-        reported.append({"representative": one.value, "members": list(one.members), "weight": weight})
+    for group, total in zip(classes.classes, weights, strict=True):
+        weight = total if group.value is not None else None
+        reported.append({"representative": group.value, "members": list(group.members), "weight": weight})
     return reported
 
 
@@ -210,32 +210,32 @@ def class_notes(classes: Classes) -> dict[str, Any]:
     """How classes were built: the judge's cost, comparisons without a result, answers that cannot be read."""
     notes = judge_notes(classes.usage)
     if classes.undecided:
-        notes["undecided"] = [asdict(one) for one in classes.undecided[:MAX_REPORTED_PROBLEMS]]
+        notes["undecided"] = [asdict(comparison) for comparison in classes.undecided[:MAX_REPORTED_PROBLEMS]]
     if classes.unreadable:
-        notes["unreadable"] = [asdict(one) for one in classes.unreadable[:MAX_REPORTED_PROBLEMS]]
+        notes["unreadable"] = [asdict(answer) for answer in classes.unreadable[:MAX_REPORTED_PROBLEMS]]
     return notes
 
 
-def reported_path(one: Candidate, score: float | None, *, rows: bool = False) -> dict[str, Any]:
+def reported_path(candidate: Candidate, score: float | None, *, rows: bool = False) -> dict[str, Any]:
     """Return one candidate as JSON, with the statistics of its rows where they are asked for."""
-    answer = one.answer
+    answer = candidate.answer
     shown: dict[str, Any] = {
-        "text": one.text[:MAX_REPORTED_TEXT],
-        "answer": one.value,
+        "text": candidate.text[:MAX_REPORTED_TEXT],
+        "answer": candidate.value,
         "answer_span": None if answer is None or answer.span is None else list(answer.span),
-        "confidence": one.delta,
-        "log_p": one.log_p if math.isfinite(one.log_p) else None,
+        "confidence": candidate.delta,
+        "log_p": candidate.log_p if math.isfinite(candidate.log_p) else None,
         "score": score,
-        "mean_entropy": one.mean_entropy if math.isfinite(one.mean_entropy) else None,
-        "tokens": len(one.tokens),
-        "finished": one.finished,
+        "mean_entropy": candidate.mean_entropy if math.isfinite(candidate.mean_entropy) else None,
+        "tokens": len(candidate.tokens),
+        "finished": candidate.finished,
     }
-    if one.first_log_p is not None:
-        shown["first_log_p"] = one.first_log_p
-    if one.note is not None:
-        shown["note"] = one.note
+    if candidate.first_log_p is not None:
+        shown["first_log_p"] = candidate.first_log_p
+    if candidate.note is not None:
+        shown["note"] = candidate.note
     if rows:
-        shown["rows"] = reported_rows(one.tokens)
+        shown["rows"] = reported_rows(candidate.tokens)
     return shown
 
 

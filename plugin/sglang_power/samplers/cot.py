@@ -140,7 +140,7 @@ class Cot:
             ]
         )
         self._usage += in_parallel(usage for _, usage in read)
-        return [one for one, _ in read]
+        return [path for path, _ in read]
 
     async def _choose(self, candidates: list[Candidate], notes: dict[str, Any]) -> Selection:
         selection = await by_confidence(candidates, self._relation, self._key, aggregate=self._aggregate)

@@ -82,7 +82,7 @@ class LeafChoice:
             refined = await self._refined(self.refine, refined.leaves, key, search.usage.decoded)
         leaves = refined.leaves
         read = await gather_or_cancel([candidate(self.reader, leaf.tokens, leaf.finished) for leaf in leaves])
-        candidates = [one for one, _ in read]
+        candidates = [found for found, _ in read]
         usage = search.usage + refined.usage + in_parallel(cost for _, cost in read)
         selection = await self._chosen(candidates, key)
         search.tree[leaves[selection.chosen].node].fate = "chosen"
@@ -107,7 +107,7 @@ class LeafChoice:
         results = await gather_or_cancel(
             [unless_aborted(chain.run(leaf.tokens.ids)) for chain, leaf in zip(chains, leaves, strict=True)]
         )
-        ends = ["abort" if isinstance(one, ChainAbortedError) else one.stopped_by for one in results]
+        ends = ["abort" if isinstance(result, ChainAbortedError) else result.stopped_by for result in results]
         return Refined(
             leaves=[_left_by(chain, leaf) for chain, leaf in zip(chains, leaves, strict=True)],
             usage=in_parallel(chain.usage for chain in chains),

@@ -61,11 +61,13 @@ class Scores:
         self._evaluator, self._reward = evaluator, reward
         self._asked = Usage()
 
-    async def whole(self, one: Candidate) -> tuple[float | None, Usage]:
+    async def whole(self, candidate: Candidate) -> tuple[float | None, Usage]:
         """The score of an answer, None where it has none, and what finding it cost."""
         if self.name == "confidence":
-            return one.delta, Usage()
-        return await self._score(one.tokens.ids, one.finished, one.log_p, len(one.tokens))
+            return candidate.delta, Usage()
+        return await self._score(
+            candidate.tokens.ids, candidate.finished, candidate.log_p, len(candidate.tokens)
+        )
 
     async def segment(self, segment: Segment) -> tuple[float | None, Usage]:
         """The score of a branch; its mean log p where the score speaks of whole answers only."""

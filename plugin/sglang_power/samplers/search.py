@@ -115,10 +115,10 @@ class BranchSearch:
         path, fork = branching.next_fork(config, path)
         while fork is None and not path.whole(config.horizon):
             call = branching.growth_call(config, path, self._seed(path), deadline=self._budget.deadline)
-            one = await self._engine.generate(call)
-            usage += one.usage
-            path, fork = branching.next_fork(config, branching.grown(path, one))
-            if fork is None and one.cut_short and self._budget.expired():
+            continuation = await self._engine.generate(call)
+            usage += continuation.usage
+            path, fork = branching.next_fork(config, branching.grown(path, continuation))
+            if fork is None and continuation.cut_short and self._budget.expired():
                 self.late = True
                 break
         return (path, fork), usage
@@ -166,9 +166,9 @@ class BranchSearch:
         drawn = await gather_or_cancel(
             [self._engine.generate(branching.first_token_call(path, fork, seed)) for seed in seeds]
         )
-        firsts = [RankedToken(one.tokens.ids[0], float(one.tokens.log_p[0])) for one in drawn]
+        firsts = [RankedToken(each.tokens.ids[0], float(each.tokens.log_p[0])) for each in drawn]
         return branching.distinct(firsts), in_parallel(
-            one.usage + Usage(wasted=len(one.tokens)) for one in drawn
+            each.usage + Usage(wasted=len(each.tokens)) for each in drawn
         )
 
     async def _keep(
@@ -198,10 +198,10 @@ class BranchSearch:
             call = branching.growth_call(
                 self._config, path, self._seed(path), horizon=horizon, deadline=self._budget.deadline
             )
-            one = await self._engine.generate(call)
-            usage += one.usage
-            path = branching.grown(path, one)
-            if one.cut_short and self._budget.expired():
+            continuation = await self._engine.generate(call)
+            usage += continuation.usage
+            path = branching.grown(path, continuation)
+            if continuation.cut_short and self._budget.expired():
                 self.late = True
                 break
         return path, usage

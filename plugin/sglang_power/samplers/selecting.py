@@ -72,7 +72,7 @@ class Selecting:
         """Return a selection among answers that part at one place, with their tree where it is asked for."""
         if not self._asked.return_tree:
             return selection
-        paths = [one.tokens for one in selection.candidates]
+        paths = [path.tokens for path in selection.candidates]
         tree = reported_tree(*star(paths, selection.scores, selection.chosen), self.reader)
         return dataclasses.replace(selection, notes={**selection.notes, "tree": tree})
 

@@ -39,8 +39,8 @@ def finished_of(results: Sequence[T | ChainAbortedError]) -> dict[int, T]:
     Raises:
         ChainAbortedError: all of them were.
     """
-    done = {i: one for i, one in enumerate(results) if not isinstance(one, ChainAbortedError)}
-    aborts = [one for one in results if isinstance(one, ChainAbortedError)]
+    done = {i: result for i, result in enumerate(results) if not isinstance(result, ChainAbortedError)}
+    aborts = [result for result in results if isinstance(result, ChainAbortedError)]
     if aborts and not done:
         raise aborts[0]
     return done
@@ -48,7 +48,7 @@ def finished_of(results: Sequence[T | ChainAbortedError]) -> dict[int, T]:
 
 async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; when one fails or the caller is cancelled, all have ended before it returns."""
-    tasks = [asyncio.ensure_future(one) for one in work]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -251,7 +251,9 @@ def _check_parameters(file: YamlFile, config: ServerConfig) -> None:
             try:
                 samplers()[sampler].model_validate(values)
             except ValidationError as error:
-                wrong = [one for one in error.errors(include_url=False) if one["type"] != "missing"]
+                wrong = [
+                    mistake for mistake in error.errors(include_url=False) if mistake["type"] != "missing"
+                ]
                 if wrong:
                     loc = ("parameters", model, sampler, *wrong[0]["loc"])
                     raise file.at(loc, problem_of(wrong[0])) from error

@@ -130,7 +130,7 @@ def generate_contract_error(original: Callable[[Any], str | None], body: Any) ->
     params = body.get("sampling_params")
     each = params if isinstance(params, list) else [params]
     try:
-        stripped = [_as_sglang_knows(one, body) for one in each]
+        stripped = [_as_sglang_knows(prompt_params, body) for prompt_params in each]
     except RequestError as refused:
         return str(refused)
     clean = {**body, "sampling_params": stripped if isinstance(params, list) else stripped[0]}

@@ -200,7 +200,7 @@ class Tree(_Model):
                 raise _mistake(f"node {number}: the root, node 0, has no parent, all others have one")
             if node.parent is not None and node.parent >= number:
                 raise _mistake(f"node {number}: its parent {node.parent} does not stand before it")
-        named = [member for one in self.classes for member in one.members]
+        named = [member for group in self.classes for member in group.members]
         for number in named if self.chosen is None else [*named, self.chosen]:
             if number >= len(self.nodes):
                 raise _mistake(f"node {number} is named, but there is none")

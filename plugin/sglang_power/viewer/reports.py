@@ -108,7 +108,7 @@ class Report(_Part):
             return self
         if self.chosen is None:
             raise PydanticCustomError("report", "paths, but none of them is chosen")
-        named = [self.chosen.index, *(member for one in self.classes for member in one.members)]
+        named = [self.chosen.index, *(member for group in self.classes for member in group.members)]
         if max(named) >= len(self.paths):
             raise PydanticCustomError("report", "a path is named that there is not")
         return self

@@ -89,10 +89,10 @@ def _answer(response: Json | list[Json], index: int) -> _Answer:
         metadata = response.get("metadata")
         reports = metadata.get("power") if isinstance(metadata, dict) else None
         return _Answer(text, _item(reports, "metadata.power", index), f"metadata.power.{index}")
-    one = _item(response if isinstance(response, list) else [response], "response", index)
-    meta = one.get("meta_info")
+    answer = _item(response if isinstance(response, list) else [response], "response", index)
+    meta = answer.get("meta_info")
     meta = meta if isinstance(meta, dict) else {}
-    return _Answer(one.get("text"), meta.get("power"), "meta_info.power", meta.get("completion_tokens"))
+    return _Answer(answer.get("text"), meta.get("power"), "meta_info.power", meta.get("completion_tokens"))
 
 
 def _item(items: Any, where: str, index: int) -> Json:
@@ -170,8 +170,8 @@ def _choice(report: Report, leaves: Sequence[int], nodes: list[Json]) -> Json:
     assert report.chosen is not None
     count = len(nodes)
     classes = [
-        {**one.model_dump(), "members": [leaves[path] for path in one.members if leaves[path] < count]}
-        for one in report.classes
+        {**group.model_dump(), "members": [leaves[path] for path in group.members if leaves[path] < count]}
+        for group in report.classes
     ]
     winner = leaves[report.chosen.index]
     if winner < count:

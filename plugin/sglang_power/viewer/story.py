@@ -40,9 +40,9 @@ def sentences(record: TraceRecord) -> list[str]:
     return [*told, _cost(record)]
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, singular: str, many: str | None = None) -> str:
     """ "1 token", "2 tokens"."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {singular if number == 1 else many or singular + 's'}"
 
 
 def _cost(record: TraceRecord) -> str:
@@ -100,7 +100,7 @@ def _or_more(tree: Tree) -> str:
 
 
 def _forks(tree: Tree) -> str:
-    known = all(one.name in FIRINGS for one in tree.triggers)
+    known = all(trigger.name in FIRINGS for trigger in tree.triggers)
     cause = (
         f"{'the model was unsure how to go on' if known else 'a trigger fired'} ({_firings(tree.triggers)})"
     )
@@ -128,10 +128,10 @@ def _caps(tree: Tree) -> list[str]:
 
 def _firings(triggers: list[Firing]) -> str:
     told = []
-    for one in triggers:
-        shown = FIRINGS.get(one.name)
-        values = [f"{value:g}" for value in one.thresholds]
-        told.append(shown.format(*values) if shown and values else " ".join([one.name, *values]))
+    for trigger in triggers:
+        shown = FIRINGS.get(trigger.name)
+        values = [f"{value:g}" for value in trigger.thresholds]
+        told.append(shown.format(*values) if shown and values else " ".join([trigger.name, *values]))
     return ", or ".join(told)
 
 
@@ -154,14 +154,14 @@ def why(tree: Tree, record: TraceRecord) -> str:
 
 def _vote(tree: Tree) -> str:
     """Which group of equal answers won, by how much."""
-    groups = sorted((one for one in tree.classes if one.weight is not None), key=_weight, reverse=True)
-    winner = next((one for one in groups if tree.chosen in one.members), None)
+    groups = sorted((group for group in tree.classes if group.weight is not None), key=_weight, reverse=True)
+    winner = next((group for group in groups if tree.chosen in group.members), None)
     if winner is None:
         return "The group of equal answers that weighed most won."
     told = f"Answers that mean the same were put together, which made {counted(len(groups), 'group')}. "
     paths = counted(len(winner.members), "path") + _or_more(tree)
     told += f"The answer “{winner.representative}” weighed {_weight(winner):.3g} ({paths})"
-    rest = [one for one in groups if one is not winner]
+    rest = [group for group in groups if group is not winner]
     if tree.reason == "tie":
         return f"{told}, no more than another one; a random draw decided."
     if rest:
@@ -169,5 +169,5 @@ def _vote(tree: Tree) -> str:
     return f"{told}; so it won, and its best path was returned."
 
 
-def _weight(one: AnswerClass) -> float:
-    return -math.inf if one.weight is None else one.weight
+def _weight(group: AnswerClass) -> float:
+    return -math.inf if group.weight is None else group.weight

@@ -110,7 +110,7 @@ def effects_at(
     metrics = judged(experiment)
     compared = [_compared(pair, metric, experiment, effort) for metric in metrics for pair in pairs]
     for look in looks:
-        yield tuple(one.after(look) for one in compared)
+        yield tuple(comparison.after(look) for comparison in compared)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def srm(
     """
     total = sum(weights.values())
     expected = {arm: weight / total for arm, weight in weights.items()}
-    units = {arm: sum(one == arm for one in arms) for arm in weights}
+    units = {arm: sum(assigned_arm == arm for assigned_arm in arms) for arm in weights}
     assigned: Names = np.asarray(arms, dtype=object)
     everyone = _log_e(assigned, expected)
     masks = _masks(slices or {})

@@ -198,11 +198,11 @@ def _difference(column: Column, treated: Mask) -> float | None:
     """Mean, or ratio, of the arm minus that of the control; None where one has none."""
     sides = []
     for rows in (treated, ~treated):
-        one = column.of(rows)
-        total = float(len(one.values) if one.counts is None else one.counts.sum())
+        side = column.of(rows)
+        total = float(len(side.values) if side.counts is None else side.counts.sum())
         if total == 0.0:
             return None
-        sides.append(float(one.values.sum()) / total)
+        sides.append(float(side.values.sum()) / total)
     return sides[0] - sides[1]
 
 

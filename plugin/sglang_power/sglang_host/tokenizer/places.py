@@ -84,9 +84,12 @@ def written(obj: Any, body: Body) -> list[Written]:
     processors = obj.custom_logit_processor
     many = isinstance(processors, list)
     if many and len(processors) == len(each):
-        return [Written(one, body, bool(own)) for one, own in zip(each, processors, strict=True)]
+        return [
+            Written(prompt_params, body, bool(own))
+            for prompt_params, own in zip(each, processors, strict=True)
+        ]
     processor = any(processors) if many else bool(processors)
-    return [Written(one, body, processor) for one in each]
+    return [Written(prompt_params, body, processor) for prompt_params in each]
 
 
 @functools.cache

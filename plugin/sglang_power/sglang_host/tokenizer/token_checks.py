@@ -48,7 +48,7 @@ def prompts_of(obj: Any, body: Body) -> list[NamedPrompt]:
             continue
         field = own or name
         if isinstance(value, list) and value and not isinstance(value[0], int):
-            return [NamedPrompt(f"{field}.{i}", one) for i, one in enumerate(value)]
+            return [NamedPrompt(f"{field}.{i}", prompt) for i, prompt in enumerate(value)]
         return [NamedPrompt(field, value)]
     return []
 
@@ -137,7 +137,7 @@ def _check_stops(stop: object) -> None:
     if stop is None:
         return
     strings = [stop] if isinstance(stop, str) else stop
-    if not isinstance(strings, list | tuple) or not all(isinstance(one, str) for one in strings):
+    if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
         raise RequestError("stop", stop, "neither a string nor a list of strings", "Correct it")
     if "" in strings:
         problem = "an empty stop string, which every text contains: no answer could begin"
