@@ -23,7 +23,7 @@ def export_kernel_calls() -> None:
 
 
 def count_pass(batch: Any) -> None:
-    """Count the forward pass of a batch that had rows of a sampler in it, where the server exports metrics."""
+    """Count the forward pass of a batch with rows of a sampler in it, where the server exports metrics."""
     if PROMETHEUS_DIRECTORY in os.environ:
         observe_pass("decode" if batch.forward_mode.is_decode() else "extend")
 
