@@ -18,7 +18,7 @@ Runs = Mapping[str, Mapping[str, Run]]
 def check_claims(runs: Runs) -> dict[str, bool]:
     """Return each claim, in words, and whether it holds of these runs."""
     q, r = runs["Q"], runs["R"]
-    power, branch = r["power"], r["branch"]
+    power, branch, fast = r["power"], r["branch"], r["fast_exact"]
     return {
         "Q: power at least 0.8": q["power"].accuracy >= 0.8,
         "Q: CoT-decoding at least 0.95": q["cot"].accuracy >= 0.95,
@@ -34,4 +34,18 @@ def check_claims(runs: Runs) -> dict[str, bool]:
         < 0.01,
         "R: branch above vote at equal decoded tokens, p < 0.01": mcnemar_p(branch, r["vote @ branch"])
         < 0.01,
+        "R: particles above best_of at equal decoded tokens, p < 0.01": mcnemar_p(
+            r["smc"], r["best_of @ smc"]
+        )
+        < 0.01,
+        "R: particles above vote at equal decoded tokens, p < 0.01": mcnemar_p(r["smc"], r["vote @ smc"])
+        < 0.01,
+        "R: fast-exact at least 0.85": fast.accuracy >= 0.85,
+        "R: fast-exact above best_of at equal decoded tokens, p < 0.01": mcnemar_p(
+            fast, r["best_of @ fast_exact"]
+        )
+        < 0.01,
+        "R: fast-exact at no more than 1.5 steps per returned token": fast.total("depth")
+        <= 1.5 * fast.total("returned"),
+        "S: perfect at least 0.85": runs["S"]["perfect"].accuracy >= 0.85,
     }

@@ -16,6 +16,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import httpx
 import torch
 from sglang_power.reports import report_of
+from sglang_power.server.config import load_config
 
 from integration_tests import plots
 from integration_tests.claims import check_claims
@@ -39,7 +41,12 @@ README = Path(__file__).parents[1] / "README.md"
 GUIDE = Path(__file__).parents[1] / "plugin" / "docs" / "results.md"
 """Holds the whole table; the README's short one has some of its rows."""
 
-IN_SHORT = ("plain", "lowtemp", "greedy", "best_of @ power", "vote @ power", "power", "branch", "cot")
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+IN_SHORT = (
+    *("plain", "lowtemp", "greedy", "best_of @ power", "vote @ power"),
+    *("power", "smc", "fast_exact", "branch", "cot"),
+)
 ALPHA = 4.0
 PROBLEM_SEED = 20_261_122
 PROBLEMS = 60
@@ -75,6 +82,17 @@ COT: dict[str, Any] = {"k": 10, **ANSWER}
 BRANCH: dict[str, Any] = {"trigger": "entropy", "policy": "lookahead", "lookahead_tokens": 10, **ANSWER}
 """Two branches wherever the entropy is above the default threshold, each rolled out by ten tokens."""
 
+PARTICLES: dict[str, dict[str, Any]] = {
+    "smc": {"particles": 16, "proposal_temperature": 1.0, "block_size": 8, "resampling": "chopthin"},
+    "smc_exact": {"particles": 8, "runs": 4, "proposal_temperature": 1.0, "block_size": 8},
+    "fast_exact": load_config(CONFIGS / "fast-exact.yaml").presets["fast-exact"],
+}
+"""Rows of the sampler `smc`: one run, near the law; runs that are exact in their limit; the preset."""
+
+SHORT = "S"
+PERFECT: dict[str, Any] = {"alpha": 3.0, "width": 16}
+"""Of a third suite: R with all operations but the last worked out in the prompt; about 15 trials each."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit status is 1 where a claim failed."""
@@ -101,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for suite, suite_runs in runs.items()
             for run in suite_runs.values()
         ],
-        "paired_p": {suite: paired_p(suite_runs) for suite, suite_runs in runs.items()},
+        "paired_p": {suite: paired_p(suite_runs) for suite, suite_runs in runs.items() if suite != SHORT},
     }
     (results / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
     plots.demo(record["rows"], results / "demo.png")
@@ -160,8 +178,25 @@ async def evaluate(url: str, count: int) -> dict[str, dict[str, Run]]:
             rows.append(power)
             if (suite, "best_of @ power") not in left_out:
                 rows += await evaluator.controls(asked, plain, power)
+            for name, own in PARTICLES.items():
+                particles = await evaluator.own("smc", asked, without(own, "sampler"), name)
+                rows.append(particles)
+                if suite == "R" and name != "smc_exact":
+                    rows += await evaluator.controls(asked, plain, particles)
             runs[suite] = {run.sampler: run for run in rows}
+        runs[SHORT] = {run.sampler: run for run in await short_runs(evaluator, count)}
     return runs
+
+
+async def short_runs(evaluator: Evaluator, count: int) -> list[Run]:
+    """Return the runs on problems of which one operation is left."""
+    asked = [replace(each, shown=len(each.operations) - 1) for each in problems("R", count, PROBLEM_SEED)]
+    return [
+        await evaluator.plain("plain", asked, 1.0),
+        await evaluator.plain("lowtemp", asked, 1.0 / PERFECT["alpha"]),
+        await evaluator.plain("greedy", asked, 0.0),
+        await evaluator.own("perfect", asked, PERFECT),
+    ]
 
 
 def one_chain(url: str) -> list[dict[str, Any]]:
@@ -186,6 +221,11 @@ def _one_answer(url: str, custom: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = httpx.post(url + "/generate", json=body, timeout=600).raise_for_status().json()
     report_of(answer["meta_info"].get("power"), custom["sampler"])
     return answer
+
+
+def without(params: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return parameters without some of them."""
+    return {name: value for name, value in params.items() if name not in names}
 
 
 def paired_p(runs: dict[str, Run], own: str = "power") -> dict[str, float]:
@@ -221,10 +261,12 @@ def _table_line(row: dict[str, Any]) -> str:
 def short_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table of the samplers of IN_SHORT: accuracy in both families, and what R costs."""
     found = {(row["suite"], row["sampler"]): row for row in rows}
-    head = "| sampler | accuracy, Q | accuracy, R | decoded / returned tokens, R |\n|---|---|---|---|"
+    head = "| sampler | accuracy, Q | accuracy, R | decoded / returned tokens, R | depth / returned, R |\n"
+    "|---|---|---|---|---|"
     lines = [
         f"| {sampler} | {found['Q', sampler]['accuracy']:.3f} | {found['R', sampler]['accuracy']:.3f} "
-        f"| {found['R', sampler]['decoded_per_returned']:.1f} |"
+        + " ".join(f"| {found['R', sampler][f'{cost}_per_returned']:.1f}" for cost in ("decoded", "depth"))
+        + " |"
         for sampler in IN_SHORT
     ]
     return "\n".join([head, *lines])
@@ -239,10 +281,12 @@ def caption(record: dict[str, Any]) -> str:
 
 
 def parameters() -> str:
-    """Return the parameters of `power` and `branch`, in words."""
+    """Return the parameters of our samplers, in words."""
     steps = "; ".join(f"{suite} {params}" for suite, params in POWER.items())
     branching = {key: value for key, value in BRANCH.items() if key not in ANSWER}
-    return f"Power parameters: {steps}. Branch: {branching}.".replace("'", "")
+    particles = "; ".join(f"{name} {params}" for name, params in PARTICLES.items())
+    said = f"Power parameters: {steps}. Branch: {branching}. Particles: {particles}. Perfect: {PERFECT}."
+    return said.replace("'", "")
 
 
 def write_documents(record: dict[str, Any], tree: str, readme: Path = README, guide: Path = GUIDE) -> None:

@@ -95,8 +95,16 @@ class Evaluator:
 
         return await self._run(name, params, problems, one)
 
-    async def own(self, sampler: str, problems: Sequence[Problem], params: dict[str, Any]) -> Run:
-        """A sampler of the plugin, with a seed per problem."""
+    async def own(
+        self, sampler: str, problems: Sequence[Problem], params: dict[str, Any], name: str | None = None
+    ) -> Run:
+        """A sampler of the plugin, with a seed per problem.
+
+        Args:
+            sampler, params: what is asked for.
+            problems: to solve.
+            name: of the row; the sampler's where absent.
+        """
 
         async def one(problem: Problem, seed: int) -> Outcome:
             custom = {"sampler": sampler, **params, "seed": seed}
@@ -112,7 +120,7 @@ class Evaluator:
                 accepted=report.get("accepted", 0),
             )
 
-        return await self._run(sampler, params, problems, one)
+        return await self._run(name or sampler, params, problems, one)
 
     async def controls(self, problems: Sequence[Problem], plain: Run, own: Run) -> tuple[Run, Run]:
         """best_of (by likelihood) and majority vote over the same plain draws, at `own`'s decoded tokens."""

@@ -23,7 +23,16 @@ LABELS = {
     "best_of @ power": "best-of-n, tokens of power",
     "vote @ power": "vote, tokens of power",
     "power": "power (ours)",
+    "smc": "particles (ours)",
+    "best_of @ smc": "best-of-n, tokens of particles",
+    "vote @ smc": "vote, tokens of particles",
+    "smc_exact": "exact particles (ours)",
+    "fast_exact": "fast-exact (ours)",
+    "best_of @ fast_exact": "best-of-n, tokens of fast-exact",
+    "vote @ fast_exact": "vote, tokens of fast-exact",
+    "perfect": "perfect (ours)",
 }
+OWN = ("power", "branch", "cot", "smc", "smc_exact", "fast_exact", "perfect")
 
 
 def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -37,8 +46,8 @@ def demo(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 row["decoded_per_returned"],
                 row["accuracy"],
                 yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
-                color=f"C{list(LABELS).index(row['sampler'])}",
-                fmt="D" if row["sampler"] in ("power", "branch", "cot") else "o",
+                color=plt.get_cmap("tab20")(list(LABELS).index(row["sampler"]) % 20),
+                fmt="D" if row["sampler"] in OWN else "o",
                 capsize=3,
                 label=LABELS[row["sampler"]],
             )

@@ -102,11 +102,17 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A start digit and the operations on it, mod 10 and left to right."""
+    """A start digit and the operations on it, mod 10 and left to right.
+
+    Args:
+        family, start, operations: the problem.
+        shown: how many operations its prompt has worked out already, in family R.
+    """
 
     family: Family
     start: int
     operations: tuple[Operation, ...]
+    shown: int = 0
 
     @property
     def expression(self) -> str:
@@ -115,8 +121,12 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The prompt: `Q7+3*2-8:`."""
-        return f"{self.family}{self.expression}:"
+        """The prompt: `Q7+3*2-8:`, with the work that it shows."""
+        value, work = self.start, ""
+        for operation in self.operations[: self.shown]:
+            work += f"w{operation.worked(value)}"
+            value = operation.apply(value)
+        return f"{self.family}{self.expression}:{work}"
 
     @property
     def answer(self) -> int:
