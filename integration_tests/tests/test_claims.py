@@ -1,8 +1,8 @@
 """The demo's claims hold nearly always at the committed rates, and every one of them can fail. No server.
 
 The rates are those of results/demo.json, row by row, with the pairing of each row with `power`, which the
-committed p-values tell exactly (suite S has no pairs: its claim is on one row). Problems are drawn anew and independently, and rows independently given
-whether power is right. The draws have a fixed seed: no chance is left in these tests.
+committed p-values tell exactly (suite S has no pairs: its claim is on one row). Problems are drawn anew and
+independently, and rows independently given whether power is right. The draws have a fixed seed: no chance is left in these tests.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BREAKS: Mapping[str, tuple[str, str, float, float]] = {
     "R: fast-exact at no more than 1.5 steps per returned token": ("R", "fast_exact", 1.0, 1.6),
     "S: perfect at least 0.85": ("S", "perfect", 0.8, 1.0),
 }
-"""By claim: a row, and an accuracy and a cost (in tokens and in steps) of it with which the claim is false."""
+"""By claim: a row, and an accuracy and a cost (tokens and steps) of it with which the claim is false."""
 
 
 def discordant(suite: str, sampler: str) -> tuple[int, int]:
