@@ -2,7 +2,8 @@
 
 The rates are those of results/demo.json, row by row, with the pairing of each row with `power`, which the
 committed p-values tell exactly (suite S has no pairs: its claim is on one row). Problems are drawn anew and
-independently, and rows independently given whether power is right. The draws have a fixed seed: no chance is left in these tests.
+independently, and rows independently given whether power is right. The draws have a fixed seed: no chance is
+left in these tests.
 """
 
 from __future__ import annotations
