@@ -15,7 +15,7 @@ from letters import Letters
 from prometheus_client import REGISTRY
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import RequestError
-from sglang_power.request import OwnLawRequest, PowerRequest, parse_request, samplers
+from sglang_power.request import OwnLawRequest, PerfectRequest, PowerRequest, parse_request, samplers
 from sglang_power.samplers.fallback import Fallback, FallbackReason
 from sglang_power.server import metrics
 from sglang_power.server.config import Limits, ServerConfig, load_config
@@ -172,10 +172,11 @@ def test_samplers_that_take_the_temperature_have_no_such_field(name: str) -> Non
         parse_request({"sampler": name, "on_temperature": "ignore"})
 
 
+@pytest.mark.parametrize("inside", ["power", "perfect"])
 @pytest.mark.parametrize("sampler", ["vote", "best_of"])
-def test_a_base_of_power_says_what_a_temperature_means(sampler: str) -> None:
+def test_a_base_with_a_law_of_its_own_says_what_a_temperature_means(sampler: str, inside: str) -> None:
     def ask(**base: Any) -> AnswerPlan:
-        custom = {"sampler": sampler, "samples": 2, "base": {"sampler": "power", **base}}
+        custom = {"sampler": sampler, "samples": 2, "base": {"sampler": inside, **base}}
         plan = planned({"custom_params": custom, "temperature": 0.5}, ServerConfig())
         assert isinstance(plan, AnswerPlan)
         return plan
@@ -184,7 +185,7 @@ def test_a_base_of_power_says_what_a_temperature_means(sampler: str) -> None:
         ask()
     assert ask(on_temperature="ignore").neutralised == ["temperature"]
     base = ask(on_temperature="alpha").request.base
-    assert isinstance(base, PowerRequest)
+    assert isinstance(base, PowerRequest | PerfectRequest)
     assert base.alpha == 2.0
 
 
