@@ -133,20 +133,38 @@ def test_the_right_law_passes_a_look(tree: AnswerTree, target: FloatArray) -> No
 # --- cost -----------------------------------------------------------------------------------------------
 
 
+QUESTIONS = {
+    "colours": ("What colour is the {}?", 6),
+    "verdicts": ("Is this true? The {} is red. Answer yes or no.", 2),
+}
+"""Families with the usual length of an answer. By enumeration 1/Z is 1.06 and 8.0 at alpha 4."""
+
+
 @pytest.mark.server
-def test_short_answers_are_about_as_deep_as_they_are_long(prose_server: Server) -> None:
-    """Colours, at most eight tokens: sequential steps per returned token, launches apart."""
+@pytest.mark.parametrize("family", QUESTIONS)
+def test_short_answers_are_hardly_deeper_than_they_are_long(prose_server: Server, family: str) -> None:
+    """Sequential decode steps per returned token, launches of children apart; waste is in the tokens only."""
+    question, usual = QUESTIONS[family]
     create: Any = client(prose_server).chat.completions.create
-    told = []
-    for number, thing in enumerate(lexicon.THINGS[:24]):
-        messages = [{"role": "user", "content": f"What colour is the {thing.english}?"}]
-        custom = {"sampler": "perfect", "seed": number}
-        chat = create(model="prose", messages=messages, max_tokens=12, extra_body={"custom_params": custom})
-        told.append((reports(chat)[0], chat.usage.completion_tokens))
-    tokens, depth = sum(count for _, count in told), sum(one["depth"] for one, _ in told)
-    laws = [one["law"] for one, _ in told]
-    trials = [one["trials"] for one, _ in told]
-    print(laws, trials, f"tokens {tokens}, depth {depth / tokens:.2f} a token")
+    told: list[Json] = []
+    tokens = 0
+    for number, thing in enumerate(lexicon.THINGS[:20]):
+        chat = create(
+            model="prose",
+            messages=[{"role": "user", "content": question.format(thing.english)}],
+            max_tokens=8,
+            extra_body={"custom_params": {"sampler": "perfect", "seed": number}},
+        )
+        told += reports(chat)
+        tokens += chat.usage.completion_tokens
+    depth, trials = (sum(one[name] for one in told) for name in ("depth", "trials"))
+    decoded = sum(one["decoded_tokens"] for one in told)
+    print(
+        f"{tokens} tokens, {trials} trials; a token: depth {depth / tokens:.2f}, decoded {decoded / tokens:.1f}"
+    )
+    assert {one["law"] for one in told} == {"perfect"}
+    assert tokens <= 20 * (usual + 1)
+    assert depth <= 1.5 * tokens
 
 
 # --- what ends the trials ---------------------------------------------------------------------------------
