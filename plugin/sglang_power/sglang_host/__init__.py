@@ -1,10 +1,7 @@
 """The only importer of SGLang's server internals.
 
-Reading order, along one request: `install` (hooks, once per process) -> `entry` (the hook on
-TokenizerManager.generate_request) -> `intake` (what the client asked) -> `support` (what this server
-refuses) -> `orchestrator` (one call) -> a run per prompt (`prompt_run`, `selection_run`, `policy_run`,
-`twin_run`) -> `children` (the Engine over child requests) and, in the scheduler process, `rows` ->
-`sampler` -> `drawing` -> `statistics`. `openai` and `status` dress the HTTP side.
+The order in which a request meets its modules is in plugin/docs/developing.md. `tokenizer` and `scheduler` are
+for the two processes of SGLang, `experiments` stands on `tokenizer`; `hooks` lists every touch of SGLang.
 """
 
 from __future__ import annotations
