@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sglang_power.experiments.analysis.reading import Unreadable, lines
+from sglang_power.experiments.analysis.reading import UnreadableLines, lines
 
 from integration_tests.helpers.clients import PROMPT, eventually, leave, running, standstill, together
 from integration_tests.helpers.trials import (
@@ -55,7 +55,7 @@ def test_feedback_is_taken_by_any_worker_and_joined_in_the_report(trials: Trials
 
 def count(log: Path, kind: str) -> int:
     """Whole lines of a kind."""
-    return sum(line.type == kind for line in lines(log, Unreadable()))
+    return sum(line.type == kind for line in lines(log, UnreadableLines()))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_kill_9_loses_at_most_a_second_and_tears_at_most_the_last_lines(trials: 
     time.sleep(1.0)  # the stated bound
     os.killpg(server.pid, signal.SIGKILL)
     eventually(lambda: not trials.is_alive(), "the server is gone")
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     enrolled = {line.exposure_id for line in lines(ground.log, unreadable) if line.type == "enrolment"}
     assert {str(exposure) for exposure in known.exposures} <= enrolled
     assert unreadable.bad == 0

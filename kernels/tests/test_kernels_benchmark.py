@@ -18,9 +18,9 @@ from sglang_power_kernels import available_backends
 from sglang_power_kernels.benchmark import Settings, SettingsError, measuring, run, target_lines, write
 from sglang_power_kernels.benchmark.measuring import Spread, time_rounds
 from sglang_power_kernels.benchmark.stock import exponential_race, stock, stock_logprobs
-from sglang_power_kernels.benchmark.targets import TARGETS, Timing, Verdict, judge
+from sglang_power_kernels.benchmark.targets import TARGETS, TargetVerdict, Timing, judge
 from sglang_power_kernels.benchmark.traffic import byte_passes
-from sglang_power_kernels.benchmark.workloads import POOL_LIMIT, Candidate, rows_to_rotate
+from sglang_power_kernels.benchmark.workloads import POOL_LIMIT, Contender, rows_to_rotate
 
 COMMAND = "sglang-power bench kernels --batches 1 2 --vocabs 1000 32000 --rounds 2 --threads 1"
 SPREADS = ("seconds", "passes", "to_stock", "to_stock_logprobs", "to_reference")
@@ -71,7 +71,7 @@ def test_the_report_has_every_field(report: dict[str, Any]) -> None:
     for timing in report["timings"]:
         assert set(timing) == {field.name for field in fields(Timing)}
     for verdict in report["targets"]:
-        assert set(verdict) == {field.name for field in fields(Verdict)}
+        assert set(verdict) == {field.name for field in fields(TargetVerdict)}
 
 
 def test_every_candidate_is_timed_at_every_size(report: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def timing(device: str, backend: str, operation: str, batch: int, vocab: int, fi
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_target_is_met_up_to_its_limit_at_every_size(target: Any) -> None:
-    def verdict(*measured: Timing) -> Verdict:
+    def verdict(*measured: Timing) -> TargetVerdict:
         return next(v for v in judge(measured, target.device) if v.target == target.name)
 
     def at(figure: float, batch: int = target.batches[-1]) -> Timing:
@@ -280,13 +280,13 @@ def test_rows_rotate_beyond_any_cache() -> None:
 def test_a_kernel_moves_hardly_more_than_one_pass(batch: int, vocab: int) -> None:
     """The target of 1.3 passes in bytes, on the count; the power row reads the logits twice."""
     for operation in ("sampling", "statistics"):
-        passes = byte_passes(Candidate(operation, "triton"), batch, vocab)
+        passes = byte_passes(Contender(operation, "triton"), batch, vocab)
         assert passes is not None
         assert 1.0 < passes <= 1.3
-    row = byte_passes(Candidate("sampling + statistics", "triton"), batch, vocab)
+    row = byte_passes(Contender("sampling + statistics", "triton"), batch, vocab)
     assert row is not None
     assert 2.0 < row <= 2.6
-    assert byte_passes(Candidate("sampling", "torch"), batch, vocab) is None
+    assert byte_passes(Contender("sampling", "torch"), batch, vocab) is None
 
 
 def test_the_stock_sampler_draws_from_the_tempered_law() -> None:

@@ -23,7 +23,7 @@ from sglang_power.errors import ConfigError, PowerError
 from sglang_power.extensions import install_extra
 
 if TYPE_CHECKING:
-    from sglang_power.experiments.analysis.reading import Unreadable
+    from sglang_power.experiments.analysis.reading import UnreadableLines
     from sglang_power.experiments.model import Experiment
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -199,7 +199,7 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_unreadable(unreadable: Unreadable) -> None:
+def _tell_unreadable(unreadable: UnreadableLines) -> None:
     for told in unreadable.told:
         print(f"unreadable: {told}", file=sys.stderr)
     if more := unreadable.bad - len(unreadable.told):

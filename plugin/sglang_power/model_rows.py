@@ -39,14 +39,14 @@ DRAWN: Final[Json] = {**GREEDY, "continuation_policy": {"sampler": "temperature"
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptLine:
     """One line of the prompts' file: a text, or the messages of a chat."""
 
     text: str | None = None
     messages: list[Json] | None = None
 
 
-def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
+def read_prompts(path: Path, *, chat: bool) -> list[PromptLine]:
     """Return the prompts of a file, in order.
 
     Raises:
@@ -69,18 +69,18 @@ def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
     return prompts
 
 
-def _text_prompt(text: str, *, chat: bool) -> Prompt:
-    return Prompt(messages=[{"role": "user", "content": text}]) if chat else Prompt(text=text)
+def _text_prompt(text: str, *, chat: bool) -> PromptLine:
+    return PromptLine(messages=[{"role": "user", "content": text}]) if chat else PromptLine(text=text)
 
 
-def _json_prompt(path: Path, number: int, line: str, *, chat: bool) -> Prompt:
+def _json_prompt(path: Path, number: int, line: str, *, chat: bool) -> PromptLine:
     where = f"{path}, line {number}"
     try:
         told = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from error
     if isinstance(told, dict) and isinstance(told.get("messages"), list):
-        return Prompt(messages=told["messages"])
+        return PromptLine(messages=told["messages"])
     text = (told.get("text") or told.get("prompt")) if isinstance(told, dict) else None
     if not isinstance(text, str):
         raise ConfigError(f"{where}: an object with text, prompt or messages is needed")
@@ -98,7 +98,7 @@ class Measured:
 def measure(
     client: httpx.Client,
     served_model: str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptLine],
     *,
     max_tokens: int,
     concurrency: int,
@@ -123,7 +123,7 @@ def measure(
 
 
 def answered(
-    client: httpx.Client, served_model: str, prompt: Prompt, values: Json, max_tokens: int
+    client: httpx.Client, served_model: str, prompt: PromptLine, values: Json, max_tokens: int
 ) -> list[Signals]:
     """Return what triggers see along one answer.
 

@@ -29,7 +29,7 @@ from .workloads import (
     LOGIT_BYTES,
     STOCK,
     STOCK_LOGPROBS,
-    Candidate,
+    Contender,
     candidates,
     rows_to_rotate,
 )
@@ -106,14 +106,14 @@ def _timing(
     settings: Settings,
     batch: int,
     vocab: int,
-    candidate: Candidate,
-    seconds: Mapping[Candidate, Sequence[float]],
+    candidate: Contender,
+    seconds: Mapping[Contender, Sequence[float]],
 ) -> Timing:
     """The figures of one candidate from the times of all, round by round."""
     times = seconds[candidate]
     spread = Spread.of(times)
     one_pass = [copied / 2 for copied in seconds[COPY]]  # A copy reads and writes.
-    naive = seconds.get(Candidate(candidate.operation, "reference"))
+    naive = seconds.get(Contender(candidate.operation, "reference"))
     return Timing(
         device=settings.device.type,
         batch=batch,

@@ -71,7 +71,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TargetVerdict:
     """A target beside what was measured.
 
     Attributes:
@@ -138,7 +138,7 @@ TARGETS: Final = (
 )
 
 
-def judge(timings: Sequence[Timing], device: str) -> list[Verdict]:
+def judge(timings: Sequence[Timing], device: str) -> list[TargetVerdict]:
     """Return a verdict for every target of this type of device; on a CPU also name those left to a GPU."""
     verdicts = [_verdict(target, timings) for target in TARGETS if target.device == device]
     if device == "cpu":
@@ -146,7 +146,7 @@ def judge(timings: Sequence[Timing], device: str) -> list[Verdict]:
     return verdicts
 
 
-def _verdict(target: Target, timings: Sequence[Timing]) -> Verdict:
+def _verdict(target: Target, timings: Sequence[Timing]) -> TargetVerdict:
     figures = [
         (figure, f"{timing.operation}, {timing.batch} x {timing.vocab}")
         for timing in timings
@@ -157,8 +157,10 @@ def _verdict(target: Target, timings: Sequence[Timing]) -> Verdict:
     worst, worst_at = max(figures)
     met_at = sum(figure <= target.limit for figure, _ in figures)
     result = "met" if worst <= target.limit else "not met"
-    return Verdict(target.name, target.limit, result, worst, worst_at, met_at, len(figures))
+    return TargetVerdict(target.name, target.limit, result, worst, worst_at, met_at, len(figures))
 
 
-def _unjudged(target: Target, reason: str) -> Verdict:
-    return Verdict(target.name, target.limit, reason, worst=None, worst_at=None, met_at=0, measured_at=0)
+def _unjudged(target: Target, reason: str) -> TargetVerdict:
+    return TargetVerdict(
+        target.name, target.limit, reason, worst=None, worst_at=None, met_at=0, measured_at=0
+    )

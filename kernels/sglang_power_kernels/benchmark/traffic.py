@@ -6,14 +6,14 @@ operations and are not counted.
 
 from __future__ import annotations
 
-from .workloads import POWER_ROW, SAMPLING, STATISTICS, TRUNCATED_ROW, Candidate
+from .workloads import POWER_ROW, SAMPLING, STATISTICS, TRUNCATED_ROW, Contender
 
 FLOAT, INT, LONG = 4, 4, 8
 OUTPUT_BYTES = 7 * FLOAT + 2 * FLOAT + 2 * LONG
 """Per row of `RowStatistics`."""
 
 
-def byte_passes(candidate: Candidate, batch: int, vocab: int) -> float | None:
+def byte_passes(candidate: Contender, batch: int, vocab: int) -> float | None:
     """Return bytes read and written over the bytes of float32 logits; None where they are not counted."""
     counts = {
         SAMPLING: (_sampling,),

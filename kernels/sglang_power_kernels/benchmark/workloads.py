@@ -29,16 +29,16 @@ POOL_LIMIT: Final = 64
 """Most sets of rows that rotate. Logits below 2 MB per set may so stay in a cache, as they do in serving."""
 
 
-class Candidate(NamedTuple):
+class Contender(NamedTuple):
     """What is timed, and by which backend."""
 
     operation: str
     backend: str
 
 
-COPY: Final = Candidate("copy", "torch")
-STOCK: Final = Candidate("stock", "sglang")
-STOCK_LOGPROBS: Final = Candidate("stock + logprobs + top-2", "sglang")
+COPY: Final = Contender("copy", "torch")
+STOCK: Final = Contender("stock", "sglang")
+STOCK_LOGPROBS: Final = Contender("stock + logprobs + top-2", "sglang")
 SAMPLING: Final = "sampling"
 GREEDY: Final = "greedy sampling"
 STATISTICS: Final = "statistics"
@@ -48,7 +48,7 @@ TOP_P_BOUND: Final = "top-p bound"
 
 
 @dataclass(frozen=True)
-class Rows:
+class BenchmarkRows:
     """The inputs of one call.
 
     Attributes:
@@ -72,10 +72,10 @@ class Rows:
     top_p: torch.Tensor
 
 
-Call = Callable[[Rows], object]
+Call = Callable[[BenchmarkRows], object]
 
 
-def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[Rows]:
+def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[BenchmarkRows]:
     """Return as many sets of rows as no cache holds together, at most `POOL_LIMIT`; the same in every run."""
     generator = torch.Generator(device).manual_seed(0)
     sets = min(POOL_LIMIT, -(-POOL_BYTES // (LOGIT_BYTES * batch * vocab)))
@@ -84,7 +84,7 @@ def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[Rows]:
         logits = 3.0 * torch.randn(batch, vocab, device=device, generator=generator)
         peak, ids = logits.max(dim=-1)
         pool.append(
-            Rows(
+            BenchmarkRows(
                 logits=logits,
                 ids=ids,
                 bound=peak - BOUND_BELOW_PEAK,
@@ -98,10 +98,10 @@ def rows_to_rotate(device: torch.device, batch: int, vocab: int) -> list[Rows]:
     return pool
 
 
-def candidates(like: torch.Tensor, backends: Sequence[str]) -> dict[Candidate, Call]:
+def candidates(like: torch.Tensor, backends: Sequence[str]) -> dict[Contender, Call]:
     """The calls to time on rows shaped like `like`; the naive reference only up to `NAIVE_LIMIT` logits."""
     copy, buffer = torch.empty_like(like), torch.empty_like(like)
-    calls: dict[Candidate, Call] = {
+    calls: dict[Contender, Call] = {
         COPY: lambda rows: copy.copy_(rows.logits),
         STOCK: lambda rows: stock(rows.logits, buffer, rows.temperatures),
         STOCK_LOGPROBS: lambda rows: stock_logprobs(rows.logits, buffer, rows.temperatures),
@@ -112,12 +112,12 @@ def candidates(like: torch.Tensor, backends: Sequence[str]) -> dict[Candidate, C
     return calls
 
 
-def backend_calls(backend: str) -> dict[Candidate, Call]:
+def backend_calls(backend: str) -> dict[Contender, Call]:
     """The calls of one backend; FlashInfer's samples are paired with the statistics of "auto"."""
     described_by = backend if backend in WITH_STATISTICS else "auto"
 
     def draw(
-        rows: Rows, keep_min: torch.Tensor | None = None, greedy: torch.Tensor | None = None
+        rows: BenchmarkRows, keep_min: torch.Tensor | None = None, greedy: torch.Tensor | None = None
     ) -> torch.Tensor:
         return sample_rows(
             rows.logits,
@@ -129,24 +129,24 @@ def backend_calls(backend: str) -> dict[Candidate, Call]:
             validate=False,
         )
 
-    def describe(rows: Rows, ids: torch.Tensor, keep_min: torch.Tensor | None = None) -> object:
+    def describe(rows: BenchmarkRows, ids: torch.Tensor, keep_min: torch.Tensor | None = None) -> object:
         return row_statistics(
             rows.logits, ids, kappa=rows.kappa, keep_min=keep_min, backend=described_by, validate=False
         )
 
-    def bound(rows: Rows) -> torch.Tensor:
+    def bound(rows: BenchmarkRows) -> torch.Tensor:
         return truncation_bounds(
             rows.logits, kappa=rows.kappa, top_p=rows.top_p, backend=backend, validate=False
         )
 
-    calls: dict[Candidate, Call] = {
-        Candidate(SAMPLING, backend): draw,
-        Candidate(GREEDY, backend): lambda rows: draw(rows, greedy=rows.greedy),
-        Candidate(POWER_ROW, backend): lambda rows: describe(rows, draw(rows)),
-        Candidate(TRUNCATED_ROW, backend): lambda rows: describe(rows, draw(rows, rows.bound), rows.bound),
+    calls: dict[Contender, Call] = {
+        Contender(SAMPLING, backend): draw,
+        Contender(GREEDY, backend): lambda rows: draw(rows, greedy=rows.greedy),
+        Contender(POWER_ROW, backend): lambda rows: describe(rows, draw(rows)),
+        Contender(TRUNCATED_ROW, backend): lambda rows: describe(rows, draw(rows, rows.bound), rows.bound),
     }
     if backend in WITH_STATISTICS:
-        calls[Candidate(STATISTICS, backend)] = lambda rows: describe(rows, rows.ids)
+        calls[Contender(STATISTICS, backend)] = lambda rows: describe(rows, rows.ids)
     if backend in WITH_TRUNCATION:
-        calls[Candidate(TOP_P_BOUND, backend)] = bound
+        calls[Contender(TOP_P_BOUND, backend)] = bound
     return calls

@@ -219,7 +219,7 @@ Cap = Literal["max_branches", "max_total_tokens", "deadline_ms"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ForkLimits:
     """What a round has to keep to.
 
     Args:
@@ -236,7 +236,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedFork:
     """A fork that a cap refused: its path goes on alone."""
 
     path: Path
@@ -257,22 +257,24 @@ class Round:
 
     ended: tuple[Path, ...]
     forks: tuple[tuple[Path, Fork], ...]
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusedFork, ...]
     opened: int
 
 
-def decide_round(config: BranchConfig, grown: Sequence[tuple[Path, Fork | None]], limits: Limits) -> Round:
+def decide_round(
+    config: BranchConfig, grown: Sequence[tuple[Path, Fork | None]], limits: ForkLimits
+) -> Round:
     """Open forks in the order of their paths, as far as the caps allow."""
     opened = limits.opened
     reserved = sum(config.horizon - len(path.tokens) for path, fork in grown if fork is not None)
     forks: list[tuple[Path, Fork]] = []
-    refused: list[Refusal] = []
+    refused: list[RefusedFork] = []
     for path, fork in grown:
         if fork is None:
             continue
         needed = limits.decoded + reserved + extra_tokens(config, path, fork)
         if (cap := _cap(config, limits, opened, needed)) is not None:
-            refused.append(Refusal(path, fork.position, cap))
+            refused.append(RefusedFork(path, fork.position, cap))
             continue
         forks.append((path, fork))
         opened += config.k
@@ -281,7 +283,7 @@ def decide_round(config: BranchConfig, grown: Sequence[tuple[Path, Fork | None]]
     return Round(ended, tuple(forks), tuple(refused), opened)
 
 
-def _cap(config: BranchConfig, limits: Limits, opened: int, needed: int) -> Cap | None:
+def _cap(config: BranchConfig, limits: ForkLimits, opened: int, needed: int) -> Cap | None:
     """The cap that refuses a fork, if one does."""
     if opened + config.k > config.max_branches:
         return "max_branches"
@@ -290,7 +292,7 @@ def _cap(config: BranchConfig, limits: Limits, opened: int, needed: int) -> Cap 
     return "deadline_ms" if limits.late else None
 
 
-def may_watch(config: BranchConfig, live: Sequence[Path], limits: Limits) -> bool:
+def may_watch(config: BranchConfig, live: Sequence[Path], limits: ForkLimits) -> bool:
     """Return whether there is room for the token that stopping each path at a trigger costs."""
     needed = sum(config.horizon - len(path.tokens) + 1 for path in live)
     return limits.decoded + needed <= limits.max_total_tokens

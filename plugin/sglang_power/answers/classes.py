@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from sglang_power.answers.equivalence import Keyed, Outcome, Relation, unreadable
+from sglang_power.answers.equivalence import ComparisonOutcome, Keyed, Relation, unreadable
 from sglang_power.answers.weights import delta_sum, effective_sample_size, log_sum
 from sglang_power.errors import HostError
 from sglang_power.rng import Key, Purpose
@@ -166,9 +166,9 @@ class GrowingClasses:
             self._comparisons += 1
             verdict = await self._relation.same(a, b)
             self._usage += verdict.usage
-            if verdict.outcome is Outcome.UNDECIDED:
+            if verdict.outcome is ComparisonOutcome.UNDECIDED:
                 self._undecided.append(Undecided(self._members[place][0], sample, verdict.reason))
-            if verdict.outcome is not Outcome.EQUAL:
+            if verdict.outcome is not ComparisonOutcome.EQUAL:
                 return False
         return True
 

@@ -25,7 +25,7 @@ from sglang_power.answers.numerals import read_number
 from sglang_power.types import Usage
 
 
-class Outcome(enum.Enum):
+class ComparisonOutcome(enum.Enum):
     """What a comparison ended with."""
 
     EQUAL = "equal"
@@ -37,18 +37,18 @@ class Outcome(enum.Enum):
 class Verdict:
     """The result of comparing two answers; an undecided one says why, and one that cost tokens, how many."""
 
-    outcome: Outcome
+    outcome: ComparisonOutcome
     reason: str = ""
     usage: Usage = field(default_factory=Usage)
 
 
-EQUAL = Verdict(Outcome.EQUAL)
-DIFFERENT = Verdict(Outcome.DIFFERENT)
+EQUAL = Verdict(ComparisonOutcome.EQUAL)
+DIFFERENT = Verdict(ComparisonOutcome.DIFFERENT)
 
 
 def undecided(reason: str) -> Verdict:
     """A comparison that came to no result."""
-    return Verdict(Outcome.UNDECIDED, reason)
+    return Verdict(ComparisonOutcome.UNDECIDED, reason)
 
 
 @runtime_checkable
@@ -105,7 +105,7 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
+class FunctionRelation:
     """A relation made of a callable (a, b) -> bool or Verdict, plain or asynchronous.
 
     A plain one runs on the event loop: it must be fast. What it raises is an undecided comparison.

@@ -76,7 +76,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class OptionLetter:
     """The last option letter: (B), B., B), B:, "answer is B", "option B", \\boxed{B}, or alone on its line.
 
     Capitals only. A single capital before a full stop counts (vitamin C.): name the options that there are.
@@ -214,7 +214,7 @@ class Whole:
 
 EXTRACTORS: Mapping[str, Extractor] = {
     "number": Number(),
-    "choice": Choice(),
+    "choice": OptionLetter(),
     "boxed": Boxed(),
     "text": Whole(),
 }

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_power.answers.equivalence import EQUAL, Outcome, Verdict
+from sglang_power.answers.equivalence import EQUAL, ComparisonOutcome, Verdict
 from sglang_power.types import Usage
 
 LLM = "llm"
@@ -50,7 +50,9 @@ class LlmRelation:
         if a == b:
             return EQUAL
         probability, usage = await self.judge.yes(same_question(a, b))
-        return Verdict(Outcome.EQUAL if probability >= 0.5 else Outcome.DIFFERENT, usage=usage)
+        return Verdict(
+            ComparisonOutcome.EQUAL if probability >= 0.5 else ComparisonOutcome.DIFFERENT, usage=usage
+        )
 
 
 def same_question(a: str, b: str) -> str:

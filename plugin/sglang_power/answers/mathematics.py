@@ -21,7 +21,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Outcome, Verdict, normal_form, undecided
+from sglang_power.answers.equivalence import (
+    DIFFERENT,
+    EQUAL,
+    ComparisonOutcome,
+    Verdict,
+    normal_form,
+    undecided,
+)
 from sglang_power.errors import UnsupportedError
 from sglang_power.extensions import install_extra
 
@@ -36,10 +43,10 @@ MEMORY = 1 << 30
 _WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s'-]+[^\W\d_]+)*")
 """Plain words; math-verify would read them as products of variables: Paris = Pairs."""
 
-Report = tuple[str, str]
+WorkerReport = tuple[str, str]
 """An Outcome's value and the reason, as a worker sends them."""
 
-Comparison = Callable[[str, str], Report]
+Comparison = Callable[[str, str], WorkerReport]
 
 
 class Mathematics:
@@ -57,7 +64,7 @@ class Mathematics:
         self._seconds, self._workers = seconds, workers
         self._compare = compare or compare_formulas
         self._pool: ProcessPool | None = None
-        self._running: set[Future[Report]] = set()
+        self._running: set[Future[WorkerReport]] = set()
 
     async def same(self, a: str, b: str) -> Verdict:
         """Compare two answers by math-verify, or by their normal form where both are plain words.
@@ -79,9 +86,9 @@ class Mathematics:
         if _WORDS.fullmatch(answer.strip()):
             return None
         verdict = await self._run(read_formula, answer)
-        return verdict.reason if verdict.outcome is Outcome.UNDECIDED else None
+        return verdict.reason if verdict.outcome is ComparisonOutcome.UNDECIDED else None
 
-    async def _run(self, work: Callable[..., Report], *answers: str) -> Verdict:
+    async def _run(self, work: Callable[..., WorkerReport], *answers: str) -> Verdict:
         pool = self._ready()
         from pebble import ProcessExpired
 
@@ -98,7 +105,7 @@ class Mathematics:
             return undecided(f"the processes ended: {error}")
         finally:
             self._running.discard(task)
-        return Verdict(Outcome(outcome), reason)
+        return Verdict(ComparisonOutcome(outcome), reason)
 
     def _ready(self) -> ProcessPool:
         """The pool; a new one where there is none, or where it broke between two comparisons."""
@@ -156,22 +163,22 @@ def prepare_worker() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
 
 
-def report(work: Callable[..., Report], *answers: str) -> Report:
+def report(work: Callable[..., WorkerReport], *answers: str) -> WorkerReport:
     """Read or compare; an error becomes the reason, since not every exception survives the way back."""
     try:
         return work(*answers)
     except Exception as error:  # noqa: BLE001  (see above)
-        return Outcome.UNDECIDED.value, f"{type(error).__name__}: {error}"[:200]
+        return ComparisonOutcome.UNDECIDED.value, f"{type(error).__name__}: {error}"[:200]
 
 
-def read_formula(text: str) -> Report:
+def read_formula(text: str) -> WorkerReport:
     """Parse by math-verify: as equal to itself as any formula, or undecided because it is none."""
     if _parsed(text):
-        return Outcome.EQUAL.value, ""
-    return Outcome.UNDECIDED.value, f"{text!r:.80} is not read as mathematics"
+        return ComparisonOutcome.EQUAL.value, ""
+    return ComparisonOutcome.UNDECIDED.value, f"{text!r:.80} is not read as mathematics"
 
 
-def compare_formulas(a: str, b: str) -> Report:
+def compare_formulas(a: str, b: str) -> WorkerReport:
     """Parse and compare by math-verify, `a` in the place of the reference."""
     from math_verify import verify
 
@@ -179,7 +186,7 @@ def compare_formulas(a: str, b: str) -> Report:
         if not _parsed(text):
             return read_formula(text)
     equal = verify(_parsed(a), _parsed(b), timeout_seconds=None, raise_on_error=True)
-    return (Outcome.EQUAL if equal else Outcome.DIFFERENT).value, ""
+    return (ComparisonOutcome.EQUAL if equal else ComparisonOutcome.DIFFERENT).value, ""
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from sglang_power.answers.equivalence import CHOICE, EXACT, NORMALISED, NUMBER, Called, Relation
+from sglang_power.answers.equivalence import CHOICE, EXACT, NORMALISED, NUMBER, FunctionRelation, Relation
 from sglang_power.answers.judging import LLM
 from sglang_power.answers.mathematics import Mathematics, require_extra
 from sglang_power.errors import ConfigError, RequestError, UnsupportedError
@@ -41,7 +41,7 @@ def equivalences() -> dict[str, Relation]:
             raise ConfigError(f"{named}: neither a callable (a, b) nor an object with `same`")
         if name in found.keys() | RESERVED:
             raise ConfigError(f"{named}: the name {name!r} is in use; choose another")
-        found[name] = loaded if isinstance(loaded, Relation) else Called(loaded)
+        found[name] = loaded if isinstance(loaded, Relation) else FunctionRelation(loaded)
     return found
 
 

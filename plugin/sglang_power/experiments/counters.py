@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from sglang_power.experiments.log import Trouble
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.providers import NoAnswer
-from sglang_power.experiments.records import Completion, Enrolment, Outcome, ShadowRun, Tokens
+from sglang_power.experiments.records import Completion, Enrolment, RequestOutcome, ShadowRun, TokenCounts
 
 AssignmentTrouble = Literal[NoAnswer, "unknown_arm"]
 """Why an assignment failed; each raises an alarm."""
@@ -171,7 +171,7 @@ def _declare(experiment: str, served: tuple[str, ...]) -> None:
     metrics = _metrics()
     for arm in served:
         metrics.enrolments.labels(experiment, arm)
-        for outcome in get_args(Outcome):
+        for outcome in get_args(RequestOutcome):
             metrics.completions.labels(experiment, arm, outcome)
     metrics.not_enrolled.labels(experiment, "internal")
     for reason in get_args(AssignmentTrouble):
@@ -180,6 +180,6 @@ def _declare(experiment: str, served: tuple[str, ...]) -> None:
         metrics.log_trouble.labels(trouble)
 
 
-def _count(arm: tuple[str, str], tokens: Tokens) -> None:
+def _count(arm: tuple[str, str], tokens: TokenCounts) -> None:
     _metrics().tokens.labels(*arm, "decoded").inc(tokens.decoded)
     _metrics().tokens.labels(*arm, "prefilled").inc(tokens.prefilled)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sglang_power.experiments.records import Outcome, Value
+from sglang_power.experiments.records import RequestOutcome, Value
 from sglang_power.fields import NonNegativeFloat, PositiveFloat, conflict
 
 Direction = Literal["higher", "lower"]
@@ -104,7 +104,7 @@ class OutcomeMetric(_Metric):
     """
 
     source: Literal["outcome"] = "outcome"
-    outcomes: Annotated[tuple[Outcome | Literal["lost"], ...], Field(min_length=1)]
+    outcomes: Annotated[tuple[RequestOutcome | Literal["lost"], ...], Field(min_length=1)]
     direction: Direction = "lower"
 
     @property

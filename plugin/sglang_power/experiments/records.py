@@ -17,7 +17,7 @@ from sglang_power.fields import FiniteFloat
 
 VERSION: Literal[1] = 1
 
-Outcome = Literal["ok", "error", "abort", "disconnect", "deadline", "fallback"]
+RequestOutcome = Literal["ok", "error", "abort", "disconnect", "deadline", "fallback"]
 """How a request ended; "fallback": the arm failed and the server's default sampler answered."""
 
 LARGEST_VALUE = 1e50
@@ -80,7 +80,7 @@ class Enrolment(_Line):
     text: str | None = None
 
 
-class Tokens(BaseModel):
+class TokenCounts(BaseModel):
     """Tokens of all that SGLang ran for one request: its children, and answers of SGLang's own.
 
     Args:
@@ -99,10 +99,10 @@ class Completion(_Line):
 
     Args:
         exposure_id, experiment, arm: of its enrolment.
-        outcome: see Outcome.
+        outcome: see RequestOutcome.
         reason: of an outcome that is not "ok".
         sampler: what really ran; None where nothing did.
-        tokens: see Tokens.
+        tokens: see TokenCounts.
         e2e_s: from arrival to the end.
         ttft_s: from arrival to the first text, if any came.
         weight_version: of the served model.
@@ -113,10 +113,10 @@ class Completion(_Line):
     exposure_id: str
     experiment: str
     arm: str
-    outcome: Outcome
+    outcome: RequestOutcome
     reason: str | None = None
     sampler: str | None = None
-    tokens: Tokens
+    tokens: TokenCounts
     e2e_s: Seconds
     ttft_s: Seconds | None = None
     weight_version: str | None = None
@@ -147,8 +147,8 @@ class ShadowRun(_Line):
     experiment: str
     arm: str
     served: str
-    outcome: Outcome
-    tokens: Tokens
+    outcome: RequestOutcome
+    tokens: TokenCounts
     e2e_s: Seconds
     same_text: bool | None = None
 

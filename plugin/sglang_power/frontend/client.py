@@ -214,7 +214,7 @@ class Client:
         return response
 
 
-class Endpoint(Protocol):
+class ServerEndpoint(Protocol):
     """What is read of SGLang's backend."""
 
     base_url: str
@@ -229,10 +229,10 @@ class Clients:
     """
 
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Endpoint, Future[Client]] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[ServerEndpoint, Future[Client]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def of(self, endpoint: Endpoint) -> Client:
+    def of(self, endpoint: ServerEndpoint) -> Client:
         """The backend's client; a probe that failed is tried again by whoever asks next."""
         mine: Future[Client] = Future()
         with self._lock:
@@ -241,7 +241,7 @@ class Clients:
             self._connect(endpoint, mine)
         return known.result()
 
-    def _connect(self, endpoint: Endpoint, outcome: Future[Client]) -> None:
+    def _connect(self, endpoint: ServerEndpoint, outcome: Future[Client]) -> None:
         try:
             client = Client(endpoint.base_url, endpoint.api_key, endpoint.verify)
         except BaseException as error:  # whatever it is, the others must not wait for ever

@@ -38,7 +38,7 @@ ENDING = ("max_new_tokens", "stop", "stop_token_ids", "stop_regex", "ignore_eos"
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnSegment:
     """A segment of a branch, as weights see it.
 
     Args:
@@ -75,7 +75,7 @@ def endings_of(settings: Any) -> tuple[object, ...]:
     return tuple(getattr(settings, name, None) for name in ENDING)
 
 
-def log_density(branch: Sequence[Drawn], alpha: float) -> float | None:
+def log_density(branch: Sequence[DrawnSegment], alpha: float) -> float | None:
     """log q of what a branch drew; None where it is unknown.
 
     A first draw from p^alpha leaves out log Z, which `normaliser` stands for; a later one has another Z in
@@ -93,7 +93,7 @@ def log_density(branch: Sequence[Drawn], alpha: float) -> float | None:
     return total
 
 
-def normaliser(branch: Sequence[Drawn], alpha: float) -> tuple[object, ...] | None:
+def normaliser(branch: Sequence[DrawnSegment], alpha: float) -> tuple[object, ...] | None:
     """What Z of a branch's first draw depends on, where that is one of p^alpha; None where Z is 1."""
     first = branch[0]
     return (first.prefix, first.ends) if first.exponent == alpha != 1.0 else None

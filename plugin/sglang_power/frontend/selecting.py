@@ -27,7 +27,7 @@ from sglang_power.answers import (
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.frontend._lang import ProgramState, merge
 from sglang_power.frontend.group import Generated, Group
-from sglang_power.frontend.laws import Drawn, draw, endings_of, log_density, normaliser
+from sglang_power.frontend.laws import DrawnSegment, draw, endings_of, log_density, normaliser
 from sglang_power.frontend.scores import (
     ChatJudge,
     answer_of,
@@ -124,7 +124,7 @@ class _Chooser:
         alpha = self._settings.alpha
         branches = [
             [
-                Drawn(prefix, math.fsum(log_p), generated.exponent, endings_of(generated.settings))
+                DrawnSegment(prefix, math.fsum(log_p), generated.exponent, endings_of(generated.settings))
                 for (prefix, generated), log_p in branch
             ]
             for branch in self._scored()

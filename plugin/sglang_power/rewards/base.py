@@ -85,7 +85,7 @@ def as_float(value: numbers.Real) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
+class FunctionReward:
     """A reward made of a foreign function (prompt, answer) -> number.
 
     A plain function runs in a thread, a coroutine function on the event loop. A thread cannot be

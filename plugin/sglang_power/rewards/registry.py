@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from sglang_power.errors import ConfigError, RequestError
 from sglang_power.extensions import extensions
 from sglang_power.fields import MAX_REWARD
-from sglang_power.rewards.base import Called, NamedReward, as_float
+from sglang_power.rewards.base import FunctionReward, NamedReward, as_float
 from sglang_power.rewards.endpoint import Endpoint, EndpointConfig
 
 ENTRY_POINTS = "sglang_power.rewards"
@@ -35,7 +35,7 @@ def installed_rewards() -> dict[str, NamedReward]:
     return found
 
 
-def _called(name: str, named: str, loaded: object) -> Called:
+def _called(name: str, named: str, loaded: object) -> FunctionReward:
     function = getattr(loaded, "score", loaded)
     if isinstance(loaded, type) or not callable(function):
         raise ConfigError(f"{named}: neither a callable (prompt, answer) nor an object with `score`")
@@ -43,7 +43,7 @@ def _called(name: str, named: str, loaded: object) -> Called:
     if bound is not None and not (isinstance(bound, numbers.Real) and abs(as_float(bound)) <= MAX_REWARD):
         problem = f"neither None nor a number between -{MAX_REWARD:g} and {MAX_REWARD:g}"
         raise ConfigError(f"{named}: upper_bound={bound!r} is {problem}")
-    return Called(name, function, None if bound is None else float(bound))
+    return FunctionReward(name, function, None if bound is None else float(bound))
 
 
 @functools.cache

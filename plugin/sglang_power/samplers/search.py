@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from sglang_power.algorithms import branching
-from sglang_power.algorithms.branching import BranchConfig, Fork, Limits, Path, Segment
+from sglang_power.algorithms.branching import BranchConfig, Fork, ForkLimits, Path, Segment
 from sglang_power.algorithms.engine import RankedToken, RankingEngine
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, Purpose
@@ -91,9 +91,9 @@ class BranchSearch:
         return self.leaves
 
     @property
-    def _limits(self) -> Limits:
+    def _limits(self) -> ForkLimits:
         budget = self._budget
-        return Limits(self.opened, self.usage.decoded, budget.max_total_tokens, budget.expired())
+        return ForkLimits(self.opened, self.usage.decoded, budget.max_total_tokens, budget.expired())
 
     async def _round(self, live: Sequence[Path]) -> list[Path]:
         """Grow every path, open the forks that the caps allow, keep what the policy keeps."""

@@ -1,7 +1,7 @@
 """The only importer of SGLang's server internals.
 
-The order in which a request meets its modules is in plugin/docs/developing.md. `tokenizer` and `scheduler` are
-for the two processes of SGLang, `experiments` stands on `tokenizer`; `hooks` lists every touch of SGLang.
+The order in which a request meets its modules is in plugin/docs/developing.md. `tokenizer` and `scheduler`
+are for the two processes of SGLang, `experiments` stands on `tokenizer`; `hooks` lists every touch of SGLang.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Step(_Model):
         return self
 
 
-class Chain(_Model):
+class TraceChain(_Model):
     """The steps of a Metropolis-Hastings chain, in order.
 
     Args:
@@ -106,7 +106,7 @@ class Chain(_Model):
     steps: list[Step]
 
 
-class Node(_Model):
+class TraceNode(_Model):
     """One branch of a tree: the tokens from its fork to the next one or to its end.
 
     Args:
@@ -143,7 +143,7 @@ class Node(_Model):
         return self
 
 
-class AnswerClass(_Model):
+class TraceClass(_Model):
     """Answers that mean the same.
 
     Args:
@@ -172,7 +172,7 @@ class Capped(_Model):
     refused: Count
 
 
-class Tree(_Model):
+class TraceTree(_Model):
     """Branches, in the order in which they were opened; the first one is the root.
 
     Args:
@@ -184,9 +184,9 @@ class Tree(_Model):
     """
 
     kind: Literal["tree"] = "tree"
-    nodes: Annotated[list[Node], Field(min_length=1)]
+    nodes: Annotated[list[TraceNode], Field(min_length=1)]
     omitted: Count = 0
-    classes: list[AnswerClass] = []
+    classes: list[TraceClass] = []
     chosen: Count | None
     reason: str
     triggers: list[Firing] = []
@@ -228,7 +228,7 @@ class TraceRecord(_Model):
     law: str
     stopped_by: str
     totals: Totals
-    run: Annotated[Chain | Tree, Field(discriminator="kind")]
+    run: Annotated[TraceChain | TraceTree, Field(discriminator="kind")]
 
 
 def validated(data: Any) -> TraceRecord:

@@ -20,7 +20,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Path(_Part):
+class ReportedPath(_Part):
     """One answer that might have been chosen; see `samplers.candidates.reported_path`."""
 
     text: str
@@ -64,7 +64,7 @@ class Branch(_Part):
     cap: str | None
 
 
-class Refusals(_Part):
+class ReportedRefusals(_Part):
     """What a cap refused; see `samplers.firings`."""
 
     position: Count
@@ -79,7 +79,7 @@ class BranchTree(_Part):
     leaves: list[Count]
 
 
-class Report(_Part):
+class SavedReport(_Part):
     """The report of a run that left a trace, a tree or paths."""
 
     version: str
@@ -88,7 +88,7 @@ class Report(_Part):
     seed: Seed
     law: str
     stopped_by: str
-    capped_by: dict[str, Refusals] = {}
+    capped_by: dict[str, ReportedRefusals] = {}
     hint: str | None = None
     decoded_tokens: Count
     prefilled_tokens: Count
@@ -98,7 +98,7 @@ class Report(_Part):
     log_p: Number | None
     trace: list[Step] | None = None
     tree: BranchTree | None = None
-    paths: Annotated[list[Path], Field(min_length=1)] | None = None
+    paths: Annotated[list[ReportedPath], Field(min_length=1)] | None = None
     classes: list[PathClass] = []
     chosen: Chosen | None = None
 
@@ -120,7 +120,7 @@ class Report(_Part):
         return self
 
 
-def checked(report: Any, where: str) -> Report:
+def checked(report: Any, where: str) -> SavedReport:
     """The report of one answer.
 
     Args:
@@ -134,7 +134,7 @@ def checked(report: Any, where: str) -> Report:
         raise RecordError(where, "there is none", SAVED)
     _refuse_without_trace(report, where)
     try:
-        return Report.model_validate(report)
+        return SavedReport.model_validate(report)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise RecordError(".".join(map(str, (where, *first["loc"]))), first["msg"], SAVED) from None

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from sglang_power.errors import RecordError
 from sglang_power.viewer.record import FORMAT, TraceRecord, validated
-from sglang_power.viewer.reports import SAVED, Branch, Path, Report, checked
+from sglang_power.viewer.reports import SAVED, Branch, ReportedPath, SavedReport, checked
 
 Json = dict[str, Any]
 
@@ -102,7 +102,7 @@ def _item(items: Any, where: str, index: int) -> Json:
     return item
 
 
-def _totals(report: Report, answer_tokens: Any) -> Json:
+def _totals(report: SavedReport, answer_tokens: Any) -> Json:
     return {
         "decoded": report.decoded_tokens,
         "prefilled": report.prefilled_tokens,
@@ -114,7 +114,7 @@ def _totals(report: Report, answer_tokens: Any) -> Json:
     }
 
 
-def _run(report: Report) -> Json:
+def _run(report: SavedReport) -> Json:
     if report.trace is not None:
         horizon, alpha = report.params.get("max_new_tokens"), report.params.get("alpha")
         return {"kind": "chain", "horizon": horizon, "alpha": alpha, "steps": report.trace}
@@ -140,7 +140,7 @@ def _run(report: Report) -> Json:
     return {**run, **_choice(report, leaves, nodes)}
 
 
-def _leaf(path: Path) -> Json:
+def _leaf(path: ReportedPath) -> Json:
     """A path as a branch of the prompt."""
     return {
         "parent": 0,
@@ -160,12 +160,12 @@ def _node(node: Branch) -> Json:
     return {**node.model_dump(exclude={"span"}), "start": start, "end": end}
 
 
-def _found(path: Path) -> Json:
+def _found(path: ReportedPath) -> Json:
     """What reading a whole answer gave."""
     return {"answer": path.answer, "confidence": path.confidence, "score": path.score, "note": path.note}
 
 
-def _choice(report: Report, leaves: Sequence[int], nodes: list[Json]) -> Json:
+def _choice(report: SavedReport, leaves: Sequence[int], nodes: list[Json]) -> Json:
     """Classes and the winner, told by nodes instead of paths; nodes that are omitted are left out."""
     assert report.chosen is not None
     count = len(nodes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from sglang_power.viewer.record import AnswerClass, Chain, Firing, Step, TraceRecord, Tree
+from sglang_power.viewer.record import Firing, Step, TraceChain, TraceClass, TraceRecord, TraceTree
 
 FIRINGS = {
     "entropy": "the entropy of the next token was above {0} nats",
@@ -36,7 +36,9 @@ INDEPENDENT = frozenset({"vote", "best_of"})
 def sentences(record: TraceRecord) -> list[str]:
     """The story of a run: what was done, what came of it, what it cost."""
     run = record.run
-    told = _chain(run) if isinstance(run, Chain) else [_opening(run, record), *_caps(run), why(run, record)]
+    told = (
+        _chain(run) if isinstance(run, TraceChain) else [_opening(run, record), *_caps(run), why(run, record)]
+    )
     return [*told, _cost(record)]
 
 
@@ -54,7 +56,7 @@ def _cost(record: TraceRecord) -> str:
     return f"The answer has {counted(totals.answer, 'token')}; {spent}, {times:.1f} times as many."
 
 
-def _chain(chain: Chain) -> list[str]:
+def _chain(chain: TraceChain) -> list[str]:
     steps = chain.steps
     accepted = sum(step.accepted for step in steps)
     early = [step for step in steps if step.early_rejected]
@@ -77,7 +79,7 @@ def _early(stopped: list[Step]) -> str:
     return f"{told}, which saved at most {counted(sum(saved), 'token')}." if saved else f"{told}."
 
 
-def _opening(tree: Tree, record: TraceRecord) -> str:
+def _opening(tree: TraceTree, record: TraceRecord) -> str:
     """How there came to be several texts."""
     if tree.triggers:
         return _forks(tree)
@@ -90,16 +92,16 @@ def _opening(tree: Tree, record: TraceRecord) -> str:
     return f"The sampler “{record.sampler}” came to {counted(ends, 'answer')}."
 
 
-def _ends(tree: Tree) -> int:
+def _ends(tree: TraceTree) -> int:
     return sum(node.fate in ("leaf", "chosen") for node in tree.nodes)
 
 
-def _or_more(tree: Tree) -> str:
+def _or_more(tree: TraceTree) -> str:
     """After a number that branches which the record omits may add to."""
     return " or more" if tree.omitted else ""
 
 
-def _forks(tree: Tree) -> str:
+def _forks(tree: TraceTree) -> str:
     known = all(trigger.name in FIRINGS for trigger in tree.triggers)
     cause = (
         f"{'the model was unsure how to go on' if known else 'a trigger fired'} ({_firings(tree.triggers)})"
@@ -116,7 +118,7 @@ def _forks(tree: Tree) -> str:
     return f"At {places}{more} {cause}. There the text forked, into {branches} in all{given_up}."
 
 
-def _caps(tree: Tree) -> list[str]:
+def _caps(tree: TraceTree) -> list[str]:
     """What the limits of a search refused."""
     told = [
         f"From the token at position {cap.position} on the limit {cap.name} allowed no further fork, though "
@@ -135,7 +137,7 @@ def _firings(triggers: list[Firing]) -> str:
     return ", or ".join(told)
 
 
-def why(tree: Tree, record: TraceRecord) -> str:
+def why(tree: TraceTree, record: TraceRecord) -> str:
     """Why the answer that was returned won."""
     if tree.reason == "no_answer":
         return "No path contained an answer of the kind that was asked for, so the first one was returned."
@@ -152,7 +154,7 @@ def why(tree: Tree, record: TraceRecord) -> str:
     return f"Of the finished answers one was returned, because {SCORES[tree.reason]}."
 
 
-def _vote(tree: Tree) -> str:
+def _vote(tree: TraceTree) -> str:
     """Which group of equal answers won, by how much."""
     groups = sorted((group for group in tree.classes if group.weight is not None), key=_weight, reverse=True)
     winner = next((group for group in groups if tree.chosen in group.members), None)
@@ -169,5 +171,5 @@ def _vote(tree: Tree) -> str:
     return f"{told}; so it won, and its best path was returned."
 
 
-def _weight(group: AnswerClass) -> float:
+def _weight(group: TraceClass) -> float:
     return -math.inf if group.weight is None else group.weight

@@ -24,7 +24,7 @@ from sglang_power.algorithms.steps import ChainState
 from sglang_power.engines.tabular import Prefix
 from sglang_power.errors import RewardError
 from sglang_power.rewards import NamedReward, Scorer
-from sglang_power.rewards.base import Called
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.rng import Key
 from sglang_power.samplers.chain import ChainResult, StateReward
 from sglang_power.types import ProposalLaw, Tokens
@@ -239,7 +239,9 @@ def test_control_a_bound_that_is_too_low_rejects_wrongly() -> None:
 
 def test_a_score_above_the_declared_bound_ends_the_run() -> None:
     config = long_config(LAWS["tau=1"], exact.UNIFORM, early=True, bound=-5.0)
-    called = Called("lying", lambda _, answer: exact_tilt.reward(tuple(map(int, answer.split()))), -5.0)
+    called = FunctionReward(
+        "lying", lambda _, answer: exact_tilt.reward(tuple(map(int, answer.split()))), -5.0
+    )
     scorer = Scorer(NamedReward("lying", called))
 
     async def scored(ids: Sequence[int], _: bool) -> float | None:

@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang_power.answers import DIFFERENT, EQUAL, Outcome, Relation, Verdict, equivalence, equivalences
+from sglang_power.answers import (
+    DIFFERENT,
+    EQUAL,
+    ComparisonOutcome,
+    Relation,
+    Verdict,
+    equivalence,
+    equivalences,
+)
 from sglang_power.answers import undecided as undecided_because
-from sglang_power.answers.equivalence import NORMALISED_WITHOUT_ARTICLES, Called, normal_form
+from sglang_power.answers.equivalence import NORMALISED_WITHOUT_ARTICLES, FunctionRelation, normal_form
 from sglang_power.errors import ConfigError, RequestError
 
 quick = settings(derandomize=True, database=None, deadline=None)
@@ -23,7 +31,7 @@ quick = settings(derandomize=True, database=None, deadline=None)
 KEYED = ("exact", "normalised", "number", "choice")
 
 
-def compare(relation: Relation, a: str, b: str) -> Outcome:
+def compare(relation: Relation, a: str, b: str) -> ComparisonOutcome:
     return asyncio.run(relation.same(a, b)).outcome
 
 
@@ -88,12 +96,12 @@ UNDECIDED = [
 
 @pytest.mark.parametrize(("name", "a", "b"), SAME)
 def test_the_same(name: str, a: str, b: str) -> None:
-    assert compare(equivalence(name), a, b) is compare(equivalence(name), b, a) is Outcome.EQUAL
+    assert compare(equivalence(name), a, b) is compare(equivalence(name), b, a) is ComparisonOutcome.EQUAL
 
 
 @pytest.mark.parametrize(("name", "a", "b"), OTHER)
 def test_not_the_same(name: str, a: str, b: str) -> None:
-    assert compare(equivalence(name), a, b) is compare(equivalence(name), b, a) is Outcome.DIFFERENT
+    assert compare(equivalence(name), a, b) is compare(equivalence(name), b, a) is ComparisonOutcome.DIFFERENT
 
 
 @pytest.mark.parametrize(("name", "a", "b", "reason"), UNDECIDED)
@@ -103,7 +111,7 @@ async def test_undecided_with_a_reason(name: str, a: str, b: str, reason: str) -
 
 
 def test_articles_are_dropped_on_request_only() -> None:
-    assert compare(NORMALISED_WITHOUT_ARTICLES, "The Nile.", "nile") is Outcome.EQUAL
+    assert compare(NORMALISED_WITHOUT_ARTICLES, "The Nile.", "nile") is ComparisonOutcome.EQUAL
     assert normal_form("an answer to a thing", drop_articles=True) == "answer to thing"
     assert normal_form("A", drop_articles=True) == "a", "an answer that is an article stays"
 
@@ -119,10 +127,10 @@ answers = st.one_of(
 @quick
 def test_reflexive_symmetric_and_transitive(name: str, a: str, b: str, c: str) -> None:
     relation = equivalence(name)
-    assert compare(relation, a, a) is Outcome.EQUAL
+    assert compare(relation, a, a) is ComparisonOutcome.EQUAL
     assert compare(relation, a, b) is compare(relation, b, a)
-    if compare(relation, a, b) is compare(relation, b, c) is Outcome.EQUAL:
-        assert compare(relation, a, c) is Outcome.EQUAL
+    if compare(relation, a, b) is compare(relation, b, c) is ComparisonOutcome.EQUAL:
+        assert compare(relation, a, c) is ComparisonOutcome.EQUAL
 
 
 @given(st.one_of(st.text(), answers))
@@ -157,8 +165,8 @@ def raising(a: str, b: str) -> bool:
 async def test_a_callable_is_a_relation(
     function: Callable[[str, str], bool | Verdict], verdict: Verdict
 ) -> None:
-    assert await Called(function).same("a", "A") == verdict
-    assert await Called(function).same("a", "a") == EQUAL
+    assert await FunctionRelation(function).same("a", "A") == verdict
+    assert await FunctionRelation(function).same("a", "a") == EQUAL
 
 
 # --- the registry -------------------------------------------------------------------------------------

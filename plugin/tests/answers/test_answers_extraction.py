@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_power.answers import EXTRACTORS, Extracted, Regex, TimedOut, value_of
-from sglang_power.answers.extraction import Boxed, Choice, Number, Whole
+from sglang_power.answers.extraction import Boxed, Number, OptionLetter, Whole
 from sglang_power.answers.numerals import MAX_DIGITS, read_number
 from sglang_power.errors import RequestError
 
@@ -221,20 +221,20 @@ CHOICES = [
 
 @pytest.mark.parametrize(("text", "at"), CHOICES)
 def test_choices(text: str, at: int) -> None:
-    assert Choice().extract(text) == Extracted("B", (at, at + 1))
+    assert OptionLetter().extract(text) == Extracted("B", (at, at + 1))
 
 
 @pytest.mark.parametrize(
     "text", ["", "a (b)", "Plan B is", "answer is Beta", "the U.S. law", "I'm sure", "answer isn't A"]
 )
 def test_no_choice(text: str) -> None:
-    assert Choice().extract(text) is None
+    assert OptionLetter().extract(text) is None
 
 
 def test_only_the_options_that_there_are_count() -> None:
     text = "(C) as Dr. J. Smith says"
-    assert value_of(Choice().extract(text)) == "J"
-    assert Choice("ABCD").extract(text) == Extracted("C", (1, 2))
+    assert value_of(OptionLetter().extract(text)) == "J"
+    assert OptionLetter("ABCD").extract(text) == Extracted("C", (1, 2))
 
 
 BOXES = [

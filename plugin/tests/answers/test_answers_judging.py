@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sglang_power.answers import LlmRelation, build_classes, disarmed, right_question, same_question
-from sglang_power.answers.equivalence import EQUAL, Outcome
+from sglang_power.answers.equivalence import EQUAL, ComparisonOutcome
 from sglang_power.answers.judging import MAX_CONTENT, quoted
 from sglang_power.types import Usage
 
@@ -134,9 +134,14 @@ class Scripted:
 
 @pytest.mark.parametrize(
     ("probability", "outcome"),
-    [(1.0, Outcome.EQUAL), (0.5, Outcome.EQUAL), (0.4999, Outcome.DIFFERENT), (0.0, Outcome.DIFFERENT)],
+    [
+        (1.0, ComparisonOutcome.EQUAL),
+        (0.5, ComparisonOutcome.EQUAL),
+        (0.4999, ComparisonOutcome.DIFFERENT),
+        (0.0, ComparisonOutcome.DIFFERENT),
+    ],
 )
-async def test_answers_are_equal_from_one_half_on(probability: float, outcome: Outcome) -> None:
+async def test_answers_are_equal_from_one_half_on(probability: float, outcome: ComparisonOutcome) -> None:
     verdict = await LlmRelation(Scripted(("a", "b"), probability=probability)).same("a", "b")
     assert (verdict.outcome, verdict.usage) == (outcome, COST)
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sglang_power.answers import EQUAL, Outcome, Unreadable, Verdict, build_classes, equivalence
-from sglang_power.answers.mathematics import Mathematics, Report
+from sglang_power.answers import EQUAL, ComparisonOutcome, Unreadable, Verdict, build_classes, equivalence
+from sglang_power.answers.mathematics import Mathematics, WorkerReport
 from sglang_power.errors import UnsupportedError
 
 GENEROUS = 60.0
@@ -32,7 +32,7 @@ def mathematics() -> Iterator[Mathematics]:
     relation.close()
 
 
-def misbehave(a: str, b: str) -> Report:
+def misbehave(a: str, b: str) -> WorkerReport:
     """A comparison that does what its first answer says. Runs in a worker."""
     match a:
         case "hang()":
@@ -52,8 +52,8 @@ def misbehave(a: str, b: str) -> Report:
         case "fill()":
             bytearray(8 << 30)
         case "where()":
-            return Outcome.UNDECIDED.value, str(os.getpid())
-    return Outcome.EQUAL.value, ""
+            return ComparisonOutcome.UNDECIDED.value, str(os.getpid())
+    return ComparisonOutcome.EQUAL.value, ""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ async def test_a_formula_that_cannot_be_compared_in_time_can_be_read(mathematics
 async def test_words_are_no_products_of_variables() -> None:
     unused = Mathematics()
     for a, b in (("Paris", "Pairs"), ("Paris", "x+1"), ("Amy", "May")):
-        assert (await unused.same(a, b)).outcome is Outcome.DIFFERENT
+        assert (await unused.same(a, b)).outcome is ComparisonOutcome.DIFFERENT
     assert await unused.same("Paris", " paris.") == await unused.same("}{", "}{") == EQUAL
     assert await unused.unreadable("Paris") is None
     assert unused._pool is None
@@ -118,7 +118,7 @@ async def test_words_are_no_products_of_variables() -> None:
 async def test_hanging_comparisons_are_killed_and_others_survive(patient: Mathematics) -> None:
     tasks = [("hang()", "0"), ("1", "2"), ("spin()", "3"), ("4", "5"), ("6", "7")]
     verdicts = await asyncio.gather(*(patient.same(a, b) for a, b in tasks))
-    stopped = Verdict(Outcome.UNDECIDED, f"stopped after {SHORT:g} seconds")
+    stopped = Verdict(ComparisonOutcome.UNDECIDED, f"stopped after {SHORT:g} seconds")
     assert verdicts == [stopped, EQUAL, stopped, EQUAL, EQUAL]
 
 
@@ -132,7 +132,7 @@ async def test_hanging_comparisons_are_killed_and_others_survive(patient: Mathem
     ],
 )
 async def test_other_ends_are_reasons_too(patient: Mathematics, task: str, reason: str) -> None:
-    assert await patient.same(task, "it") == Verdict(Outcome.UNDECIDED, reason)
+    assert await patient.same(task, "it") == Verdict(ComparisonOutcome.UNDECIDED, reason)
     assert await patient.same("a", "b") == EQUAL
 
 
@@ -162,7 +162,7 @@ async def test_closing_decides_nothing_and_a_later_comparison_starts_again() -> 
         queued = asyncio.create_task(relation.same("1", "2"))
         await asyncio.sleep(0.2)
         relation.close()
-        closed = Verdict(Outcome.UNDECIDED, "the processes ended: closed")
+        closed = Verdict(ComparisonOutcome.UNDECIDED, "the processes ended: closed")
         assert [await waiting, await queued] == [closed, closed]
         assert await relation.same("1", "2") == EQUAL
     finally:

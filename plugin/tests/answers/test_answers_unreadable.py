@@ -22,7 +22,7 @@ from sglang_power.answers import (
     equivalence,
     uniform_weights,
 )
-from sglang_power.answers.equivalence import DIFFERENT, Called
+from sglang_power.answers.equivalence import DIFFERENT, FunctionRelation
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.samplers.samples import Samples
@@ -138,6 +138,6 @@ def test_keys_make_the_same_classes_as_comparisons() -> None:
     answers = ["1/2", "0.5", "7", ".50", "7.0", "50%", "8"]
     number = equivalence("number")
     by_key = asyncio.run(build_classes(answers, number))
-    compared = asyncio.run(build_classes(answers, Called(number.same)))
+    compared = asyncio.run(build_classes(answers, FunctionRelation(number.same)))
     assert by_key.classes == compared.classes
     assert compared.comparisons > 0

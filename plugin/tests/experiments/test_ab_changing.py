@@ -15,7 +15,7 @@ from sglang_power.experiments.analysis import plots, wording
 from sglang_power.experiments.analysis.effects import Effort, effects_at
 from sglang_power.experiments.analysis.observations import Column, Mask, Observations
 from sglang_power.experiments.analysis.ramp import next_state
-from sglang_power.experiments.analysis.results import Effect, Verdict
+from sglang_power.experiments.analysis.results import Effect, ExperimentVerdict
 from sglang_power.experiments.analysis.sequences import CHANGED, ConfidenceSequence, sequence
 from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.verdict import beyond, verdict, within
@@ -50,7 +50,7 @@ def events(segments: list[Segment], treated: Mask, seed: int) -> FloatArray:
 
 def told(
     thumbs: list[Segment], failed: list[Segment], looks: list[int]
-) -> list[tuple[dict[str, Effect], Verdict]]:
+) -> list[tuple[dict[str, Effect], ExperimentVerdict]]:
     """Metric -> effect, and the verdict, after some numbers of units."""
     treated = assigned(looks[-1], 0)
     arms = ["power" if one else "plain" for one in treated]

@@ -9,7 +9,7 @@ import pytest
 from ab_lines import CONFIG, HOUR, Lines, experiment
 from sglang_power.errors import RecordError
 from sglang_power.experiments.analysis.ingest import TOLD, ingest
-from sglang_power.experiments.analysis.reading import Unreadable, lines
+from sglang_power.experiments.analysis.reading import UnreadableLines, lines
 from sglang_power.experiments.analysis.requests import Scope, joined
 from sglang_power.experiments.analysis.units import population
 from sglang_power.experiments.records import Feedback, unit_hash
@@ -50,7 +50,7 @@ def table(directory: Path, content: str | bytes, name: str = "outcomes.csv") -> 
 def test_rows_become_feedback_lines(name: str, content: str, log: Path, tmp_path: Path) -> None:
     written = ingest(table(tmp_path, content, name), log, now=NOW)
     assert written.rows == 2
-    found = [line for line in lines(log, Unreadable()) if isinstance(line, Feedback)]
+    found = [line for line in lines(log, UnreadableLines()) if isinstance(line, Feedback)]
     assert [(one.exposure_id, one.metric, one.value, one.at) for one in found] == [
         (FIRST, "thumbs", 0.5, 60.0),
         (SECOND, "thumbs", 1.0, 120.0),
@@ -111,7 +111,7 @@ def test_a_unit_and_a_time_name_the_nearest_request(
     log = visits(tmp_path)
     rows = f"{unit},{at},thumbs,1,2000\n" + "bob,200,thumbs,0,2000\n"
     written = ingest(table(tmp_path, f"unit,time,metric,value,at\n{rows}"), log, now=NOW, key=KEY)
-    found = [line for line in lines(log, Unreadable()) if isinstance(line, Feedback)]
+    found = [line for line in lines(log, UnreadableLines()) if isinstance(line, Feedback)]
     expected = [*([] if answer is None else [(answer, 1.0)]), (BOB_200, 0.0)]
     assert [(line.exposure_id, line.value) for line in found] == expected
     assert (written.rows, written.unmatched) == (len(expected), 2 - len(expected))
@@ -121,7 +121,7 @@ def test_both_kinds_of_keys_may_stand_in_one_table(tmp_path: Path) -> None:
     log = visits(tmp_path)
     rows = f"exposure_id,unit,time,metric,value,at\n{ANN_100},,,thumbs,0.25,2000\n,ann,1000,thumbs,0.5,2000\n"
     assert ingest(table(tmp_path, rows), log, now=NOW, key=KEY).rows == 2
-    found = [line for line in lines(log, Unreadable()) if isinstance(line, Feedback)]
+    found = [line for line in lines(log, UnreadableLines()) if isinstance(line, Feedback)]
     assert [(line.exposure_id, line.value) for line in found] == [(ANN_100, 0.25), (ANN_1000, 0.5)]
 
 

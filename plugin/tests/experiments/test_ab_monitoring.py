@@ -18,7 +18,7 @@ import yaml
 from promql import labels_of, matchers_of
 from sglang_power.experiments import counters
 from sglang_power.experiments.log import Trouble
-from sglang_power.experiments.records import Outcome
+from sglang_power.experiments.records import RequestOutcome
 from sglang_power.samplers.fallback import FallbackReason
 
 FOLDER = Path(__file__).parents[3] / "configs" / "monitoring"
@@ -30,7 +30,7 @@ PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on PATH")
 
 VALUES = {
-    "outcome": get_args(Outcome),
+    "outcome": get_args(RequestOutcome),
     "trouble": get_args(Trouble),
     "reason": (*get_args(counters.NotEnrolledReason), *get_args(FallbackReason)),
     "result": get_args(counters.FeedbackResult),

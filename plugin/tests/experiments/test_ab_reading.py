@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ab_lines import Lines
 from sglang_power.errors import RecordError
-from sglang_power.experiments.analysis.reading import KEPT, Unreadable, lines
+from sglang_power.experiments.analysis.reading import KEPT, UnreadableLines, lines
 
 
 @pytest.fixture
@@ -28,16 +28,16 @@ def append(log: Path, text: str | bytes, file: str = "b.jsonl") -> None:
 
 def test_all_files_are_read_in_order_of_their_names(log: Path) -> None:
     (log / "notes.txt").write_text("not a log")
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     assert [line.at for line in lines(log, unreadable)] == [5.0, 6.0, 10.0, 11.0]
-    assert unreadable == Unreadable()
+    assert unreadable == UnreadableLines()
 
 
 @pytest.mark.parametrize("torn", ['{"version":1,"ty', '{"version":1,"type":"enrolment","at":1.0}', b"\xc3"])
 def test_a_torn_last_line_is_counted(log: Path, torn: str | bytes) -> None:
     append(log, torn, "a.jsonl")
     append(log, torn, "b.jsonl")
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     assert len(list(lines(log, unreadable))) == 4
     assert (unreadable.torn, unreadable.bad) == (2, 0)
 
@@ -45,7 +45,7 @@ def test_a_torn_last_line_is_counted(log: Path, torn: str | bytes) -> None:
 def test_a_last_line_that_only_lacks_its_end_is_whole(log: Path) -> None:
     last = (log / "a.jsonl").read_text().splitlines()[-1]
     append(log, last, "b.jsonl")
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     assert len(list(lines(log, unreadable))) == 5
     assert unreadable.torn == 0
 
@@ -63,7 +63,7 @@ def test_a_last_line_that_only_lacks_its_end_is_whole(log: Path) -> None:
 def test_other_unreadable_lines_are_told_with_their_place(log: Path, bad: str, problem: str) -> None:
     append(log, bad + "\n")
     append(log, "\n")  # An empty line is nothing.
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     assert len(list(lines(log, unreadable))) == 4
     assert (unreadable.torn, unreadable.bad) == (0, 1)
     assert unreadable.told[0].startswith("b.jsonl:3: ")
@@ -72,7 +72,7 @@ def test_other_unreadable_lines_are_told_with_their_place(log: Path, bad: str, p
 
 def test_only_the_first_bad_lines_are_told(log: Path) -> None:
     append(log, "nonsense\n" * (KEPT + 5))
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     list(lines(log, unreadable))
     assert (unreadable.bad, len(unreadable.told)) == (KEPT + 5, KEPT)
 
@@ -81,9 +81,9 @@ def test_only_the_first_bad_lines_are_told(log: Path) -> None:
 def test_another_version_of_the_schema_is_refused(log: Path, version: object) -> None:
     append(log, json.dumps({"version": version, "type": "enrolment", "at": 1.0}) + "\n")
     with pytest.raises(RecordError, match=r"b\.jsonl:3: version: '.*' is not 1"):
-        list(lines(log, Unreadable()))
+        list(lines(log, UnreadableLines()))
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="is no directory"):
-        list(lines(tmp_path / "lgo", Unreadable()))
+        list(lines(tmp_path / "lgo", UnreadableLines()))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 from ab_experiments import PLAIN, POWER, experiment
-from sglang_power.experiments.analysis.results import Effect, Interval, Srm, Verdict
+from sglang_power.experiments.analysis.results import Effect, ExperimentVerdict, Interval, Srm
 from sglang_power.experiments.analysis.verdict import beyond, gain, verdict, within
 
 Bounds = tuple[float, float] | None
@@ -83,7 +83,7 @@ class Case:
     days: float = 7.0
     more: list[Effect] = field(default_factory=list)
 
-    def told(self, **sections: Any) -> Verdict:
+    def told(self, **sections: Any) -> ExperimentVerdict:
         effects = [
             effect("primary", self.thumbs),
             effect("primary", self.thumbs_matched, control="matched"),

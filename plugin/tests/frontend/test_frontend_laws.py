@@ -15,7 +15,7 @@ from exact import g_test
 from sglang.lang.ir import SglSamplingParams
 from sglang_power.answers import power_weights
 from sglang_power.frontend import power_choices
-from sglang_power.frontend.laws import Drawn, draw, endings_of, exponent_of, log_density, normaliser
+from sglang_power.frontend.laws import DrawnSegment, draw, endings_of, exponent_of, log_density, normaliser
 from sglang_power.rng import Purpose
 
 DRAWS = 4000
@@ -79,7 +79,7 @@ def selected_law(branches: int, weights: Any) -> dict[str, float]:
 
 def test_selection_by_power_has_the_enumerated_law_and_nears_the_power() -> None:
     def weights(log_p: Any) -> Any:
-        branches = [[Drawn((1,), value, 1.0)] for value in log_p]
+        branches = [[DrawnSegment((1,), value, 1.0)] for value in log_p]
         return power_weights(ALPHA, log_p, [log_density(one, ALPHA) for one in branches])
 
     exact = selected_law(4, weights)
@@ -99,8 +99,8 @@ def test_selection_by_power_has_the_enumerated_law_and_nears_the_power() -> None
 
 
 def test_densities_of_branches() -> None:
-    plain, cold, powered = (Drawn((1,), -2.0, exponent) for exponent in (1.0, None, ALPHA))
-    later = Drawn((1, 5), -3.0, 1.0)
+    plain, cold, powered = (DrawnSegment((1,), -2.0, exponent) for exponent in (1.0, None, ALPHA))
+    later = DrawnSegment((1, 5), -3.0, 1.0)
     assert log_density([plain, later], ALPHA) == -5.0
     assert log_density([powered, later], ALPHA) == -2.0 * ALPHA - 3.0
     assert log_density([plain, cold], ALPHA) is None
@@ -109,8 +109,8 @@ def test_densities_of_branches() -> None:
 
 
 def test_normalisers_are_equal_only_behind_the_same_tokens_with_the_same_ends() -> None:
-    def powered(prefix: int = 1, **settings: Any) -> list[Drawn]:
-        return [Drawn((prefix,), -2.0, ALPHA, endings_of(SglSamplingParams(**settings)))]
+    def powered(prefix: int = 1, **settings: Any) -> list[DrawnSegment]:
+        return [DrawnSegment((prefix,), -2.0, ALPHA, endings_of(SglSamplingParams(**settings)))]
 
     first = normaliser(powered(), ALPHA)
     assert first == normaliser(powered(return_logprob=True), ALPHA)
@@ -120,10 +120,10 @@ def test_normalisers_are_equal_only_behind_the_same_tokens_with_the_same_ends() 
         powered(stop=";"),
         powered(stop_token_ids=[5]),
         powered(ignore_eos=True),
-        [Drawn((1,), -2.0, 1.0)],
+        [DrawnSegment((1,), -2.0, 1.0)],
     ]
     assert first not in [normaliser(one, ALPHA) for one in others]
-    assert normaliser([Drawn((1,), -2.0, 1.0)], 1.0) is None, (
+    assert normaliser([DrawnSegment((1,), -2.0, 1.0)], 1.0) is None, (
         "p itself is normalised, whatever ends its answers"
     )
 

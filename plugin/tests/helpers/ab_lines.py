@@ -14,9 +14,9 @@ from sglang_power.experiments.records import (
     Completion,
     Enrolment,
     Feedback,
-    Outcome,
+    RequestOutcome,
     ShadowRun,
-    Tokens,
+    TokenCounts,
 )
 
 HOUR = 3600.0
@@ -83,14 +83,14 @@ class Lines:
         arm: str,
         at: float,
         *,
-        outcome: Outcome = "ok",
+        outcome: RequestOutcome = "ok",
         decoded: int = 10,
         prefilled: int = 5,
         e2e_s: float = 1.0,
         **more: Any,
     ) -> None:
         """The end of a request."""
-        tokens = Tokens(decoded=decoded, prefilled=prefilled)
+        tokens = TokenCounts(decoded=decoded, prefilled=prefilled)
         self.written.append(
             Completion(
                 at=at,
@@ -134,7 +134,7 @@ class Lines:
                 arm=arm,
                 served=served,
                 outcome="error" if same is None else "ok",
-                tokens=Tokens(decoded=7, prefilled=3),
+                tokens=TokenCounts(decoded=7, prefilled=3),
                 e2e_s=1.0,
                 same_text=same,
             )

@@ -11,7 +11,7 @@ from typing import Any
 from sglang_power.experiments import counters as experiment_metrics
 from sglang_power.experiments.counters import Counters
 from sglang_power.experiments.model import Experiment
-from sglang_power.experiments.records import Completion, Enrolment, Outcome, ShadowRun, Tokens
+from sglang_power.experiments.records import Completion, Enrolment, RequestOutcome, ShadowRun, TokenCounts
 from sglang_power.server import metrics as serving_metrics
 
 SAMPLES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
@@ -55,7 +55,7 @@ def enrolment(arm: str) -> Enrolment:
     )
 
 
-def completion(arm: str, outcome: Outcome, e2e_s: float) -> Completion:
+def completion(arm: str, outcome: RequestOutcome, e2e_s: float) -> Completion:
     """Of 10 decoded and 3 prefilled tokens."""
     return Completion(
         at=0.0,
@@ -63,7 +63,7 @@ def completion(arm: str, outcome: Outcome, e2e_s: float) -> Completion:
         experiment="first",
         arm=arm,
         outcome=outcome,
-        tokens=Tokens(decoded=10, prefilled=3),
+        tokens=TokenCounts(decoded=10, prefilled=3),
         e2e_s=e2e_s,
     )
 
@@ -77,7 +77,7 @@ def shadow_run(arm: str) -> ShadowRun:
         arm=arm,
         served="plain",
         outcome="ok",
-        tokens=Tokens(decoded=7, prefilled=2),
+        tokens=TokenCounts(decoded=7, prefilled=2),
         e2e_s=1.0,
     )
 

@@ -9,13 +9,13 @@ from sglang_power.experiments.analysis.results import (
     ArmSummary,
     Effect,
     Excluded,
+    ExperimentVerdict,
     Interval,
     Point,
     Report,
     ShadowSummary,
     Srm,
     Unmatched,
-    Verdict,
 )
 
 Role = Literal["primary", "guardrail", "shown"]
@@ -122,7 +122,7 @@ def full_report() -> Report:
             effect("guardrail", "failed", None, None, control="best-of-8", direction="lower"),
             effect("shown", "tokens", 3100.0, 3700.0, direction="lower"),
         ),
-        verdict=Verdict(
+        verdict=ExperimentVerdict(
             decision="ship",
             arm="power",
             reason="thumbs of power is at least 0.022 better than best-of-8 and 0.031 better than plain.",

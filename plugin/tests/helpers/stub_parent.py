@@ -14,7 +14,7 @@ from sglang_power.answers import EXTRACTORS
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.request import parse_request
 from sglang_power.rewards import NamedReward
-from sglang_power.rewards.base import Called
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.rng import Key
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.registry import served
@@ -88,7 +88,7 @@ class StubParent(Parent):
         raise AssertionError(child)
 
 
-REWARD = NamedReward("r", Called("r", lambda *_: 1.0))
+REWARD = NamedReward("r", FunctionReward("r", lambda *_: 1.0))
 
 
 READOUT = Readout("equivalence", "llm", (1,), (2,), frozenset())

@@ -19,14 +19,14 @@ from pydantic import AnyHttpUrl
 from sglang_power.errors import ConfigError, PowerError, RequestError, RewardError
 from sglang_power.request import parse_request
 from sglang_power.rewards import EndpointConfig, NamedReward, OnError, Scorer, installed_rewards, reward
-from sglang_power.rewards.base import Called
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.sglang_host.tokenizer.orchestrator import STATUS
 
 Function = Callable[[str, str], object]
 
 
 def named(function: Function, upper_bound: float | None = None, on_error: OnError = "fail") -> NamedReward:
-    return NamedReward("r", Called("r", function, upper_bound), on_error)
+    return NamedReward("r", FunctionReward("r", function, upper_bound), on_error)
 
 
 # --- foreign functions --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from sglang_power.engines.tabular import Prefix
 from sglang_power.errors import ChainAbortedError, RewardError
 from sglang_power.request import parse_power
 from sglang_power.rewards import NamedReward
-from sglang_power.rewards.base import Called
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.rng import Key
 from sglang_power.samplers import chain_report
 from sglang_power.samplers.budgets import Budget
@@ -225,7 +225,7 @@ def parent_of(text: str | None, params: dict[str, Any]) -> Parent:
 def scorer_of(parent: Parent, function: Any) -> AnswerScorer:
     stop, text = StopRule.of(parent.manager, parent.params), TextRule.of(parent.manager, parent.params)
     prompt = Prompt([3, 4], {}, Usage())
-    return AnswerScorer(parent, prompt, stop, text, NamedReward("r", Called("r", function)))
+    return AnswerScorer(parent, prompt, stop, text, NamedReward("r", FunctionReward("r", function)))
 
 
 @pytest.mark.parametrize(("sent", "prompt"), [("as sent", "as sent"), (None, "cd")])

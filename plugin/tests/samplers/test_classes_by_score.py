@@ -14,7 +14,7 @@ from exact_tools import selection_report
 from naive_tree import model
 from selection_cases import EXACT, SAMPLING, cot
 from sglang_power.answers import Verdict
-from sglang_power.answers.equivalence import DIFFERENT, EQUAL, Called
+from sglang_power.answers.equivalence import DIFFERENT, EQUAL, FunctionRelation
 from sglang_power.request import SelectionRequest, parse_request
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.choosing import with_classes
@@ -55,7 +55,7 @@ async def test_the_classes_are_those_of_equal_answers(
 
 
 async def test_the_equivalence_that_was_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    one_class = Called(lambda *_: True)
+    one_class = FunctionRelation(lambda *_: True)
     monkeypatch.setattr(tools, "relation_of", lambda *_: one_class)
     selection = await selected(monkeypatch, {**BEST_OF, "equivalence": "math"})
     assert len(groups(selection)) > 1

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from selection_cases import LastDigit
 from sglang_power.algorithms.engine import ContinuationCall
-from sglang_power.answers import EQUAL, LlmRelation, Outcome, equivalence, undecided
-from sglang_power.answers.equivalence import Called
+from sglang_power.answers import EQUAL, ComparisonOutcome, LlmRelation, equivalence, undecided
+from sglang_power.answers.equivalence import FunctionRelation
 from sglang_power.engines.tabular import TabularEngine
 from sglang_power.rewards import NamedReward
-from sglang_power.rewards.base import Called as CalledReward
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.samplers.candidates import Selection
 from sglang_power.samplers.deadlines import BoundedEvaluator, BoundedReader, Deadline, bounded
 from sglang_power.sglang_host.tokenizer import tools
@@ -51,7 +51,7 @@ class Stuck:
 
 async def test_a_deadline_ends_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = Stuck()
-    reward = NamedReward("r", CalledReward("r", stuck))
+    reward = NamedReward("r", FunctionReward("r", stuck))
     asked = {**DRAWN, "score": "reward", "reward": "r"}
     async with asyncio.timeout(HUNG_S):
         selection = await selected(monkeypatch, asked, reward=reward, deadline=time.time() + SOON_S)
@@ -84,7 +84,7 @@ def answers(selection: Selection) -> list[str]:
 
 async def test_a_deadline_ends_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = Stuck()
-    selection = await voted(monkeypatch, Called(stuck), deadline=time.time() + SOON_S)
+    selection = await voted(monkeypatch, FunctionRelation(stuck), deadline=time.time() + SOON_S)
     assert selection.stopped_by == "deadline_ms"
     assert {one["reason"] for one in selection.notes["undecided"]} == {LATE}
     assert answers(selection) == sorted({one.value for one in selection.candidates if one.value})
@@ -93,7 +93,7 @@ async def test_a_deadline_ends_comparisons(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_an_abort_ends_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, parent = Stuck(), StubParent()
-    run = asyncio.create_task(voted(monkeypatch, Called(stuck), parent=parent))
+    run = asyncio.create_task(voted(monkeypatch, FunctionRelation(stuck), parent=parent))
     await stuck.started.wait()
     parent.abort()
     selection = await run
@@ -104,7 +104,7 @@ async def test_an_abort_ends_a_comparison(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_comparisons_in_time_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    selection = await voted(monkeypatch, Called(lambda *_: True), deadline=time.time() + HUNG_S)
+    selection = await voted(monkeypatch, FunctionRelation(lambda *_: True), deadline=time.time() + HUNG_S)
     assert (selection.stopped_by, len(answers(selection))) == ("completed", 1)
     assert "undecided" not in selection.notes
 
@@ -165,7 +165,7 @@ async def test_children_that_run_at_the_deadline_end_by_themselves() -> None:
 
     deadline = Deadline(StubParent().watched, time.time() + SOON_S)
     verdict = await bounded(LlmRelation(Slow()), deadline).same("a", "b")
-    assert (verdict.outcome, verdict.usage) == (Outcome.EQUAL, Usage(children=1))
+    assert (verdict.outcome, verdict.usage) == (ComparisonOutcome.EQUAL, Usage(children=1))
     assert not deadline.late
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from selection_cases import MODEL, L, LastDigit, cot
-from sglang_power.answers.equivalence import Called, Verdict, undecided
+from sglang_power.answers.equivalence import FunctionRelation, Verdict, undecided
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.rng import Key
 from sglang_power.samplers.candidates import Selection
@@ -44,5 +44,5 @@ async def test_answers_keep_classes_of_their_own_and_the_response_says_so(sample
 
 @pytest.mark.parametrize("sampler", ["cot", "vote"])
 async def test_decided_comparisons_need_no_note(sampler: str) -> None:
-    selection = await run(sampler, Called(lambda a, b: a == b))
+    selection = await run(sampler, FunctionRelation(lambda a, b: a == b))
     assert "undecided" not in selection.notes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sglang_power.errors import ConfigError
 from sglang_power.rewards import EndpointConfig, NamedReward, reward
-from sglang_power.rewards.base import Called
+from sglang_power.rewards.base import FunctionReward
 from sglang_power.server import config as module
 from sglang_power.server.config import ServerConfig, load_config
 
@@ -74,7 +74,7 @@ def test_a_token_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_installed_reward_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = {"judge": NamedReward("judge", Called("judge", lambda *_: 0.0))}
+    taken = {"judge": NamedReward("judge", FunctionReward("judge", lambda *_: 0.0))}
     monkeypatch.setattr(module, "installed_rewards", lambda: taken)
     with pytest.raises(ConfigError, match=r"line 2, field 'rewards\.judge': .*choose another"):
         load(tmp_path, JUDGE)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang_power.answers import LlmRelation, Outcome, equivalence, same_question
+from sglang_power.answers import ComparisonOutcome, LlmRelation, equivalence, same_question
 from sglang_power.errors import ChainAbortedError, HostError, UnsupportedError
 from sglang_power.request import BestOfRequest, CotRequest, SelectionRequest, VoteRequest
 from sglang_power.server.config import ServerConfig
@@ -250,7 +250,7 @@ async def test_self_evaluation_is_the_log_probability_of_right() -> None:
 
 async def test_llm_names_the_judge_and_other_names_do_not() -> None:
     judge = judge_of(ScriptedParent(always(yes=0.9, no=0.1), tokenizer()))
-    assert (await relation_of("llm", judge).same("a", "b")).outcome is Outcome.EQUAL
+    assert (await relation_of("llm", judge).same("a", "b")).outcome is ComparisonOutcome.EQUAL
     assert relation_of("exact", judge) is equivalence("exact")
     with pytest.raises(UnsupportedError, match="equivalence='llm': asks the served model"):
         equivalence("llm")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sglang_power.errors import RecordError
 from sglang_power.viewer import TraceRecord, read_record, record_of, validated
-from sglang_power.viewer.record import Tree
+from sglang_power.viewer.record import TraceTree
 from sglang_power.viewer.story import sentences
 
 DATA = Path(__file__).parents[1] / "data"
@@ -31,8 +31,8 @@ def edited(name: str, edit: Edit) -> Json:
     return content
 
 
-def tree_of(record: TraceRecord) -> Tree:
-    assert isinstance(record.run, Tree)
+def tree_of(record: TraceRecord) -> TraceTree:
+    assert isinstance(record.run, TraceTree)
     return record.run
 
 

@@ -16,7 +16,7 @@ from sglang_power.samplers.budgets import Budget
 from sglang_power.samplers.candidates import Candidate, Selection
 from sglang_power.samplers.chain import Chain as ChainDriver
 from sglang_power.viewer import record_of
-from sglang_power.viewer.record import Chain, Node, Tree
+from sglang_power.viewer.record import TraceChain, TraceNode, TraceTree
 from sglang_power.viewer.story import _caps
 
 
@@ -34,7 +34,7 @@ async def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
     report = power_report(request, config, result, bytes_as_text)
     text = bytes_as_text(result.state.tokens.ids)
     chain = record_of({"text": text, "meta_info": {"power": report}}).run
-    assert isinstance(chain, Chain)
+    assert isinstance(chain, TraceChain)
     assert any(step.early_rejected for step in chain.steps)
     torn = 0
     for info, step in zip(result.infos, chain.steps, strict=True):
@@ -46,19 +46,19 @@ async def test_a_reported_chain_tells_both_endings_of_every_step() -> None:
     assert sum(step.saved_tokens_max or 0 for step in chain.steps) == report["saved_tokens_max"]
 
 
-def tree_of(request: SelectionRequest, selection: Selection) -> Tree:
+def tree_of(request: SelectionRequest, selection: Selection) -> TraceTree:
     report = selection_report(request, selection, 9)
     tree = record_of({"text": selection.best.text, "meta_info": {"power": report}}).run
-    assert isinstance(tree, Tree)
+    assert isinstance(tree, TraceTree)
     return tree
 
 
-def ends(tree: Tree) -> list[int]:
+def ends(tree: TraceTree) -> list[int]:
     """Nodes that end with whole answers."""
     return [number for number, node in enumerate(tree.nodes) if node.fate in ("leaf", "chosen")]
 
 
-def spelled(tree: Tree, number: int) -> str:
+def spelled(tree: TraceTree, number: int) -> str:
     """The text that ends in a node."""
     text, at = "", number
     while (parent := tree.nodes[at].parent) is not None:
@@ -66,7 +66,7 @@ def spelled(tree: Tree, number: int) -> str:
     return tree.nodes[at].text + text
 
 
-def told(node: Node) -> tuple[str | None, float | None, int]:
+def told(node: TraceNode) -> tuple[str | None, float | None, int]:
     return node.answer, node.confidence, node.end
 
 

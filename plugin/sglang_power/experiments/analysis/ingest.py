@@ -33,7 +33,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sglang_power.errors import RecordError
-from sglang_power.experiments.analysis.reading import Unreadable, lines
+from sglang_power.experiments.analysis.reading import UnreadableLines, lines
 from sglang_power.experiments.feedback import ExposureId
 from sglang_power.experiments.model import Name
 from sglang_power.experiments.records import Enrolment, Feedback, Value, unit_hash
@@ -60,7 +60,7 @@ def _nothing(value: object) -> object:
     return None if value == "" else value
 
 
-class Row(BaseModel):
+class IngestedOutcome(BaseModel):
     """One outcome.
 
     Args:
@@ -151,13 +151,13 @@ class _Finder:
         self._asked, self._key, self._within_s = asked, key, within_s
         self.unmatched = 0
 
-    def exposure_id(self, row: Row) -> str | None:
+    def exposure_id(self, row: IngestedOutcome) -> str | None:
         """The exposure of a row; None, and counted, where there is none."""
         found = row.exposure_id or self._nearest(row)
         self.unmatched += found is None
         return found
 
-    def _nearest(self, row: Row) -> str | None:
+    def _nearest(self, row: IngestedOutcome) -> str | None:
         assert row.unit is not None
         assert row.time is not None
         assert self._key is not None
@@ -177,16 +177,16 @@ def _asked(table: Path, log: Path, key: bytes | None) -> Asked:
         hint = "Export the key that the servers hash units with (SGLANG_POWER_UNIT_KEY), or give exposure_id"
         raise RecordError(table.name, "names units, and there is no key to find them with", hint)
     asked: dict[str, list[tuple[float, str]]] = {unit_hash(unit, key): [] for unit in units}
-    for line in lines(log, Unreadable()):
+    for line in lines(log, UnreadableLines()):
         if isinstance(line, Enrolment) and line.unit in asked:
             asked[line.unit].append((line.at, line.exposure_id))
     return {unit: sorted(requests) for unit, requests in asked.items()}
 
 
-def _rows(table: Path) -> Iterable[Row]:
+def _rows(table: Path) -> Iterable[IngestedOutcome]:
     """Rows that are right, for a first look; what is wrong with others is told by `_copied`."""
     checked = (_checked(content, float("inf")) for _, content in _contents(table))
-    return (row for row in checked if isinstance(row, Row))
+    return (row for row in checked if isinstance(row, IngestedOutcome))
 
 
 def _copied(table: Path, out: TextIO, now: float, finder: _Finder) -> int:
@@ -244,11 +244,11 @@ def _json(text: str) -> Any:
         return Unusable(f"not JSON ({error})")
 
 
-def _checked(content: Any, now: float) -> Row | Unusable:
+def _checked(content: Any, now: float) -> IngestedOutcome | Unusable:
     if isinstance(content, Unusable):
         return content
     try:
-        row = Row.model_validate(content)
+        row = IngestedOutcome.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         return Unusable(f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}")
@@ -257,7 +257,7 @@ def _checked(content: Any, now: float) -> Row | Unusable:
     return row
 
 
-def _feedback(row: Row, exposure_id: str) -> Feedback:
+def _feedback(row: IngestedOutcome, exposure_id: str) -> Feedback:
     return Feedback(at=row.at.timestamp(), exposure_id=exposure_id, metric=row.metric, value=row.value)
 
 

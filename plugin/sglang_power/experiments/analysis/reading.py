@@ -20,7 +20,7 @@ KEPT = 20
 
 
 @dataclass
-class Unreadable:
+class UnreadableLines:
     """Lines that say nothing.
 
     Args:
@@ -51,7 +51,7 @@ def log_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.jsonl"))
 
 
-def lines(directory: Path, unreadable: Unreadable) -> Iterator[Line]:
+def lines(directory: Path, unreadable: UnreadableLines) -> Iterator[Line]:
     """Every line of a log; nothing is kept.
 
     Args:
@@ -89,7 +89,7 @@ def changes(directory: Path, experiment: str, now: float) -> Iterator[Change]:
                     yield line
 
 
-def _note(text: bytes, where: str, error: ValidationError, unreadable: Unreadable) -> None:
+def _note(text: bytes, where: str, error: ValidationError, unreadable: UnreadableLines) -> None:
     """Count a line that is none; refuse one of another schema."""
     _check_version(text, where)
     if not text.endswith(b"\n"):

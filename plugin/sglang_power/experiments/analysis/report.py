@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sglang_power.experiments.analysis.effects import effects_of
-from sglang_power.experiments.analysis.requests import Joined, Scope, Unit, joined
+from sglang_power.experiments.analysis.requests import EnrolledUnit, Joined, Scope, joined
 from sglang_power.experiments.analysis.results import Excluded, Report, Srm
 from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.summary import arm_summaries, shadow_summaries, unmatched
@@ -74,7 +74,7 @@ def _other_rules(found: Joined, began: float | None) -> float | None:
     return found.history.other_rules(rules_hash(found.scope.experiment), began, found.until)
 
 
-def _srm(enrolled: Sequence[Unit], weights: Mapping[str, int]) -> Srm:
+def _srm(enrolled: Sequence[EnrolledUnit], weights: Mapping[str, int]) -> Srm:
     """By all units that were enrolled, and by what was known of them before the assignment."""
     slices = {
         "endpoint": [unit.endpoint for unit in enrolled],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sglang_power.experiments.analysis.history import History, history
-from sglang_power.experiments.analysis.reading import Unreadable, changes, lines
+from sglang_power.experiments.analysis.reading import UnreadableLines, changes, lines
 from sglang_power.experiments.metrics import FeedbackMetric
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.records import (
@@ -21,7 +21,7 @@ from sglang_power.experiments.records import (
     Enrolment,
     Feedback,
     Line,
-    Outcome,
+    RequestOutcome,
     ShadowRun,
 )
 from sglang_power.experiments.versions import Versions, config_hash
@@ -57,7 +57,7 @@ def scope_of(experiment: Experiment, phase: int, now: float, before: Sequence[Ex
 
 
 @dataclass(slots=True)
-class Unit:
+class EnrolledUnit:
     """Who was randomised: a user, a session, or a window of a switchback.
 
     Args:
@@ -84,9 +84,9 @@ class Request:
         feedback: metric -> (when, value), the last value within the window.
     """
 
-    unit: Unit
+    unit: EnrolledUnit
     at: float
-    outcome: Outcome | None = None
+    outcome: RequestOutcome | None = None
     decoded: int = 0
     prefilled: int = 0
     e2e_s: float | None = None
@@ -123,7 +123,7 @@ class Joined:
     scope: Scope
     versions: Versions
     history: History
-    units: dict[str, Unit] = field(default_factory=dict)
+    units: dict[str, EnrolledUnit] = field(default_factory=dict)
     requests: dict[str, Request | None] = field(default_factory=dict)
     earlier: dict[str, dict[int, str]] = field(default_factory=dict)
     testers: set[str] = field(default_factory=set)
@@ -131,25 +131,25 @@ class Joined:
     others: Counter[str] = field(default_factory=Counter)
     shadows: dict[str, ShadowTally] = field(default_factory=dict)
     excluded: Counter[str] = field(default_factory=Counter)
-    unreadable: Unreadable = field(default_factory=Unreadable)
+    unreadable: UnreadableLines = field(default_factory=UnreadableLines)
     until: float | None = None
 
-    def closes(self, unit: Unit) -> float:
+    def closes(self, unit: EnrolledUnit) -> float:
         """When the value of a unit is final: its outcome window and the grace of its requests are over."""
         return unit.first + self.scope.window_s + self.scope.experiment.completion_grace_s
 
-    def is_over(self, unit: Unit) -> bool:
+    def is_over(self, unit: EnrolledUnit) -> bool:
         """Whether nothing that comes can change a unit's value."""
         return self.closes(unit) <= self.scope.now
 
-    def is_cut(self, unit: Unit) -> bool:
+    def is_cut(self, unit: EnrolledUnit) -> bool:
         """Whether a kill kept requests of a unit from being enrolled."""
         last, switchback = unit.first + self.scope.window_s, self.scope.experiment.switchback
         if switchback is not None:
             last = min(last, (int(unit.name) + 1) * switchback.window_s)
         return any(kill.meets(unit.first, last) for kill in self.history.kills)
 
-    def is_closed(self, unit: Unit) -> bool:
+    def is_closed(self, unit: EnrolledUnit) -> bool:
         """Whether a unit is analysed: its window was open to its end, and is over."""
         return self.is_over(unit) and not self.is_cut(unit)
 
@@ -185,7 +185,7 @@ def joined(log: Path, scope: Scope) -> Joined:
         if line.at <= scope.now:
             _enrol(result, line)
     _settle(result)
-    for line in lines(log, Unreadable()):  # Counted in the first pass.
+    for line in lines(log, UnreadableLines()):  # Counted in the first pass.
         if line.at <= scope.now:
             _attach(result, line)
     result.excluded["other_configuration"] = result.others.total()
@@ -224,11 +224,11 @@ def _request(result: Joined, line: Enrolment) -> Request | None:
     return None
 
 
-def _unit(result: Joined, line: Enrolment) -> Unit:
+def _unit(result: Joined, line: Enrolment) -> EnrolledUnit:
     """The unit of a request, which may turn out to be its first."""
     unit = result.units.get(line.unit)
     if unit is None:
-        unit = Unit(line.unit, line.arm, line.at, line.endpoint, line.stream, line.model)
+        unit = EnrolledUnit(line.unit, line.arm, line.at, line.endpoint, line.stream, line.model)
         result.units[line.unit] = unit
     elif line.at < unit.first:
         unit.arm, unit.first = line.arm, line.at
@@ -253,7 +253,7 @@ def _settle(result: Joined) -> None:
     result.units = {name: unit for name, unit in result.units.items() if name not in refused}
 
 
-def _refused(result: Joined, unit: Unit) -> str | None:
+def _refused(result: Joined, unit: EnrolledUnit) -> str | None:
     """Why a unit is not admitted to the analysis, whatever its requests were."""
     if unit.name in result.testers:
         return "overrides"

@@ -188,7 +188,7 @@ class Excluded(_Part):
     bad_lines: int = 0
 
 
-class Verdict(_Part):
+class ExperimentVerdict(_Part):
     """What to do, and why."""
 
     decision: Decision
@@ -236,7 +236,7 @@ class Report(_Part):
     arms: tuple[ArmSummary, ...]
     srm: Srm
     effects: tuple[Effect, ...]
-    verdict: Verdict
+    verdict: ExperimentVerdict
     metrics: dict[str, str] = {}
     unmatched: tuple[Unmatched, ...] = ()
     shadows: tuple[ShadowSummary, ...] = ()

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from sglang_power.experiments.analysis import switchback
 from sglang_power.experiments.analysis.effects import Effort, effects_at
-from sglang_power.experiments.analysis.results import Effect, Verdict
+from sglang_power.experiments.analysis.results import Effect, ExperimentVerdict
 from sglang_power.experiments.analysis.srm import srm
 from sglang_power.experiments.analysis.traffic import Assumptions, check, draw
 from sglang_power.experiments.analysis.verdict import verdict
@@ -79,7 +79,7 @@ class _Run:
         estimates: of the primary metric at the end, one per pair.
     """
 
-    decided: tuple[Verdict, int] | None
+    decided: tuple[ExperimentVerdict, int] | None
     excluded: bool
     estimates: list[float]
 
@@ -123,7 +123,7 @@ def _run(experiment: Experiment, assumptions: Assumptions, looks: Sequence[int],
     random = np.random.default_rng([assumptions.seed, number])
     observations = draw(experiment, assumptions, experiment.weights(len(experiment.ramp) - 1), random)
     lift = assumptions.lift.get(experiment.primary.metric, 0.0)
-    decided: tuple[Verdict, int] | None = None
+    decided: tuple[ExperimentVerdict, int] | None = None
     excluded = False
     effects: tuple[Effect, ...] = ()
     for look, effects in zip(looks, effects_at(observations, experiment, looks, ROUGH), strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang_power.experiments.analysis.observations import Column, Observations
-from sglang_power.experiments.analysis.requests import Joined, Request, Unit
+from sglang_power.experiments.analysis.requests import EnrolledUnit, Joined, Request
 from sglang_power.experiments.metrics import (
     FeedbackMetric,
     LatencyMetric,
@@ -41,8 +41,8 @@ class Population:
         excluded: reason -> units.
     """
 
-    enrolled: Sequence[Unit]
-    kept: Sequence[Unit]
+    enrolled: Sequence[EnrolledUnit]
+    kept: Sequence[EnrolledUnit]
     observations: Observations
     requests: Mapping[str, Sequence[Request]]
     excluded: Counter[str]
@@ -80,7 +80,7 @@ def population(joined: Joined) -> Population:
     )
 
 
-def _left_out(unit: Unit, joined: Joined, excluded: Counter[str]) -> bool:
+def _left_out(unit: EnrolledUnit, joined: Joined, excluded: Counter[str]) -> bool:
     """Whether a unit is kept out for what it was in earlier phases."""
     earlier = joined.earlier.get(unit.name)
     if earlier is None:

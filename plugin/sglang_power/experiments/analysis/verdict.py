@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sglang_power.experiments.analysis.results import Effect, Srm, Verdict
+from sglang_power.experiments.analysis.results import Effect, ExperimentVerdict, Srm
 from sglang_power.experiments.model import Experiment
 
 CARRY_OVER_P = 0.01
@@ -51,7 +51,9 @@ def _loss(effect: Effect) -> float:
     return -estimate if effect.direction == "higher" else estimate
 
 
-def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: int, days: float) -> Verdict:
+def verdict(
+    experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: int, days: float
+) -> ExperimentVerdict:
     """What to do with an experiment.
 
     ship: minimum run reached, no sample ratio mismatch, and an arm's primary metric is better than every
@@ -75,7 +77,7 @@ def verdict(experiment: Experiment, effects: Sequence[Effect], srm: Srm, units: 
     if harmful := next((effect for effect in judged if _harmful(effect)), None):
         return _stop(harmful, srm)
     if obstacle is not None:
-        return Verdict(decision="keep running", arm=None, reason=obstacle)
+        return ExperimentVerdict(decision="keep running", arm=None, reason=obstacle)
     return _keep(max(_arms(judged), key=lambda arm: _worst(judged, arm)), judged)
 
 
@@ -141,11 +143,11 @@ def _missing_run(experiment: Experiment, units: int, days: float) -> str:
     return ", ".join([*asked, f"{units:,} of {run.units:,} {rows}"])
 
 
-def _ship(arm: str, effects: Sequence[Effect]) -> Verdict:
+def _ship(arm: str, effects: Sequence[Effect]) -> ExperimentVerdict:
     wins = [effect for effect in effects if effect.arm == arm and effect.role == "primary"]
     said = "; ".join(f"against {e.control} {_said(e)}, at least {gain(e)[0]:+.4g}" for e in wins)
     guardrails = sum(effect.arm == arm and effect.role == "guardrail" for effect in effects)
-    return Verdict(
+    return ExperimentVerdict(
         decision="ship",
         arm=arm,
         reason=f"{wins[0].metric} of {arm} is better by {_threshold(wins[0]):g} or more than every control "
@@ -157,7 +159,7 @@ def _guarded(guardrails: int) -> str:
     return "every guardrail is within its margin" if guardrails else "no guardrail was declared"
 
 
-def _stop(effect: Effect, srm: Srm) -> Verdict:
+def _stop(effect: Effect, srm: Srm) -> ExperimentVerdict:
     best = gain(effect)[1]
     if effect.role == "primary":
         why = f"{effect.metric} of {effect.arm} is worse than of {effect.control}"
@@ -167,10 +169,12 @@ def _stop(effect: Effect, srm: Srm) -> Verdict:
         known = effect.interval.why_none or f"at least {-best:.4g} worse"
         limit = f"{known}, margin {_threshold(effect):g}"
     doubt = "; the sample ratio is off, too, so find its cause first" if srm.red else ""
-    return Verdict(decision="stop", arm=effect.arm, reason=f"{why} ({_said(effect)}, {limit}){doubt}")
+    return ExperimentVerdict(
+        decision="stop", arm=effect.arm, reason=f"{why} ({_said(effect)}, {limit}){doubt}"
+    )
 
 
-def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
+def _keep(arm: str, effects: Sequence[Effect]) -> ExperimentVerdict:
     """Names what the most promising arm lacks first."""
     effect = next(effect for effect in effects if effect.arm == arm and _unproven(effect))
     worst, best = gain(effect)
@@ -195,7 +199,7 @@ def _keep(arm: str, effects: Sequence[Effect]) -> Verdict:
             f"{pair} is between {worst:+.4g} and {best:+.4g} better, and {_threshold(effect):g} is needed "
             f"to ship ({_said(effect)})"
         )
-    return Verdict(decision="keep running", arm=None, reason=reason)
+    return ExperimentVerdict(decision="keep running", arm=None, reason=reason)
 
 
 def _said(effect: Effect) -> str:

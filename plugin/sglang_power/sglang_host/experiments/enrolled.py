@@ -22,7 +22,7 @@ from fastapi import HTTPException
 from sglang_power.errors import PowerError
 from sglang_power.experiments.enrolling import Enrolled, Facts
 from sglang_power.experiments.feedback import exposure_id
-from sglang_power.experiments.records import Completion, Outcome
+from sglang_power.experiments.records import Completion, RequestOutcome
 from sglang_power.samplers.report import plain_report
 from sglang_power.sglang_host.experiments.exposure_header import tell
 from sglang_power.sglang_host.experiments.service import ExperimentService
@@ -195,7 +195,7 @@ class EnrolledRun:
             outcome, reason = "disconnect", None
         self._complete(outcome, reason)
 
-    def _ending(self, ends: list[Any]) -> tuple[Outcome, str | None]:
+    def _ending(self, ends: list[Any]) -> tuple[RequestOutcome, str | None]:
         """How a request with all its answers ended."""
         reports = [answer["meta_info"]["power"] for answer in self._last.values()]
         if broken := [end for end in ends if end.get("type") == "abort"]:
@@ -207,7 +207,7 @@ class EnrolledRun:
             return "deadline", None
         return "ok", None
 
-    def _complete(self, outcome: Outcome, reason: str | None) -> None:
+    def _complete(self, outcome: RequestOutcome, reason: str | None) -> None:
         if self._done:
             return
         self._done = True

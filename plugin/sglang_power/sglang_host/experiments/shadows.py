@@ -23,7 +23,7 @@ from fastapi import HTTPException
 from sglang_power.errors import PowerError, RequestError
 from sglang_power.experiments.enrolling import Enrolled
 from sglang_power.experiments.model import Arm, Experiment
-from sglang_power.experiments.records import Outcome, ShadowRun
+from sglang_power.experiments.records import RequestOutcome, ShadowRun
 from sglang_power.experiments.sections import Shadow
 from sglang_power.sglang_host.tokenizer.answer_writer import Answer
 from sglang_power.sglang_host.tokenizer.body import Body
@@ -165,7 +165,7 @@ def _copied(obj: Any, experiment: Experiment) -> Any:
 
 async def _answered(
     service: ExperimentService, host: Host, body: Body, arm: Arm
-) -> tuple[Outcome, list[Answer]]:
+) -> tuple[RequestOutcome, list[Answer]]:
     """How a shadow's run ended, and its answers."""
     try:
         plan = service.plan_of(arm, host.obj, body)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from sglang_power.experiments.records import Tokens
+from sglang_power.experiments.records import TokenCounts
 
 if TYPE_CHECKING:
     from sglang_power.sglang_host.tokenizer.host import GenerateRequest
@@ -23,9 +23,9 @@ class Meter:
         self._decoded = self._prefilled = 0
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> TokenCounts:
         """Tokens that were generated, and prompt tokens that the radix cache did not hold."""
-        return Tokens(decoded=self._decoded, prefilled=self._prefilled)
+        return TokenCounts(decoded=self._decoded, prefilled=self._prefilled)
 
     def around(self, original: GenerateRequest) -> GenerateRequest:
         """SGLang's generate_request, with what it answers counted."""

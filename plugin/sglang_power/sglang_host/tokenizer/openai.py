@@ -22,7 +22,7 @@ logger = logging.getLogger("sglang_power")
 
 _NOTES = "_sglang_power_notes"
 
-Report = dict[str, Any]
+PowerReport = dict[str, Any]
 
 
 class StreamNotes:
@@ -33,10 +33,10 @@ class StreamNotes:
     """
 
     def __init__(self, incremental: bool = False) -> None:
-        self.progress: asyncio.Queue[Report] = asyncio.Queue()
+        self.progress: asyncio.Queue[PowerReport] = asyncio.Queue()
         self._incremental = incremental
         self.logprobs: dict[int, HeldLogprobs] = {}
-        self.reports: dict[int, Report] = {}
+        self.reports: dict[int, PowerReport] = {}
         self._tokens: dict[int, int] = {}
 
     def takes(self, index: int, answer: dict[str, Any]) -> bool:
@@ -53,7 +53,7 @@ class StreamNotes:
             self.progress.put_nowait({"index": index, **power["progress"]})
         return new_tokens
 
-    def _whole(self, index: int, power: Report) -> Report:
+    def _whole(self, index: int, power: PowerReport) -> PowerReport:
         """Return a report with the statistics of all rows so far, of which a chunk may bring its own only."""
         before = self.reports.get(index, {}).get("statistics")
         if not self._incremental or before is None or "statistics" not in power:
