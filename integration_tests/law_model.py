@@ -301,6 +301,10 @@ class AnswerTree:
         returned, waiting = np.zeros(len(self.nodes)), np.zeros(len(self.nodes))
         live = self._start()
         for stage in range(1, config.stages):
+            live = self.extended(config.law, live, config.stage_horizon(stage))
+            if config.schedule == "exact":  # what an extension finished goes to the last stage at once
+                waiting += np.where(self.finished, live, 0.0)
+                live = np.where(self.finished, 0.0, live)
             live = self._stage(config, live, config.stage_horizon(stage), mistake)
             over = returned if config.schedule == "paper" else waiting
             over += np.where(self.finished, live, 0.0)

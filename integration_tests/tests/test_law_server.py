@@ -75,9 +75,10 @@ class Case:
         return parse_power({**self.power, **self.sampling}).mh_config(HORIZON)
 
     @property
-    def steps(self) -> int:
-        """Of a whole run: every answer of two stages has N in each."""
-        return self.config.steps if self.drafted else self.config.stages * self.config.steps
+    def steps(self) -> set[int]:
+        """Of a whole run: N in each of two stages, or in the last one for what the first extension finished."""
+        each = self.config.steps
+        return {each} if self.drafted else {each, self.config.stages * each}
 
     def bodies(self, drafts: Sequence[Prefix] | None) -> list[Json]:
         """One request per answer."""
@@ -181,7 +182,8 @@ def check_answer(tree: AnswerTree, case: Case, answer: Json, law: Literal["power
     """What one response says of itself is true."""
     power, ids = answer["meta_info"]["power"], tuple(answer["output_ids"])
     assert (power["sampler"], power["law"], power["fallback_reason"]) == ("power", law, None)
-    assert (power["stopped_by"], power["steps"]) == ("completed", case.steps)
+    assert power["stopped_by"] == "completed"
+    assert power["steps"] in case.steps
     assert "not_a_number" not in power
     assert tree.in_space(HORIZON)[tree.index[ids]], f"{ids} is not an answer"
     log_p = tree.log_p(ids)

@@ -65,7 +65,9 @@ def gains(law: CutLaw, entropy: FloatArray) -> FloatArray:
     Raises:
         UnsupportedError: the law reads entropies, and the engine reports none.
     """
-    if law.epsilon != 1.0 and np.isnan(entropy).any():
+    if law.epsilon == 1.0:
+        return np.zeros(len(entropy))
+    if np.isnan(entropy).any():
         raise UnsupportedError("cut", law, "the engine reports no entropies", "Use the uniform cut")
     previous = np.concatenate([[0.0], entropy[:-1]])
     return np.array([law.gain(h, b) for h, b in zip(entropy, previous, strict=True)])
@@ -78,19 +80,48 @@ def mixture(epsilon: float, gain: float, total_gain: float, count: int) -> float
     return float(np.log((1.0 - epsilon) * gain / total_gain + epsilon / count))
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class CutTable:
+    """The law of the cuts of one sequence, for all that is asked of it.
+
+    Args:
+        gains: g_m, [T].
+        log_probs: log cut(m|y), [T - F].
+        frozen: F, tokens that no cut touches.
+    """
+
+    gains: FloatArray
+    log_probs: FloatArray
+    frozen: int
+
+    def log_prob(self, m: int) -> float:
+        """log cut(m|y)."""
+        return float(self.log_probs[m - self.frozen])
+
+    def draw(self, key: Key, step: int) -> int:
+        """Draw a cut by an exponential race: m = argmin_m E_m / cut(m|y), E_m one number per position.
+
+        The race keeps most cuts when the same random numbers meet a sequence of another length.
+        """
+        race = key.exponentials(step, Purpose.CUT, len(self.gains))[self.frozen :]
+        return self.frozen + int(np.argmin(np.log(race) - self.log_probs))
+
+
+def table(law: CutLaw, entropy: FloatArray, frozen: int = 0) -> CutTable:
+    """The law of the cuts of a sequence with these entropies [T], with `frozen` tokens that stay."""
+    g = gains(law, entropy)
+    free = g[frozen:]
+    total, count = float(free.sum()), len(free)
+    if law.epsilon == 1.0 or total == 0.0:
+        return CutTable(g, np.full(count, -np.log(count)), frozen)
+    return CutTable(g, np.log((1.0 - law.epsilon) * free / total + law.epsilon / count), frozen)
+
+
 def log_prob(law: CutLaw, m: int, entropy: FloatArray, frozen: int = 0) -> float:
     """log cut(m|y) for a sequence with these entropies [T], with `frozen` tokens that stay."""
-    g = gains(law, entropy)[frozen:]
-    return mixture(law.epsilon, float(g[m - frozen]), float(g.sum()), len(g))
+    return table(law, entropy, frozen).log_prob(m)
 
 
 def draw(law: CutLaw, key: Key, step: int, entropy: FloatArray, frozen: int = 0) -> int:
-    """Draw a cut by an exponential race: m = argmin_m E_m / cut(m|y), E_m one number per position.
-
-    The race keeps most cuts when the same random numbers meet a sequence of another length.
-    """
-    g = gains(law, entropy)[frozen:]
-    total = float(g.sum())
-    log_probs = np.array([mixture(law.epsilon, float(x), total, len(g)) for x in g])
-    race = key.exponentials(step, Purpose.CUT, len(entropy))[frozen:]
-    return frozen + int(np.argmin(np.log(race) - log_probs))
+    """Draw a cut; as `CutTable.draw`."""
+    return table(law, entropy, frozen).draw(key, step)

@@ -7,8 +7,9 @@ Karan & Du, arXiv 2510.14901, Algorithm 1, made exact. Stage k works at horizon 
     1. extend an unfinished state with q to L_k or to a stop
     2. N times: draw a cut m, regenerate the suffix with q up to L_k, accept with min(1, exp(log_ratio))
 
-schedule "exact": a state that is finished when its stage ends skips to the last stage (horizon L), whose
-steps leave pi invariant. schedule "paper": it is returned at once; the limit law is then another one.
+schedule "exact": a state that is finished skips to the last stage (horizon L), whose steps leave pi
+invariant: at once where the extension finished it, otherwise when its stage has had its steps.
+schedule "paper": it is returned when its stage has had its steps; the limit law is then another one.
 
 A driver repeats `next_action`; the action names a ContinuationCall; `extended` or `decide` takes the
 answer and gives the next state; `ScoreState` asks for the state's reward (`steps` holds these records).
@@ -34,6 +35,9 @@ from sglang_power.rng import Key, Purpose
 from sglang_power.types import Continuation, ProposalLaw, Tokens
 
 Schedule = Literal["exact", "paper"]
+
+CHAIN_VERSION = 2
+"""Raised when the same seed gives another chain. 2: answers that an extension finished skip to the last stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +174,12 @@ def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) 
 
 
 def extended(config: MHConfig, state: ChainState, continuation: Continuation) -> ChainState:
-    """The state after an extension."""
+    """The state after an extension; one that it finished has no use for the steps of an earlier stage."""
     grown = dataclasses.replace(
         state, tokens=state.tokens + continuation.tokens, finished=continuation.finished
     )
+    if grown.finished and config.schedule == "exact":
+        return dataclasses.replace(grown, stage=config.stages)
     return _enter_next_stage_if_over(config, grown)
 
 

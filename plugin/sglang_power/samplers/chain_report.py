@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.mh import CHAIN_VERSION, MHConfig
 from sglang_power.algorithms.steps import Info
 from sglang_power.request import PowerRequest
 from sglang_power.samplers.chain import ChainResult
@@ -59,6 +59,7 @@ def chain_report(
     early = [info for info in infos if info.early_rejected]
     accepted = sum(info.accepted for info in infos)
     report: dict[str, Any] = {
+        "chain_version": CHAIN_VERSION,
         "steps": len(infos),
         "proposals": len(infos),
         "accepted": accepted,

@@ -280,6 +280,9 @@ def chain_law(
     for stage in stages:
         frozen = _frozen(config, stage, frozen)
         live = extend(model, config.law, live, config.stage_horizon(stage))
+        if config.schedule == "exact":
+            finished, live = split(model, live)
+            waiting.append((finished, frozen, done))
         steps = int(min(config.steps, limit - done))
         live = cached_kernel(model, config, stage=stage, frozen=frozen).after(live, steps)
         done += steps

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import itertools
+import math
 import time
 
 import exact
@@ -177,9 +178,25 @@ def test_stages_follow_the_schedule(schedule: Schedule) -> None:
         assert all(info.cut + len(info.proposal) <= config.stage_horizon(info.stage) for info in infos)
         ways.add(tuple(stages))
     if schedule == "exact":
-        assert ways == {(1, 3), (1, 2, 3)}
+        assert ways == {(3,), (1, 3), (1, 2, 3)}
     else:
         assert ways == {(1,), (1, 2), (1, 2, 3)}
+
+
+@pytest.mark.parametrize("schedule", ["exact", "paper"])
+def test_what_an_extension_finishes_goes_to_the_last_stage_at_once(schedule: Schedule) -> None:
+    config = exact.make_config(LONG, block_size=4, steps=3, schedule=schedule)
+    found = {True: 0, False: 0}
+    for seed in range(60):
+        seen = record(config, seed).seen
+        for (state, info), (_, following) in itertools.pairwise(seen):
+            if info is None and following is not None:
+                assert state.stage_step == 0
+                skips = state.finished and schedule == "exact"
+                assert following.stage == (config.stages if skips else math.ceil(len(state.tokens) / 4))
+                found[skips] += 1
+    assert found[False] > 10
+    assert (found[True] > 10) == (schedule == "exact")
 
 
 def test_lookback_freezes_whole_blocks_and_never_touches_them_again() -> None:
