@@ -44,6 +44,7 @@ POWER_FIELDS = frozenset(
         "sampler",
         "params",
         "seed",
+        "chain_version",
         "steps",
         "proposals",
         "accepted",
@@ -59,6 +60,8 @@ POWER_FIELDS = frozenset(
         "children",
         "log_p",
         "log_target",
+        "health",
+        "hint",
         "stopped_by",
         "weight_version",
         "version",
@@ -87,6 +90,8 @@ PARAM_FIELDS = frozenset(
         "min_p",
         "reward",
         "reward_weight",
+        "prefetch",
+        "tries",
         "max_new_tokens",
     }
 )

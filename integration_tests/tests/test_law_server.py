@@ -76,7 +76,7 @@ class Case:
 
     @property
     def steps(self) -> set[int]:
-        """Of a whole run: N in each of two stages, or in the last one for what the first extension finished."""
+        """Of a whole run: N in each of two stages; in the last one alone where an extension finished it."""
         each = self.config.steps
         return {each} if self.drafted else {each, self.config.stages * each}
 

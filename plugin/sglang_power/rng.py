@@ -32,6 +32,8 @@ class Purpose(enum.IntEnum):
     CHOICE = 8
     FORK = 9
     RESAMPLING = 10
+    TRY = 11
+    PICK = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,40 @@ inside a running server). Algorithms describe the call they want; drivers await 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sglang_power.algorithms.monitors import RowRule
 from sglang_power.errors import ChainAbortedError
 from sglang_power.types import Continuation, ProposalLaw, Usage
+
+
+class Recall:
+    """Ends calls that run: they answer with what they have, maybe nothing, cut short.
+
+    An engine that cannot end a call runs it to its end.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def ask(self) -> None:
+        """End the calls that have this handle."""
+        self.asked = True
+        for listener in self._listeners:
+            listener()
+
+    @contextmanager
+    def told_to(self, listener: Callable[[], None]) -> Iterator[None]:
+        """For the time of a with-block, call `listener` when the calls are to end."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +54,7 @@ class ContinuationCall:
         forced: begin with these ids instead of drawing, and report the statistics of their rows.
         rules: stop behind the first row at which one of them says so; one of a kind.
         deadline: unix time in seconds after which a proposal may be cut short.
+        recall: ends the call from outside; None where nobody will.
     """
 
     prefix: tuple[int, ...]
@@ -35,9 +64,15 @@ class ContinuationCall:
     forced: tuple[int, ...] | None = None
     rules: tuple[RowRule, ...] = ()
     deadline: float | None = None
+    recall: Recall | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert self.horizon > len(self.prefix)
+
+    @property
+    def recalled(self) -> bool:
+        """Whether nobody waits for the answer any more, but for what it cost."""
+        return self.recall is not None and self.recall.asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +102,8 @@ class Engine(Protocol):
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call to its end; cancelling the awaiting task cancels the generation.
 
-        The answer has at least one token, also where it was cut short: so that every loop over calls ends.
+        The answer has at least one token, also where it was cut short, so that every loop over calls ends;
+        a call that was recalled may have none.
         """
         ...
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from sglang_power.algorithms import acceptance, cuts
 from sglang_power.algorithms.acceptance import HastingsTerms
-from sglang_power.algorithms.cuts import CutLaw
+from sglang_power.algorithms.cuts import CutLaw, CutTable
 from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.steps import Action, ChainState, Done, Extend, Info, Propose, ScoreState
@@ -37,7 +38,7 @@ from sglang_power.types import Continuation, ProposalLaw, Tokens
 Schedule = Literal["exact", "paper"]
 
 CHAIN_VERSION = 2
-"""Raised when the same seed gives another chain. 2: answers that an extension finished skip to the last stage."""
+"""Raised when the same seed gives another chain. 2: what an extension finished skips to the last stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class MHConfig:
         early_rejection: stop lost proposals; only used where it is exact.
         lookback_blocks: cuts reach at most this many blocks back; None means the whole sequence.
         tilt: the reward's share of the target; None means none.
+        prefetch: steps whose proposals are generated at once; the chain does not depend on it.
+        tries: proposals of a step, decided by `tries`.
     """
 
     alpha: float
@@ -66,6 +69,8 @@ class MHConfig:
     early_rejection: bool = True
     lookback_blocks: int | None = None
     tilt: Tilt | None = None
+    prefetch: int = 1
+    tries: int = 1
 
     @property
     def stages(self) -> int:
@@ -78,9 +83,12 @@ class MHConfig:
 
     @property
     def rejects_early(self) -> bool:
-        """Whether lost proposals are stopped: where the ratio of half a proposal bounds the whole one's."""
+        """Whether lost proposals are stopped: where the ratio of half a proposal bounds the whole one's.
+
+        Of several tries none is lost by itself: its weight is one of those that the others are held against.
+        """
         bounded = self.tilt is None or self.tilt.bounded
-        return self.early_rejection and is_exact(self.alpha, self.law) and bounded
+        return self.early_rejection and is_exact(self.alpha, self.law) and bounded and self.tries == 1
 
     def alpha_of(self, state: ChainState) -> float:  # noqa: ARG002  (a ramp of stages will read it)
         """The exponent that acts on a state."""
@@ -93,7 +101,7 @@ class MHConfig:
     def bounds_proposals(self, state: ChainState) -> bool:
         """Whether the ratio of half a proposal is an upper bound of the whole one's, from a state on."""
         bounded = self.tilt is None or state.untilted_at is not None or self.tilt.bounded
-        return is_exact(self.alpha, self.law) and bounded
+        return is_exact(self.alpha, self.law) and bounded and self.tries == 1
 
 
 def initial_state() -> ChainState:
@@ -142,20 +150,43 @@ def extension_call(config: MHConfig, key: Key, state: ChainState, horizon: int) 
 
 def propose(config: MHConfig, key: Key, state: ChainState) -> Propose:
     """Draw the cut and the uniform of this step, and describe the proposal."""
-    m = cuts.draw(config.cut, key, state.step, state.tokens.entropy, state.frozen)
-    log_u = math.log1p(-key.uniform(state.step, Purpose.ACCEPT))
+    return proposals(config, key, state, [state.step])[0]
+
+
+def proposals(config: MHConfig, key: Key, state: ChainState, steps: Sequence[int]) -> list[Propose]:
+    """What this state proposes at several steps of its stage, as long as none before them is accepted."""
+    if not steps:
+        return []
+    table = cuts.table(config.cut, state.tokens.entropy, state.frozen)
+    return [_proposal(config, key, state, table, step) for step in steps]
+
+
+def steps_ahead(config: MHConfig, state: ChainState) -> range:
+    """The steps behind this one whose proposals may be generated beside it: never those of another stage."""
+    left = config.steps - state.stage_step
+    return range(state.step + 1, state.step + min(config.prefetch, left))
+
+
+def _proposal(config: MHConfig, key: Key, state: ChainState, table: CutTable, step: int) -> Propose:
+    m = table.draw(key, step)
+    log_u = math.log1p(-key.uniform(step, Purpose.ACCEPT))
     call = ContinuationCall(
         prefix=state.tokens.ids[:m],
         horizon=config.stage_horizon(state.stage),
         law=config.law,
-        seed=key.child_seed(state.step, Purpose.PROPOSAL),
-        rules=_early_rejection(config, state, m, log_u) if config.rejects_early else (),
+        seed=key.child_seed(step, Purpose.PROPOSAL),
+        rules=_early_rejection(config, state, table, m, log_u) if config.rejects_early else (),
     )
-    return Propose(m, log_u, call)
+    if config.tries == 1:
+        return Propose(step, m, log_u, call)
+    seeds = [key.child_seed(step * config.tries + i, Purpose.TRY) for i in range(1, config.tries)]
+    others = tuple(dataclasses.replace(call, seed=seed) for seed in seeds)
+    return Propose(step, m, log_u, call, others, key.uniform(step, Purpose.PICK))
 
 
-def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) -> tuple[EarlyRejection, ...]:
-    entropy = state.tokens.entropy
+def _early_rejection(
+    config: MHConfig, state: ChainState, table: CutTable, m: int, log_u: float
+) -> tuple[EarlyRejection, ...]:
     log_w = acceptance.log_weight(config.alpha, state.tokens.after(m))
     if log_w == math.inf:
         return ()
@@ -163,12 +194,12 @@ def _early_rejection(config: MHConfig, state: ChainState, m: int, log_u: float) 
     if tilt is not None and state.reward is not None:
         headroom = tilt.log_bound - tilt.log_factor(state.reward)
     rule = EarlyRejection(
-        threshold=log_u + log_w + cuts.log_prob(config.cut, m, entropy, state.frozen) - headroom,
+        threshold=log_u + log_w + table.log_prob(m) - headroom,
         alpha=config.alpha,
         cut=config.cut,
         count=m - state.frozen,
-        total_gain=float(cuts.gains(config.cut, entropy[:m])[state.frozen :].sum()) if m else 0.0,
-        previous_entropy=float(entropy[m - 1]) if m else 0.0,
+        total_gain=float(table.gains[state.frozen : m].sum()),
+        previous_entropy=float(state.tokens.entropy[m - 1]) if m else 0.0,
     )
     return (rule,)
 
@@ -255,8 +286,13 @@ def decide(
         accepted=accepted,
         early_rejected=continuation.cut_short and config.rejects_early,
     )
-    stepped = dataclasses.replace(state, stage_step=state.stage_step + 1, step=state.step + 1)
-    if accepted:
-        tokens = state.tokens.first(m) + continuation.tokens
-        stepped = dataclasses.replace(stepped, tokens=tokens, finished=continuation.finished, reward=reward)
-    return _enter_next_stage_if_over(config, stepped), info
+    return stepped(config, state, info, reward), info
+
+
+def stepped(config: MHConfig, state: ChainState, info: Info, reward: float | None) -> ChainState:
+    """The state after a step; `reward` is R(y') where it was asked."""
+    after = dataclasses.replace(state, stage_step=state.stage_step + 1, step=state.step + 1)
+    if info.accepted:
+        tokens = state.tokens.first(info.cut) + info.proposal
+        after = dataclasses.replace(after, tokens=tokens, finished=info.proposal_finished, reward=reward)
+    return _enter_next_stage_if_over(config, after)

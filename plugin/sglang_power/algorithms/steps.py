@@ -47,14 +47,38 @@ class Propose:
     """Regenerate the suffix behind a cut.
 
     Args:
+        step: it decides this one.
         cut: m, tokens kept.
         log_u: log of the uniform that decides.
-        call: the continuation that makes the proposal.
+        call: the continuation that makes the proposal, or the first of several tries.
+        others: the continuations of the other tries.
+        pick: the uniform that picks one of several tries.
     """
 
+    step: int
     cut: int
     log_u: float
     call: ContinuationCall
+    others: tuple[ContinuationCall, ...] = ()
+    pick: float = 0.0
+
+    @property
+    def calls(self) -> tuple[ContinuationCall, ...]:
+        """Of all tries."""
+        return (self.call, *self.others)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that generating it may take, all tries together."""
+        return len(self.calls) * (self.call.horizon - self.cut)
+
+    def is_drawn_as(self, other: Propose) -> bool:
+        """Whether generating either of two proposals for one step, of two states of one stage, is the same.
+
+        Both have the same random numbers, so it is where they keep the same tokens.
+        """
+        assert self.step == other.step
+        return self.call.prefix == other.call.prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +95,21 @@ Action = Extend | ScoreState | Propose | Done
 
 
 @dataclass(frozen=True, slots=True)
+class Try:
+    """One of several proposals of a step, as it was proposed, and its own log ratio."""
+
+    proposal: Tokens
+    finished: bool
+    log_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
-    """One step, for people: what stood there, the proposal as proposed, every term, the decision."""
+    """One step, for people: what stood there, the proposal as proposed, every term, the decision.
+
+    Of several tries, `proposal` is the one that was picked, `terms` are its own, and `log_ratio` is that of
+    the multiple-try rule; `tries` are all of them, and `picked` says which one it was.
+    """
 
     stage: int
     step: int
@@ -85,6 +122,8 @@ class Info:
     log_u: float
     accepted: bool
     early_rejected: bool
+    tries: tuple[Try, ...] = ()
+    picked: int = 0
 
     @property
     def current_length(self) -> int:

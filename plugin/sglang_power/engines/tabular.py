@@ -124,7 +124,7 @@ class TabularEngine:
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call; see ContinuationCall."""
         monitors = [rule.monitor() for rule in call.rules]
-        ids, cut_short = call.prefix, False
+        ids, cut_short = call.prefix, call.recalled
         rows: list[tuple[float, ...]] = []
         while not self.model.ends(ids) and len(ids) < call.horizon and not cut_short:
             token = self._next_token(call, ids)
@@ -133,6 +133,7 @@ class TabularEngine:
             rows.append(row)
             cut_short = any(monitor.ends(len(rows) - 1, row) for monitor in monitors)
             cut_short |= call.deadline is not None and time.time() > call.deadline
+            cut_short |= call.recalled
         finished = self.model.ends(ids)
         count = len(rows)
         return Continuation(

@@ -7,7 +7,7 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
-from sglang_power.request.needs import Needs, SideBySide, Wanted
+from sglang_power.request.needs import Capped, Needs, Wanted
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.perfect import PerfectRequest
 from sglang_power.request.power import PowerRequest
@@ -33,6 +33,7 @@ __all__ = [
     "STRICT",
     "BestOfRequest",
     "BranchRequest",
+    "Capped",
     "CotRequest",
     "Needs",
     "OwnLawRequest",
@@ -41,7 +42,6 @@ __all__ = [
     "SamplerRequest",
     "SamplesRequest",
     "SelectionRequest",
-    "SideBySide",
     "SmcRequest",
     "VoteRequest",
     "Wanted",

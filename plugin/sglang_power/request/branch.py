@@ -161,6 +161,9 @@ class BranchRequest(SelectionRequest):
             acting=acting,
             reward=self.reward,
             deterministic=not drawn and self.refine is None,
+            capped=()
+            if self.refine is None
+            else tuple(each.inside("refine") for each in self.refine.needs.capped),
         )
         return with_judge(needs, self.score)
 

@@ -6,7 +6,7 @@ of request, so that a sampler of another package is planned like one of ours. Kn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 AnswerKind = Literal["number", "choice", "boxed", "regex", "continuation", "text"]
@@ -44,16 +44,21 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class SideBySide:
-    """Calls that one sequence of a request runs at once.
+class Capped:
+    """A parameter that a server limits.
 
     Args:
-        field: the parameter that says so.
-        count: how many.
+        field, value: the parameter.
+        limit: the field of the server's `limits` that it may not exceed.
     """
 
     field: str
-    count: int
+    value: int
+    limit: str
+
+    def inside(self, parameter: str) -> Capped:
+        """Return the same of a request that is a parameter of another one."""
+        return replace(self, field=f"{parameter}.{self.field}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,6 @@ class Needs:
         judge: what asks for the served model's own judgement.
         reward: the reward that scores answers.
         bounded_reward: the reward, where there is one, has to declare its upper bound.
-        side_by_side: what one sequence runs at once; None where that is one call.
         forced: what answers begin with.
         reasoning_end: what asks where the reasoning of the served model ends.
         second_prompt: the parameter that holds the prompt of a twin, and it: the engine decodes one answer
@@ -84,6 +88,7 @@ class Needs:
         deterministic: no seed has a part in its candidates, so that n choices are computed once. Greedy
             continuations are the argmax of their rows, the first of equal logits. Ties between classes of
             answers are drawn all the same: an Outcome says where one was.
+        capped: parameters that the server limits.
     """
 
     answers: int = 1
@@ -100,8 +105,8 @@ class Needs:
     judge: Wanted | None = None
     reward: str | None = None
     bounded_reward: bool = False
-    side_by_side: SideBySide | None = None
     forced: ForcedTokens | None = None
     reasoning_end: Wanted | None = None
     second_prompt: tuple[str, str | list[int]] | None = None
     deterministic: bool = False
+    capped: tuple[Capped, ...] = ()

@@ -16,7 +16,7 @@ from sglang_power.fields import (
     RewardWeight,
     conflict,
 )
-from sglang_power.request.needs import Needs, SideBySide
+from sglang_power.request.needs import Capped, Needs
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.power import TRIAL_WIDTH, PowerRequest, check_trial_reward
 
@@ -69,7 +69,7 @@ class PerfectRequest(OwnLawRequest):
             ignores_temperature=self.on_temperature == "ignore",
             reward=self.reward,
             bounded_reward=True,
-            side_by_side=SideBySide("width", self.width),
+            capped=(Capped("width", self.width, "max_width"),),
         )
 
     @property

@@ -22,7 +22,7 @@ from sglang_power.fields import (
     conflict,
 )
 from sglang_power.policies import Policy
-from sglang_power.request.needs import ForcedTokens, Needs, SideBySide
+from sglang_power.request.needs import Capped, ForcedTokens, Needs
 from sglang_power.request.nested import row_law_policy
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.types import ProposalLaw
@@ -63,6 +63,8 @@ class PowerRequest(OwnLawRequest):
         reward: a reward R of this server; without one the target is p(y)^alpha. It acts in the last stage.
         reward_weight: lambda, of any sign, up to 1e6; 1 where absent.
         return_trace: add every step to the response.
+        prefetch: proposals that are generated at once; the chain is the same for any number.
+        tries: proposals of one step, of which at most one is accepted (multiple-try Metropolis).
     """
 
     sampler: Literal["power"] = "power"
@@ -87,6 +89,8 @@ class PowerRequest(OwnLawRequest):
     reward: Annotated[str, Field(min_length=1)] | None = None
     reward_weight: RewardWeight | None = None
     return_trace: StrictBool = False
+    prefetch: Positive = 1
+    tries: Positive = 1
 
     @field_validator("proposal_policy", mode="before")
     @classmethod
@@ -153,8 +157,12 @@ class PowerRequest(OwnLawRequest):
             ignores_temperature=self.on_temperature == "ignore",
             reward=self.reward,
             bounded_reward=self.method == "auto",
-            side_by_side=None if self.method == "chain" else SideBySide("method", TRIAL_WIDTH),
             forced=None if draft is None else ForcedTokens(field, draft, whole=True),
+            capped=(
+                Capped("prefetch", self.prefetch, "max_prefetch"),
+                Capped("tries", self.tries, "max_tries"),
+                *(() if self.method == "chain" else [Capped("method", TRIAL_WIDTH, "max_width")]),
+            ),
         )
 
     @property
@@ -212,6 +220,8 @@ class PowerRequest(OwnLawRequest):
             early_rejection=self.early_rejection,
             lookback_blocks=self.lookback_blocks,
             tilt=None if self.reward is None else Tilt(self.weight, reward_bound),
+            prefetch=self.prefetch,
+            tries=self.tries,
         )
 
     def trial_config(self, horizon: int, reward_bound: float | None = None) -> PerfectConfig:

@@ -178,7 +178,6 @@ class SamplesRequest(SelectionRequest):
         """Return what it takes to serve the request."""
         own = self.base if isinstance(self.base, OwnLawRequest) else None
         inside = Needs() if own is None else own.needs
-        beside = inside.side_by_side
         return replace(
             super().needs,
             answers=self.samples,
@@ -187,7 +186,7 @@ class SamplesRequest(SelectionRequest):
             acting=SAMPLING if own is None else (),
             drawn_by=None if own is None else "base",
             ignores_temperature=inside.ignores_temperature,
-            side_by_side=None if beside is None else replace(beside, field=f"base.{beside.field}"),
+            capped=tuple(each.inside("base") for each in inside.capped),
         )
 
     @property

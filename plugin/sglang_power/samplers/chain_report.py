@@ -10,6 +10,7 @@ from sglang_power.algorithms.mh import CHAIN_VERSION, MHConfig
 from sglang_power.algorithms.steps import Info
 from sglang_power.request import PowerRequest
 from sglang_power.samplers.chain import ChainResult
+from sglang_power.samplers.chain_health import health, hint
 from sglang_power.samplers.report import finite
 from sglang_power.samplers.tree import common_length
 
@@ -67,7 +68,10 @@ def chain_report(
         "early_rejected": len(early),
         "saved_tokens_max": sum(_saved_at_most(config, info) for info in early),
         "log_target": _log_target(config, result),
+        **_health(config, result),
     }
+    if config.prefetch > 1:
+        report |= {"prefetched": result.prefetched, "discarded": result.discarded}
     if reward_calls is not None:
         report["reward"] = {
             **reward_calls,
@@ -83,6 +87,14 @@ def chain_report(
     if request.return_trace:
         report["trace"] = [traced(info, config, decode) for info in infos]
     return report
+
+
+def _health(config: MHConfig, result: ChainResult) -> dict[str, Any]:
+    """How the last stage went; of a chain whose schedule ends before it, the stage that it ended in."""
+    stage = result.infos[-1].stage if config.schedule == "paper" and result.infos else config.stages
+    last = [info for info in result.infos if info.stage == stage]
+    found = health(last, result.log_p_start, float(result.state.tokens.log_p.sum()))
+    return {"health": found.reported(), "hint": hint(last)}
 
 
 def _log_target(config: MHConfig, result: ChainResult) -> float | None:
@@ -120,8 +132,19 @@ def traced(info: Info, config: MHConfig, decode: Decode) -> dict[str, Any]:
         "accepted": info.accepted,
         "early_rejected": info.early_rejected,
         "saved_tokens_max": _saved_at_most(config, info) if info.early_rejected else 0,
+        **_tries(info),
         **_texts(info, decode),
     }
+
+
+def _tries(info: Info) -> dict[str, Any]:
+    """What competed to be the proposal, where several did; `picked` is the index of the one that did."""
+    if not info.tries:
+        return {}
+    shown = [
+        {"proposal_length": len(each.proposal), "log_ratio": finite(each.log_ratio)} for each in info.tries
+    ]
+    return {"tries": shown, "picked": info.picked}
 
 
 def _texts(info: Info, decode: Decode) -> dict[str, str]:

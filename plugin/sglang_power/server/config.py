@@ -43,6 +43,8 @@ class Limits(BaseModel):
         max_chains: largest n.
         max_particles: most particles that grow in step, all runs and choices of a request together.
         max_width: largest number of trials that one answer runs side by side.
+        max_prefetch: largest prefetch of a chain: proposals that it has in flight.
+        max_tries: largest number of tries of a step.
         max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.
         max_inflight_children: children of samplers of whole answers that run at once, per tokenizer process;
             more wait, and never let plain requests wait for all of them.
@@ -56,6 +58,8 @@ class Limits(BaseModel):
     max_chains: Positive = 64
     max_particles: Positive = 256
     max_width: Positive = 64
+    max_prefetch: Positive = 64
+    max_tries: Positive = 64
     max_concurrent_requests: Positive = 64
     max_inflight_children: Positive = 256
     busy_retries: Annotated[int, Field(ge=0)] = 8

@@ -48,6 +48,13 @@ class Totals(_Model):
     log_p: Number | None = None
 
 
+class Try(_Model):
+    """One of several suffixes that competed to be a step's proposal, and its own log ratio."""
+
+    proposal_length: Count
+    log_ratio: Number | None
+
+
 class Step(_Model):
     """One step of a chain: `cut` tokens were kept, a proposal competed with what followed them.
 
@@ -59,6 +66,7 @@ class Step(_Model):
         log_w_proposal ... log_tilt_current: terms of the ratio, nats; None where infinite.
         log_ratio, log_u: accepted if and only if log_u < log_ratio.
         saved_tokens_max: tokens that stopping the proposal early saved at most.
+        tries, picked: where several suffixes competed to be the proposal, and which one was picked.
     """
 
     stage: Annotated[int, Field(ge=1)]
@@ -79,6 +87,8 @@ class Step(_Model):
     accepted: bool
     early_rejected: bool
     saved_tokens_max: Count | None = None
+    tries: list[Try] | None = None
+    picked: Count | None = None
     kept_text: str | None = None
     current_text: str | None = None
     proposal_text: str | None = None

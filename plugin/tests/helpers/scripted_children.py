@@ -52,7 +52,7 @@ class ScriptedParent(Parent):
         self._says = [*Characters().encode(says), END]
         self.children: list[Any] = []
 
-    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
+    async def run(self, child: Any, *_: Any) -> dict[str, Any]:
         self.children.append(child)
         asked, stop = child.sampling_params, StopRule.of(MANAGER, child.sampling_params)
         said = self._says[: asked["max_new_tokens"]]

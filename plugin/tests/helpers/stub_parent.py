@@ -83,7 +83,7 @@ class StubParent(Parent):
     def child(self, input_ids: list[int] | None, max_new_tokens: int, **_: Any) -> Any:
         return SimpleNamespace(input_ids=input_ids, sampling_params={"max_new_tokens": max_new_tokens})
 
-    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
+    async def run(self, child: Any, *_: Any) -> dict[str, Any]:
         self.check_abort()
         raise AssertionError(child)
 

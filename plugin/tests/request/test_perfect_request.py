@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sglang_power.errors import LimitError, RequestError
-from sglang_power.request import Needs, PerfectRequest, SideBySide, VoteRequest, parse_request
+from sglang_power.request import Capped, Needs, PerfectRequest, VoteRequest, parse_request
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer import support
 
@@ -99,15 +99,14 @@ def needs_of(values: Json) -> Needs:
 
 def test_trials_side_by_side_are_needs_with_the_servers_cap() -> None:
     needs = needs_of({**PERFECT, "width": 65})
-    assert needs.side_by_side == SideBySide("width", 65)
+    assert needs.capped == (Capped("width", 65, "max_width"),)
     assert (needs.quadratic, needs.bounded_reward) == (True, True)
-    assert needs_of(AUTO).side_by_side == SideBySide("method", 16)
-    assert needs_of({"sampler": "power"}).side_by_side is None
+    assert Capped("method", 16, "max_width") in needs_of(AUTO).capped
+    assert "max_width" not in {each.limit for each in needs_of({"sampler": "power"}).capped}
     vote = parse_request({"sampler": "vote", "base": {**PERFECT, "width": 70}})
     assert isinstance(vote, VoteRequest)
-    assert vote.needs.side_by_side == SideBySide("base.width", 70)
+    assert vote.needs.capped == (Capped("base.width", 70, "max_width"),)
     assert vote.needs.drawn_by == "base"
-    support.check_side_by_side(Limits(), SideBySide("width", 64))
-    support.check_side_by_side(Limits(), None)
+    support.check_caps(Limits(), [Capped("width", 64, "max_width")])
     with pytest.raises(LimitError, match=r"width=65: .* limit of 64.* limits\.max_width"):
-        support.check_side_by_side(Limits(), needs.side_by_side)
+        support.check_caps(Limits(), needs.capped)

@@ -27,7 +27,7 @@ class ShortServer(ScriptedParent):
         super().__init__(TEXT)
         self._at_most, self._text = at_most, self._says
 
-    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
+    async def run(self, child: Any, *_: Any) -> dict[str, Any]:
         done = len(child.input_ids) - len(Characters().encode("2+2="))
         self._says = self._text[done:]
         out = await super().run(child)

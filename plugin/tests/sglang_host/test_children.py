@@ -51,7 +51,7 @@ class ScriptedParent(Parent):
         self.children: list[Any] = []
         self._answers = iter(answers)
 
-    async def run(self, child: Any, deadline: float | None = None) -> dict[str, Any]:  # noqa: ARG002
+    async def run(self, child: Any, *_: Any) -> dict[str, Any]:
         self.children.append(child)
         answer: dict[str, Any] = next(self._answers)
         return answer

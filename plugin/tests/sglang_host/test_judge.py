@@ -63,7 +63,7 @@ class ScriptedParent(Parent):
         self._law = law
         self.children: list[Any] = []
 
-    async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
+    async def run(self, child: Any, *_: Any) -> dict[str, Any]:
         """One token's law at the ids that were asked for, as SGLang answers."""
         self.children.append(child)
         model = self.manager.tokenizer
@@ -231,7 +231,7 @@ async def test_logits_that_are_no_numbers_fail_the_request() -> None:
 
 async def test_an_abort_reaches_whoever_asks() -> None:
     class Aborted(ScriptedParent):
-        async def run(self, child: Any, _: float | None = None) -> dict[str, Any]:
+        async def run(self, child: Any, *_: Any) -> dict[str, Any]:
             raise ChainAbortedError(f"{child.rid} was aborted")
 
     with pytest.raises(ChainAbortedError):

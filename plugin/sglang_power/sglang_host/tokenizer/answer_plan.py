@@ -101,13 +101,13 @@ def answer_plan(
     needs, limits = served.needs, config.limits
     support.check_request(obj, params, named)
     _check_truncation(needs, named)
+    support.check_caps(limits, needs.capped)
     chains = support.chains_of(params)
     max_horizon = limits.max_horizon if needs.quadratic else None
     count = chains * needs.answers
     cap = getattr(served.request, "max_total_tokens", None)
     share = support.share_of(cap, limits, count)
     horizon = support.horizon_of(params, manager.context_len, max_horizon, share)
-    support.check_side_by_side(limits, needs.side_by_side)
     support.total_tokens_of(params, cap, limits, horizon, chains, needs)
     if needs.equivalence not in (None, LLM):
         equivalence(needs.equivalence)

@@ -104,7 +104,8 @@ class ChildEngine:
     async def generate(self, call: ContinuationCall) -> Continuation:
         """One call; a child that SGLang stopped although the whole sequence has not is resumed.
 
-        Behind its deadline a call still gives one token: no driver has to do without any.
+        Behind its deadline a call still gives one token: no driver has to do without any. A call that was
+        recalled may give none.
 
         Raises:
             HostError: SGLang ends the call's children without a token, although the context has room.
@@ -136,9 +137,11 @@ class ChildEngine:
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         late = Continuation(Tokens.EMPTY, finished=False, cut_short=True, usage=Usage())
+        if call.recalled:
+            return late
         if call.deadline is None or call.deadline > time.time():
             part = await self._one_child(call, call.deadline)
-            if len(part.tokens) or not part.cut_short:
+            if len(part.tokens) or not part.cut_short or call.recalled:
                 return part
             late = part  # the deadline passed before the first token
         part = await self._one_child(dataclasses.replace(call, horizon=len(call.prefix) + 1))
@@ -148,7 +151,8 @@ class ChildEngine:
 
     async def _one_child(self, call: ContinuationCall, deadline: float | None = None) -> Continuation:
         known = self.overhang(call)
-        return self.read(call, await self._parent.run(self.child(call, known=known), deadline), known)
+        child = self.child(call, known=known)
+        return self.read(call, await self._parent.run(child, deadline, call.recall), known)
 
     def overhang(self, call: ContinuationCall) -> int:
         """Return how many kept tokens a child has to emit again, since SGLang takes no prompt that long."""

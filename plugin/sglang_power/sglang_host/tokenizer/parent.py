@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from tenacity import (
     wait_random,
 )
 
+from sglang_power.algorithms.engine import Recall
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.fields import UNTEMPERED
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
@@ -53,6 +55,9 @@ ABORT_CHECK_S = 0.1
 ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
 """For one second: longer than a chain is ever between two children, unless it waits for a slow reward."""
 
+END_EVERY_S = 0.1
+"""How often a child that is to end early is told so, until it has ended."""
+
 
 class Parent(Placeholder):
     """One power request (one prompt, n chains) and its child requests.
@@ -74,6 +79,7 @@ class Parent(Placeholder):
         self._numbers = itertools.count()
         self._weight_version: str | None = None
         self._late: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self.retractions = 0
         self.answers = self.reports = 0
 
@@ -125,8 +131,10 @@ class Parent(Placeholder):
             setattr(child, name, value)
         return child
 
-    async def run(self, child: Any, deadline: float | None = None) -> dict[str, Any]:
-        """Run one child to its end, or to its deadline: it then answers with what it has, as aborted.
+    async def run(
+        self, child: Any, deadline: float | None = None, recall: Recall | None = None
+    ) -> dict[str, Any]:
+        """Run one child to its end, to its deadline or its recall: it then answers with what it has, aborted.
 
         The deadline is watched here: were it each scheduler rank that looks at its own clock, ranks that
         share a batch could part.
@@ -134,28 +142,29 @@ class Parent(Placeholder):
         Args:
             child: made by `child`.
             deadline: unix time in seconds; None: no limit.
+            recall: ends it from outside.
 
         Raises:
             ChainAbortedError: the parent or the child was aborted.
             OverloadedError: the scheduler's queue stayed full for every retry.
         """
-        return (await self._run(child, deadline))[0]
-
-    @contextlib.contextmanager
-    def _ended_at(self, deadline: float | None, rid: str) -> Iterator[None]:
-        """For the time of a with-block, end a child at its deadline."""
-        if deadline is None:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, deadline - time.time()), self._end_late, rid)
         try:
-            yield
+            with (
+                contextlib.nullcontext()
+                if recall is None
+                else recall.told_to(functools.partial(self._end_late, child.rid))
+            ):
+                return (await self._run(child, deadline))[0]
         finally:
-            timer.cancel()
+            if (timer := self._timers.pop(child.rid, None)) is not None:
+                timer.cancel()
 
     def _end_late(self, rid: str) -> None:
+        """End a child, until it has ended: the scheduler forgets an abort that arrives before its child."""
         self._late.add(rid)
+        if (timer := self._timers.get(rid)) is not None:
+            timer.cancel()
+        self._timers[rid] = asyncio.get_running_loop().call_later(END_EVERY_S, self._end_late, rid)
         self.manager._dispatch_to_scheduler(AbortReq(rid=rid))
 
     async def run_together(self, children: Sequence[Any]) -> list[dict[str, Any]]:
@@ -186,8 +195,10 @@ class Parent(Placeholder):
         together = len(child.rid) if isinstance(child.rid, list) else 1
         async with self._host.state.governor.places(self.obj.rid, together):
             self.check_abort()
-            with self._ended_at(deadline, child.rid):
-                return await self._responses(child)
+            if deadline is not None and child.rid not in self._timers:
+                loop, wait_s = asyncio.get_running_loop(), max(0.0, deadline - time.time())
+                self._timers[child.rid] = loop.call_later(wait_s, self._end_late, child.rid)
+            return await self._responses(child)
 
     async def _responses(self, child: Any) -> list[dict[str, Any]]:
         async with aclosing(self._metered.responses(child)) as responses:

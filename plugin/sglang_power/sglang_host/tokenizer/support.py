@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
-from sglang_power.request import STATISTICS, Needs, SideBySide
+from sglang_power.request import STATISTICS, Capped, Needs
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.tokenizer.body import Fields
 
@@ -309,17 +309,18 @@ def _check_particles(limits: Limits, n: int, needs: Needs) -> None:
     raise LimitError(needs.answers_field, each, problem, "Ask for fewer, or raise that limit of the server")
 
 
-def check_side_by_side(limits: Limits, asked: SideBySide | None) -> None:
-    """Check how many calls one answer runs at once.
+def check_caps(limits: Limits, capped: Sequence[Capped]) -> None:
+    """Check parameters that the server limits, each by a limit of its own.
 
     Raises:
-        LimitError: more than the server's limit.
+        LimitError: above it.
     """
-    if asked is None or asked.count <= limits.max_width:
-        return
-    problem = f"{asked.count} calls at once, above this server's limit of {limits.max_width}"
-    hint = "Lower it, or raise limits.max_width of the server"
-    raise LimitError(asked.field, asked.count, problem, hint)
+    for each in capped:
+        most: int = getattr(limits, each.limit)
+        if each.value > most:
+            problem = f"above this server's limit of {most}"
+            hint = f"Lower it, or raise limits.{each.limit} of the server"
+            raise LimitError(each.field, each.value, problem, hint)
 
 
 def total_tokens_of(
