@@ -7,8 +7,8 @@ of y'_j against the current state, and W = 1 for the current state itself:
     accept y'_j with probability min(1, sum_k W_k / (sum_k W_k - W_j + 1))
 
 The proposals do not depend on what they replace behind the cut, so the tries that were not picked serve as
-the reference set of the move back, and detailed balance holds with them (independent multiple-try
-Metropolis; Martino, "A review of multiple try MCMC methods", 2018). K = 1 is Metropolis-Hastings.
+the reference set of the move back, and detailed balance holds with them (independent multiple-try Metropolis;
+Martino, "A review of multiple try MCMC methods for signal processing", 2018). K = 1 is Metropolis-Hastings.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import exact_tilt
 import numpy as np
 import pytest
 from early_rejection_cases import assert_same_tokens
-from sglang_power.algorithms import mh, tries
+from sglang_power.algorithms import cuts, mh, tries
 from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.mh import MHConfig
@@ -59,7 +59,7 @@ def kernel(
         state = ChainState(tokens, model.ends(y), config.stages, reward=(rewards or {}).get(y))
         for m in range(len(y)):
             row = _from(model, config, state, m, (accept, pick, seen), rewards)
-            cut = math.exp(exact.cuts.log_prob(config.cut, m, tokens.entropy))
+            cut = math.exp(cuts.log_prob(config.cut, m, tokens.entropy))
             for other, mass in row.items():
                 matrix[index[y], index[other]] += cut * mass
     assert np.abs(matrix.sum(axis=1) - 1.0).max() < 1e-12, "not a kernel"
@@ -158,7 +158,7 @@ def as_if_alone(weights: FloatArray, current: float, picked: int) -> float:
 
 def best(weights: FloatArray) -> FloatArray:
     """The try of largest weight, always."""
-    return np.eye(len(weights))[int(np.argmax(weights))]
+    return np.asarray(np.arange(len(weights)) == np.argmax(weights), dtype=np.float64)
 
 
 def even(weights: FloatArray) -> FloatArray:

@@ -13,7 +13,8 @@ import math
 import exact
 import pytest
 from exact_tools import power_report
-from sglang_power.algorithms import acceptance, mh
+from sglang_power.algorithms import acceptance, cuts, mh
+from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.steps import ChainState, Info
 from sglang_power.engines.tabular import TabularModel
@@ -82,7 +83,7 @@ def test_a_long_chain_says_so_less_often_than_a_short_one() -> None:
 
 @pytest.mark.parametrize("cut", exact.CUTS.values(), ids=list(exact.CUTS))
 @pytest.mark.parametrize("law", [ProposalLaw(1.0), ProposalLaw(4.0)])
-def test_the_bet_is_fair_under_the_target(law: ProposalLaw, cut: exact.CutLaw) -> None:
+def test_the_bet_is_fair_under_the_target(law: ProposalLaw, cut: CutLaw) -> None:
     """sum over all states, cuts and suffixes of pi * q * P(accepted or not) * factor = 1."""
     model = exact.random_model(19, vocab=3, horizon=4)
     config = exact.make_config(model, alpha=4.0, law=law, cut=cut)
@@ -90,7 +91,7 @@ def test_the_bet_is_fair_under_the_target(law: ProposalLaw, cut: exact.CutLaw) -
     for y, mass in exact.target(model, config).items():
         state = ChainState(model.score(y, law), model.ends(y), config.stages)
         for m in range(len(y)):
-            cut_mass = mass * math.exp(exact.cuts.log_prob(cut, m, state.tokens.entropy))
+            cut_mass = mass * math.exp(cuts.log_prob(cut, m, state.tokens.entropy))
             for candidate in model.sequences(None, y[:m]):
                 suffix = model.score(candidate, law).after(m)
                 terms = mh.hastings_terms(config, state, m, suffix)

@@ -5,6 +5,8 @@ SGLang is played by a script of tokens; a child ends where SGLang would end it.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +14,14 @@ import numpy as np
 import pytest
 from scripted_children import END, MANAGER, PROMPT, Characters, ScriptedParent, engine
 from sglang_power.algorithms.cot import GREEDY
-from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.engine import ContinuationCall, Recall
+from sglang_power.server.config import ServerConfig
+from sglang_power.sglang_host.child_params import META_KEY
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.answer_writer import AnswerWriter
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
+from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import ROW_FIELDS, Alternatives, ProposalLaw, Tokens, Usage
@@ -213,3 +219,53 @@ async def test_answers_chunks_and_what_an_abort_leaves_have_the_same_fields(how:
     nothing = written(Tokens.EMPTY, how)
     assert (nothing["output_top_logprobs"], nothing["output_token_ids_logprobs"]) == ([], [])
     assert "output_top_logprobs" not in written(tokens.first(0), how, top_logprobs_num=0)
+
+
+# --- calls that are recalled --------------------------------------------------------------------------
+
+
+async def test_a_call_that_was_recalled_before_it_began_asks_for_nothing() -> None:
+    parent, recall = ScriptedParent("hello"), Recall()
+    recall.ask()
+    answer = await engine(parent).generate(ContinuationCall((), 20, GREEDY, 1, recall=recall))
+    assert (len(answer.tokens), answer.cut_short, answer.usage) == (0, True, Usage())
+    assert not parent.children
+
+
+async def test_a_child_that_is_recalled_answers_with_what_it_has_and_is_told_until_it_does() -> None:
+    told: list[str] = []
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    def dispatched(request: Any) -> None:
+        told.append(request.rid)
+        if len(told) == 2:  # the first one came before the child
+            ended.set()
+
+    async def original(_: Any, child: Any, __: Any) -> AsyncIterator[dict[str, Any]]:
+        begun.set()
+        await ended.wait()
+        meta = {
+            "id": child.rid,
+            "finish_reason": {"type": "abort"},
+            "prompt_tokens": 6,
+            META_KEY: [[0.0] * len(ROW_FIELDS)] * 3,
+        }
+        yield {"output_ids": [1, 2, 3], "meta_info": meta}
+
+    manager = SimpleNamespace(**vars(MANAGER), _dispatch_to_scheduler=dispatched)
+    obj = SimpleNamespace(
+        rid="r", sampling_params={}, background=False, return_logprob=False, top_logprobs_num=0
+    )
+    parent = Parent(Host(manager, original, obj, None, ServerConfig()))
+    recall = Recall()
+    call = ContinuationCall((5, 6), 20, GREEDY, 1, recall=recall)
+    children = ChildEngine(parent, PROMPT, StopRule.of(MANAGER, {}), None)
+    running = asyncio.create_task(children.generate(call))
+    await begun.wait()
+    recall.ask()
+    answer = await running
+    assert told == ["r.000000"] * 2
+    assert (answer.tokens.ids, answer.finished, answer.cut_short) == ((1, 2, 3), False, True)
+    assert answer.usage == Usage(decoded=3, prefilled=6, depth=3, children=1)
+    await asyncio.sleep(0)
+    assert not parent._timers

@@ -1,0 +1,211 @@
+"""Several proposals in flight, and several tries of a step, through the real server.
+
+Law: chains from exact draws of the enumerated law model, where any number of right steps keeps the target. A
+sample below KEPT is drawn once more with other seeds, and the second one decides at 1e-2: a right sampler
+fails with probability 1e-5 for fresh seeds. Seeds are fixed, and draws depend on them and on logits that
+batching changes by 1e-6 or so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from integration_tests.helpers.clients import (
+    LONG,
+    PROMPT,
+    abort,
+    events,
+    eventually,
+    generate,
+    leave,
+    metric,
+    post,
+    power_of,
+    quiet,
+    running,
+    scheduled,
+    together,
+    unfinished,
+)
+from integration_tests.helpers.goodness_of_fit import KEPT, g_test
+from integration_tests.law_model import HORIZON, AnswerTree, tabular_model
+from integration_tests.law_model import PROMPT as LAW_PROMPT
+from integration_tests.server import Server
+from integration_tests.tests.test_law_server import Case, Json, counted, drawn
+from integration_tests.tests.test_law_server import generate as generate_all
+
+pytestmark = pytest.mark.server
+
+AHEAD: Json = {"prefetch": 8}
+STEPS = 12
+ANSWERS = 500
+
+CHAIN: Json = {"alpha": 2.0, "proposal_temperature": 1.0, "block_size": HORIZON, "steps": STEPS}
+LAWS: dict[str, Json] = {
+    "prefetch": {**CHAIN, **AHEAD},
+    "prefetch, entropy cut": {**CHAIN, **AHEAD, "cut": "entropy"},
+    "tries": {**CHAIN, "steps": 4, "tries": 3, "prefetch": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def tree(law_model: Path) -> AnswerTree:
+    """Every answer, with its probability."""
+    return AnswerTree(tabular_model(law_model, LAW_PROMPT, HORIZON))
+
+
+async def sampled(server: Server, tree: AnswerTree, power: Json, seed: int) -> float:
+    """p-value of so many chains from exact draws, all of which say what they did."""
+    case = Case(seed=seed, power=power, answers=ANSWERS, drafted=True)
+    target = tree.target(case.config)
+    drafts = drawn(tree, target, ANSWERS, seed=seed)
+    answers = await generate_all(server, case.bodies(drafts))
+    reports = [power_of(answer) for answer in answers]
+    assert {(report["law"], report["stopped_by"]) for report in reports} == {("power", "completed")}
+    assert {report["steps"] for report in reports} == {power["steps"]}
+    assert all(0 <= report["discarded"] <= report["prefetched"] for report in reports)
+    assert sum(report["prefetched"] for report in reports) > ANSWERS
+    assert sum(report["wasted_tokens"] for report in reports) > 0
+    shadows = [report["shadow"] for report in reports if "shadow" in report]
+    assert sum(shadow["violations"] for shadow in shadows) == 0
+    moved = sum(tuple(a["output_ids"]) != draft for a, draft in zip(answers, drafts, strict=True))
+    p = g_test(counted(tree, [tuple(answer["output_ids"]) for answer in answers]), target)
+    print(f"p {p:.3f}, moved {moved / ANSWERS:.2f}")
+    assert moved > ANSWERS / 2
+    return p
+
+
+@pytest.mark.parametrize("power", LAWS.values(), ids=LAWS)
+async def test_chains_keep_the_target(law_server: Server, tree: AnswerTree, power: Json) -> None:
+    if await sampled(law_server, tree, power, 800_000) > KEPT:
+        return
+    assert await sampled(law_server, tree, power, 900_000) > 1e-2
+
+
+async def test_the_chain_is_the_one_without_prefetching(law_server: Server) -> None:
+    """Token by token, but for near ties that a batch of another size decides otherwise: 2 of 60 may."""
+    power = {**CHAIN, "block_size": 3, "return_trace": True}
+    cases = [Case(seed=700_000, power={**power, **more}, answers=60) for more in ({}, AHEAD)]
+    alone, many = [await generate_all(law_server, case.bodies(None)) for case in cases]
+    fields = ("stage", "cut", "accepted", "current_length")
+
+    def decisions(answer: Json) -> list[list[Any]]:
+        return [[step[field] for field in fields] for step in power_of(answer)["trace"]]
+
+    same = sum(
+        one["output_ids"] == other["output_ids"] and decisions(one) == decisions(other)
+        for one, other in zip(alone, many, strict=True)
+    )
+    print("same", same)
+    assert same >= 58
+    depths = [sum(power_of(answer)["depth"] for answer in answers) for answers in (alone, many)]
+    decoded = [sum(power_of(answer)["decoded_tokens"] for answer in answers) for answers in (alone, many)]
+    print("depth", depths, "decoded", decoded)
+    assert depths[1] < 0.8 * depths[0]
+    assert decoded[1] > decoded[0]
+
+
+# --- the pivot model: streams, several answers, aborts ------------------------------------------------
+
+
+def test_streams_and_several_answers(pivot_server: Server) -> None:
+    power = {"sampler": "power", "block_size": 16, "steps": 6, "seed": 3, **AHEAD}
+    sampling = {"max_new_tokens": 48, "n": 2, "custom_params": power}
+    got = events(pivot_server, "/generate", {"text": PROMPT, "stream": True, "sampling_params": sampling})
+    last = {answer["index"]: answer for answer in got}
+    assert sorted(last) == [0, 1]
+    for answer in last.values():
+        report = power_of(answer)
+        assert (report["law"], report["stopped_by"]) == ("power", "completed")
+        assert report["params"]["prefetch"] == 8
+        assert report["prefetched"] > 0
+    whole = generate(pivot_server, sampling={"n": 2}, **power)
+    assert [answer["output_ids"] for answer in whole] == [last[i]["output_ids"] for i in (0, 1)]
+
+
+def test_tokens_that_nobody_took_are_counted(pivot_server: Server) -> None:
+    """What answers report is what the server decoded, recalled children included."""
+    quiet(pivot_server)
+    before = metric(pivot_server, "sglang:generation_tokens_total")
+    answers = together(
+        [lambda seed=seed: generate(pivot_server, steps=12, seed=seed, **AHEAD) for seed in range(6)]
+    )
+    quiet(pivot_server)
+    after = metric(pivot_server, "sglang:generation_tokens_total")
+    reports = [power_of(answer) for answer in answers]
+    assert sum(report["wasted_tokens"] for report in reports) > 0
+    print("decoded", sum(report["decoded_tokens"] for report in reports), "server", after - before)
+
+
+def many_children(server: Server, before: float) -> Callable[[], bool]:
+    return lambda: scheduled(server) >= before + 24
+
+
+def body_of(rid: str) -> Json:
+    sampling = {"max_new_tokens": 96, "ignore_eos": True, "custom_params": {**LONG, "prefetch": 16}}
+    return {"text": PROMPT, "sampling_params": sampling, "rid": rid}
+
+
+def test_an_abort_with_many_in_flight_leaves_no_child(pivot_server: Server) -> None:
+    before = scheduled(pivot_server)
+    with running(lambda: post(pivot_server, "/generate", body_of("ahead"))) as call:
+        eventually(many_children(pivot_server, before), "children run")
+        abort(pivot_server, rid="ahead")
+        answer = call.result().json()
+    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+    assert power_of(answer)["stopped_by"] == "abort"
+    quiet(pivot_server)
+    assert unfinished(pivot_server) == 0
+
+
+def test_a_client_that_leaves_takes_all_in_flight_with_it(pivot_server: Server) -> None:
+    before, ready = scheduled(pivot_server), threading.Event()
+    with running(lambda: leave(pivot_server, "/generate", body_of("gone"), ready)):
+        eventually(many_children(pivot_server, before), "children run")
+        ready.set()
+    quiet(pivot_server)
+    assert unfinished(pivot_server) == 0
+
+
+def test_a_vote_over_prefetching_chains(pivot_server: Server) -> None:
+    base = {"sampler": "power", "block_size": 16, "steps": 4, **AHEAD}
+    vote = {"sampler": "vote", "samples": 3, "answer": "regex", "answer_regex": "A(\\d)", "base": base}
+    sampling = {"max_new_tokens": 48, "custom_params": {**vote, "seed": 4}}
+    response = post(pivot_server, "/generate", {"text": PROMPT, "sampling_params": sampling})
+    assert response.status_code == httpx.codes.OK, response.text
+    assert power_of(response.json())["params"]["base"]["prefetch"] == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "limit"),
+    [
+        ({"prefetch": 65}, "prefetch", "max_prefetch"),
+        ({"tries": 65}, "tries", "max_tries"),
+        (
+            {"sampler": "vote", "samples": 2, "base": {"sampler": "power", "prefetch": 99}},
+            "base.prefetch",
+            "max_prefetch",
+        ),
+        (
+            {"sampler": "branch", "refine": {"sampler": "power", "tries": 99}},
+            "refine.tries",
+            "max_tries",
+        ),
+    ],
+)
+def test_what_is_above_the_servers_limit_is_refused(
+    pivot_server: Server, asked: Json, field: str, limit: str
+) -> None:
+    sampling = {"max_new_tokens": 8, "custom_params": {"sampler": "power", **asked}}
+    before = scheduled(pivot_server)
+    response = post(pivot_server, "/generate", {"text": PROMPT, "sampling_params": sampling})
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert f"{field}=" in response.text
+    assert f"limits.{limit}" in response.text
+    assert scheduled(pivot_server) == before
