@@ -105,7 +105,7 @@ def race(tree: AnswerTree, target: FloatArray) -> FloatArray:
         wins = (1.0 - normaliser * shorter) ** WIDTH - (1.0 - normaliser * (shorter + mass)) ** WIDTH
         law[cells] = wins * target[cells] / mass
         shorter += mass
-    return law / law.sum()
+    return np.asarray(law / law.sum())
 
 
 def proposal(tree: AnswerTree, target: FloatArray) -> FloatArray:
@@ -170,7 +170,7 @@ def test_short_answers_are_hardly_deeper_than_they_are_long(prose_server: Server
 
 @pytest.mark.server
 def test_used_up_trials_go_on_as_power_unless_strict(law_server: Server) -> None:
-    hopeless = {"alpha": 8.0, "max_trials": 2}
+    hopeless: dict[str, Any] = {"alpha": 8.0, "max_trials": 2}
     answer = post(law_server, "/generate", body(1, **hopeless)).json()
     power = answer["meta_info"]["power"]
     assert (power["sampler"], power["law"], power["accepted_trial"]) == ("perfect", "power", None)
@@ -186,7 +186,7 @@ def test_trials_first_then_a_chain(law_server: Server) -> None:
     ways = set()
     for seed in range(6):
         for alpha in (1.2, 8.0):
-            custom = {"sampler": "power", "method": "auto", "alpha": alpha, "steps": 2}
+            custom: dict[str, Any] = {"sampler": "power", "method": "auto", "alpha": alpha, "steps": 2}
             power = post(law_server, "/generate", body(seed, **custom)).json()["meta_info"]["power"]
             assert power["sampler"] == "power"
             assert (power["law"] == "perfect") == (power["accepted_trial"] is not None)

@@ -8,6 +8,7 @@ batching changes by 1e-6 or so.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_tokens_that_nobody_took_are_counted(pivot_server: Server) -> None:
     quiet(pivot_server)
     before = metric(pivot_server, "sglang:generation_tokens_total")
     answers = together(
-        [lambda seed=seed: generate(pivot_server, steps=12, seed=seed, **AHEAD) for seed in range(6)]
+        [functools.partial(generate, pivot_server, steps=12, seed=seed, **AHEAD) for seed in range(6)]
     )
     quiet(pivot_server)
     after = metric(pivot_server, "sglang:generation_tokens_total")

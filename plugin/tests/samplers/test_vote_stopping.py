@@ -18,7 +18,7 @@ from selection_cases import EXACT, MODEL, AbortedAfter, LastDigit
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.votes import UntilCertain, UntilDecided
 from sglang_power.answers import DIFFERENT, EQUAL, Relation, Verdict
-from sglang_power.answers.equivalence import Called
+from sglang_power.answers.equivalence import FunctionRelation
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import RequestError
 from sglang_power.request import BestOfRequest, VoteRequest, parse_request
@@ -53,8 +53,8 @@ async def whole(model: TabularModel, count: int, seed: int, relation: Relation =
 
 RELATIONS: dict[str, Relation] = {
     "exact": EXACT,
-    "neighbours": Called(lambda a, b: abs(int(a) - int(b)) <= 1),
-    "lopsided": Called(lambda a, b: int(a) <= int(b) <= int(a) + 2),
+    "neighbours": FunctionRelation(lambda a, b: abs(int(a) - int(b)) <= 1),
+    "lopsided": FunctionRelation(lambda a, b: int(a) <= int(b) <= int(a) + 2),
 }
 """The second is not transitive: who stands for a class decides what joins it. The third is not symmetric."""
 

@@ -12,7 +12,7 @@ import pytest
 from letters import Letters
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang_power.errors import HostError, LimitError, RequestError, UnsupportedError
-from sglang_power.request import parse_request
+from sglang_power.request import Needs, parse_request
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.hooks import HOOKS, Hook, _leads_to
 from sglang_power.sglang_host.tokenizer import support
@@ -58,14 +58,16 @@ def test_token_caps(asked: int | None, chains: int, field: str) -> None:
 
 @pytest.mark.parametrize(("name", "limit"), [("prefetch", "max_prefetch"), ("tries", "max_tries")])
 def test_caps_of_parameters_wherever_they_stand(name: str, limit: str) -> None:
-    power = {"sampler": "power", name: 9}
-    limits = Limits(max_prefetch=8, max_tries=8)
-    for inside, request in {
+    power: dict[str, Any] = {"sampler": "power", name: 9}
+    requests: dict[str, dict[str, Any]] = {
         "": power,
         "base.": {"sampler": "vote", "base": power},
         "refine.": {"sampler": "branch", "refine": power},
-    }.items():
-        needs = parse_request(request).needs  # type: ignore[union-attr]
+    }
+    limits = Limits(max_prefetch=8, max_tries=8)
+    for inside, request in requests.items():
+        needs = parse_request(request).needs
+        assert isinstance(needs, Needs)
         with pytest.raises(LimitError, match=f"limits.{limit}") as error:
             support.check_caps(limits, needs.capped)
         assert (error.value.field, error.value.value) == (f"{inside}{name}", 9)
