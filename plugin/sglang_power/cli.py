@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import sglang_power
 from sglang_power.ab_cli import add_ab, run_ab
+from sglang_power.bench_cli import add_serve, run_serve
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
 from sglang_power.errors import RecordError
@@ -42,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_ab(options)
     if options.command == "tune":
         return run_tune(options)
-    return run_bench_kernels(options, shlex.join(["sglang-power", *arguments]))
+    command = shlex.join(["sglang-power", *arguments])
+    return (
+        run_serve(options, command) if options.benchmark == "serve" else run_bench_kernels(options, command)
+    )
 
 
 def add_bench(commands: Commands) -> None:
     """The options of `bench kernels`; their values are checked by the benchmark, which knows the device."""
-    bench = commands.add_parser("bench", help="measure this machine")
-    kernels = bench.add_subparsers(dest="benchmark", required=True).add_parser(
+    bench = commands.add_parser("bench", help="measure this machine, or a served model")
+    benchmarks = bench.add_subparsers(dest="benchmark", required=True)
+    add_serve(benchmarks)
+    kernels = benchmarks.add_parser(
         "kernels",
         help="time of sampling and statistics per backend, against SGLang's own sampler",
     )
