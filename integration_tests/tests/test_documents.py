@@ -38,7 +38,7 @@ from integration_tests.documents import (
     workplace,
 )
 
-NOT_RUN = 8
+NOT_RUN = 9
 """Blocks that no test runs, each with its reason: installations, clusters, other people's users."""
 
 LINKED = (*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "kernels" / "benchmarks" / "README.md")
