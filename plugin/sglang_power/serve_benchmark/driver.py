@@ -104,9 +104,7 @@ class Driver:
             cells = self._cells(workload)
             wanted = [cell for cell in cells if not self._is_measured(cell)]
             if len(wanted) < len(cells):
-                tqdm.write(
-                    f"{workload.name}: {len(cells) - len(wanted)} of {len(cells)} cells are in the file"
-                )
+                _say(f"{workload.name}: {len(cells) - len(wanted)} of {len(cells)} cells are in the file")
             served = await self._served(workload, [cell.spec for cell in wanted])
             with tqdm(total=len(wanted), desc=workload.name, unit="cell", file=sys.stderr) as bar:
                 for cell in wanted:
@@ -190,13 +188,13 @@ class Driver:
         else:
             self.record = self.record.with_row(row)
             self.record.write(self._path)
-            tqdm.write(f"{cell}: {_told(row)}")
+            _say(f"{cell}: {_told(row)}")
 
     def _miss(self, workload: Workload, row: str, error: BaseException) -> None:
         """Note what has no figures, and tell it at once, too."""
         gap = Gap(workload.name, row, (str(error) or repr(error)).partition(". ")[0])
         (self.not_served if isinstance(error, NotServedError) else self.failed).append(gap)
-        tqdm.write(str(gap))
+        _say(str(gap))
 
     async def _measured(self, cell: Cell) -> Row:
         """Measure one cell."""
@@ -273,6 +271,12 @@ class Driver:
 
 async def _ask(asker: Asker, workload: Workload, task: Task, number: int) -> Answer:
     return await asker.ask(task.text, number, workload.max_new_tokens)
+
+
+def _say(text: str) -> None:
+    """Print a line above the progress bars, also where nobody but a file looks on."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 def _nothing() -> None:
