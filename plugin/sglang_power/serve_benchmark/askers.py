@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, Protocol
-
-import httpx
 
 from sglang_power.errors import HostError, PowerError
 from sglang_power.fields import UNTEMPERED
-from sglang_power.gateways import json_object
 from sglang_power.reports import report_of
+from sglang_power.serve_benchmark.connection import Connection
 
 Json = dict[str, Any]
 
@@ -49,7 +48,7 @@ class Asker(Protocol):
 
         Raises:
             NotServedError: the server knows no such sampler or parameter.
-            HostError: another sampler answered.  httpx.HTTPError: no answer.
+            HostError: no answer, or one of another sampler.
         """
         ...
 
@@ -57,13 +56,13 @@ class Asker(Protocol):
 class PlainAsker:
     """SGLang's own sampling."""
 
-    def __init__(self, client: httpx.AsyncClient, params: Mapping[str, Any]) -> None:
-        self._client, self._params = client, params
+    def __init__(self, connection: Connection, params: Mapping[str, Any]) -> None:
+        self._connection, self._params = connection, params
 
     async def ask(self, text: str, seed: int, room: int) -> Answer:  # noqa: ARG002  (takes no seed)
         """Return one draw."""
         sampling = {**UNTEMPERED, **NEVER_BY_DEFAULT, **self._params, "max_new_tokens": room}
-        answer = await generate(self._client, {"text": text, "sampling_params": sampling})
+        answer = await generate(self._connection, {"text": text, "sampling_params": sampling})
         meta, returned = answer["meta_info"], len(answer["output_ids"])
         return Answer(answer["text"], returned, returned, uncached(meta), returned)
 
@@ -71,14 +70,14 @@ class PlainAsker:
 class PluginAsker:
     """A sampler of the plugin, by its name or by a preset."""
 
-    def __init__(self, client: httpx.AsyncClient, params: Mapping[str, Any], sampler: str | None) -> None:
-        self._client, self._params, self._sampler = client, params, sampler
+    def __init__(self, connection: Connection, params: Mapping[str, Any], sampler: str | None) -> None:
+        self._connection, self._params, self._sampler = connection, params, sampler
 
     async def ask(self, text: str, seed: int, room: int) -> Answer:
         """Return one answer, and what the server reports of it."""
         custom = {**self._params, "seed": seed}
         body = {"text": text, "sampling_params": {"max_new_tokens": room, "custom_params": custom}}
-        answer = await generate(self._client, body)
+        answer = await generate(self._connection, body)
         report = answer["meta_info"].get("power")
         if self._sampler is not None:
             report_of(report, self._sampler)
@@ -93,25 +92,19 @@ class PluginAsker:
         )
 
 
-async def generate(client: httpx.AsyncClient, body: Json) -> Json:
+async def generate(connection: Connection, body: Json) -> Json:
     """Return SGLang's answer to one request of /generate.
 
     Raises:
-        NotServedError: HTTP 400.  httpx.HTTPError: no answer, or another status.
+        NotServedError: HTTP 400.  HostError: no answer, or another status.
     """
-    response = await client.post("/generate", json=body)
-    if response.status_code == httpx.codes.BAD_REQUEST:
-        raise NotServedError(_message(response.text))
-    answer: Json = response.raise_for_status().json()
+    reply = await connection.post("/generate", body)
+    if reply.status == HTTPStatus.BAD_REQUEST:
+        raise NotServedError(reply.message)
+    answer: Json = reply.json()
     return answer
 
 
 def uncached(meta: Mapping[str, Any]) -> int:
     """Return the prompt tokens that were computed."""
     return int(meta["prompt_tokens"]) - int(meta.get("cached_tokens") or 0)
-
-
-def _message(text: str) -> str:
-    """What an error's body says."""
-    error = json_object(text).get("error")
-    return str(error.get("message", error) if isinstance(error, dict) else error or text)

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import numpy as np
 from tqdm import tqdm
 
-from sglang_power.errors import ConfigError, PowerError
+from sglang_power.errors import ConfigError, HostError, PowerError
 from sglang_power.serve_benchmark.askers import Answer, Asker, NotServedError, PlainAsker, PluginAsker
+from sglang_power.serve_benchmark.connection import Connection
 from sglang_power.serve_benchmark.figures import Reference, figures
 from sglang_power.serve_benchmark.grid import PLAIN, Options, RowSpec, row_specs
 from sglang_power.serve_benchmark.loads import Block, closed, open_loop
@@ -81,7 +82,7 @@ class Driver:
     """One run.
 
     Args:
-        client: of the server, without a limit of its own on connections.
+        connection: to the server.
         server: see there.
         options: the grid's size.
         record: with the rows of an earlier run.
@@ -89,9 +90,9 @@ class Driver:
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, server: Server, options: Options, record: Record, path: Path
+        self, connection: Connection, server: Server, options: Options, record: Record, path: Path
     ) -> None:
-        self._client, self._server, self._options = client, server, options
+        self._connection, self._server, self._options = connection, server, options
         self._path = path
         self._beside: tuple[Workload, Concurrency, list[float]] | None = None
         self.record = record
@@ -132,7 +133,7 @@ class Driver:
             try:
                 async with self._asker(row) as asker:
                     await asker.ask(workload.tasks[0].text, 0, min(PROBE_TOKENS, workload.max_new_tokens))
-            except (PowerError, httpx.HTTPError) as error:
+            except PowerError as error:
                 self._miss(workload, row.name, error)
             else:
                 served.add(row.name)
@@ -143,11 +144,11 @@ class Driver:
         """Who asks for the answers of a row."""
         match spec.client:
             case "plain":
-                yield PlainAsker(self._client, spec.params)
+                yield PlainAsker(self._connection, spec.params)
             case "plugin":
-                yield PluginAsker(self._client, spec.params, spec.params.get("sampler"))
+                yield PluginAsker(self._connection, spec.params, spec.params.get("sampler"))
             case "naive":
-                yield NaiveAsker(self._client, ChainSettings.of(spec.params))
+                yield NaiveAsker(self._connection, ChainSettings.of(spec.params))
             case "published":
                 async with published(self._server.model_path, ChainSettings.of(spec.params)) as asker:
                     yield asker
@@ -180,7 +181,7 @@ class Driver:
         """Measure one cell; what goes wrong is told, and the next one's turn comes."""
         try:
             row = await self._measured(cell)
-        except* (PowerError, httpx.HTTPError) as group:
+        except* PowerError as group:
             first = group.exceptions[0]
             while isinstance(first, ExceptionGroup):
                 first = first.exceptions[0]
@@ -244,7 +245,7 @@ class Driver:
             return beside[2]
         await self._flush()
         tasks = self._tasks(workload)[: max(16, 2 * load)]
-        ask = partial(_ask, PlainAsker(self._client, {}), workload)
+        ask = partial(_ask, PlainAsker(self._connection, {}), workload)
         block = await closed(ask, tasks, load, REFERENCE_SHARE * self._options.seconds, _nothing)
         return [timed.seconds for timed in block.timed]
 
@@ -261,12 +262,14 @@ class Driver:
 
     async def _passes(self, cell: Cell) -> Passes | None:
         """The server's passes so far; it has no part in the published algorithm's."""
-        return None if cell.spec.client == "published" else await passes(self._client)
+        return None if cell.spec.client == "published" else await passes(self._connection)
 
     async def _flush(self) -> None:
         """Empty the server's cache, where nobody else uses it."""
         if self._server.own:
-            (await self._client.post("/flush_cache")).raise_for_status()
+            reply = await self._connection.post("/flush_cache")
+            if reply.status != HTTPStatus.OK:
+                raise HostError(f"the cache cannot be emptied: {reply.message}")
 
 
 async def _ask(asker: Asker, workload: Workload, task: Task, number: int) -> Answer:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from sglang_power.errors import ConfigError
 from sglang_power.fields import UNTEMPERED
 from sglang_power.serve_benchmark.askers import NEVER_BY_DEFAULT, Answer, Json, generate, uncached
+from sglang_power.serve_benchmark.connection import Connection
 from sglang_power.serve_benchmark.metropolis import Piece, sample
 
 
@@ -48,14 +48,14 @@ class ChainSettings(BaseModel):
 class NaiveAsker:
     """One chain per answer."""
 
-    def __init__(self, client: httpx.AsyncClient, settings: ChainSettings) -> None:
+    def __init__(self, connection: Connection, settings: ChainSettings) -> None:
         if settings.proposal_temperature != 1.0:
             raise ConfigError("the naive client proposes at temperature 1 only")
-        self._client, self._settings = client, settings
+        self._connection, self._settings = connection, settings
 
     async def ask(self, text: str, seed: int, room: int) -> Answer:
         """Return the last state of a chain."""
-        calls = _Calls(self._client, text)
+        calls = _Calls(self._connection, text)
         chain = await sample(calls.complete, self._settings, room, np.random.default_rng(seed), "exact")
         return Answer(
             text=await calls.decoded(chain.ids),
@@ -69,8 +69,8 @@ class NaiveAsker:
 class _Calls:
     """The requests of one chain; the first one says how the prompt is tokenised."""
 
-    def __init__(self, client: httpx.AsyncClient, text: str) -> None:
-        self._client, self._text = client, text
+    def __init__(self, connection: Connection, text: str) -> None:
+        self._connection, self._text = connection, text
         self._prompt: list[int] | None = None
 
     async def complete(self, prefix: Sequence[int], count: int) -> Piece:
@@ -83,7 +83,7 @@ class _Calls:
             body |= {"text": self._text, "return_prompt_token_ids": True}
         else:
             body |= {"input_ids": [*self._prompt, *prefix]}
-        answer = await generate(self._client, body)
+        answer = await generate(self._connection, body)
         if self._prompt is None:
             self._prompt = answer["prompt_token_ids"]
         meta, ids = answer["meta_info"], tuple(int(token) for token in answer["output_ids"])
@@ -92,6 +92,6 @@ class _Calls:
 
     async def decoded(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        answer = await self._client.post("/detokenize", json={"tokens": list(ids)})
-        text: str = answer.raise_for_status().json()["text"]
+        reply = await self._connection.post("/detokenize", {"tokens": list(ids)})
+        text: str = reply.json()["text"]
         return text

@@ -7,9 +7,10 @@ are extend passes (launches), `decode_*` decode passes. Servers without --enable
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
-import httpx
+from sglang_power.serve_benchmark.connection import Connection
 
 METRIC: Final = "sglang:cuda_graph_passes_total"
 
@@ -26,10 +27,10 @@ class Passes:
         return Passes(self.extend - before.extend, self.decode - before.decode)
 
 
-async def passes(client: httpx.AsyncClient) -> Passes | None:
+async def passes(connection: Connection) -> Passes | None:
     """Return the passes of all ranks so far; None where the server does not say."""
-    response = await client.get("/metrics", follow_redirects=True)
-    return counted(response.text) if response.status_code == httpx.codes.OK else None
+    reply = await connection.get("/metrics")
+    return counted(reply.text) if reply.status == HTTPStatus.OK else None
 
 
 def counted(metrics: str) -> Passes | None:

@@ -9,9 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
 from sglang_power.serve_benchmark import page, plots
+from sglang_power.serve_benchmark.connection import connected
 from sglang_power.serve_benchmark.driver import Driver, Gap, Server
 from sglang_power.serve_benchmark.grid import Options
 from sglang_power.serve_benchmark.record import Record
@@ -20,8 +19,6 @@ from sglang_power.serve_benchmark.workloads import Workload
 FILE: Final = "serve.json"
 PAGE: Final = "serve.md"
 LOCAL_PACKAGES: Final = ("torch", "transformers")
-TIMEOUT_S: Final = 900.0
-"""Of one answer: those that stand in a queue under load wait long."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,8 @@ async def measure(session: Session, workloads: Sequence[Workload], options: Opti
         model_path=session.model_path,
         own=session.own,
     )
-    unlimited = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(
-        base_url=session.url, headers=session.headers, timeout=TIMEOUT_S, limits=unlimited
-    ) as client:
-        driver = Driver(client, server, options, record, path)
+    async with connected(session.url, session.headers) as connection:
+        driver = Driver(connection, server, options, record, path)
         await driver.run(workloads)
     results = driver.record, driver.not_served, driver.failed
     driver.record.write(path)

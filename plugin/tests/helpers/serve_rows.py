@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
+from sglang_power.serve_benchmark.connection import Reply
 from sglang_power.serve_benchmark.record import Effort, Row
 from sglang_power.serve_benchmark.workloads import Task, Workload
 
@@ -67,42 +67,43 @@ class ScriptedServer:
         self.flushed = 0
         self._fails = fails
 
-    @property
-    def transport(self) -> httpx.MockTransport:
-        """Return what stands in the network's place."""
-        return httpx.MockTransport(self.handle)
-
     def samplers(self) -> list[str]:
         """Return who was asked for the answers, one after the other."""
         customs = map(custom_of, self.asked)
         return [str(custom.get("sampler", custom.get("preset"))) for custom in customs]
 
-    def handle(self, request: httpx.Request) -> httpx.Response:
+    async def get(self, path: str) -> Reply:
+        """Say how many passes there were."""
+        assert path == "/metrics"
+        return Reply(200, metrics(extend=len(self.asked), decode=3 * len(self.asked)))
+
+    async def post(self, path: str, body: Any = None) -> Reply:
         """Answer one request."""
-        path, body = request.url.path, json.loads(request.content or b"{}")
-        if path == "/sglang_power/status":
-            return httpx.Response(200, json=STATUS)
         if path == "/flush_cache":
             self.flushed += 1
-            return httpx.Response(200)
-        if path == "/metrics":
-            return httpx.Response(200, text=metrics(extend=len(self.asked), decode=3 * len(self.asked)))
+            return Reply(200, "")
         if path == "/detokenize":
-            return httpx.Response(200, json={"text": "A1."})
+            return replied({"text": "A1."})
         assert path == "/generate", path
-        return self._generate(body)
+        return self.generate(body)
 
-    def _generate(self, body: dict[str, Any]) -> httpx.Response:
+    def generate(self, body: dict[str, Any]) -> Reply:
+        """Answer one prompt."""
         self.asked.append(body)
         custom = custom_of(body)
         if self._fails(body):
-            return httpx.Response(500, json={"error": {"message": "broken"}})
+            return replied({"error": {"message": "broken"}}, 500)
         if unknown := unknown_of(custom):
             message = f"{unknown}: unknown. Known: others"
-            return httpx.Response(400, json={"error": {"message": message}})
+            return replied({"error": {"message": message}}, 400)
         number = int(body["text"].rstrip(":")) if "text" in body else 1
         report = None if custom.get("sampler") == "none" else report_of(custom)
-        return httpx.Response(200, json=answer(number, report))
+        return replied(answer(number, report))
+
+
+def replied(document: Any, status: int = 200) -> Reply:
+    """Return a JSON response."""
+    return Reply(status, json.dumps(document))
 
 
 def custom_of(body: dict[str, Any]) -> dict[str, Any]:

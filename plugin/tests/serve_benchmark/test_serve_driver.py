@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serve_rows import LENGTH, STATUS, ScriptedServer, custom_of, workload
+from serve_rows import LENGTH, STATUS, ScriptedServer, custom_of, replied, workload
 from sglang_power import cli
+from sglang_power.routes import STATUS_ROUTE
+from sglang_power.serve_benchmark import session
+from sglang_power.serve_benchmark.connection import Reply
 from sglang_power.serve_benchmark.driver import Driver, Server
 from sglang_power.serve_benchmark.grid import Options
 from sglang_power.serve_benchmark.record import Record, Row
@@ -31,9 +35,8 @@ async def driven(
     asked: Sequence[Workload] | None = None,
 ) -> Driver:
     server = Server("m", STATUS["presets"], own=own)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(base_url="http://fake", transport=scripted.transport) as client:
-        driver = Driver(client, server, options, record, path / "serve.json")
-        await driver.run([workload()] if asked is None else asked)
+    driver = Driver(scripted, server, options, record, path / "serve.json")
+    await driver.run([workload()] if asked is None else asked)
     return driver
 
 
@@ -149,13 +152,13 @@ async def test_a_cell_that_fails_is_told_and_the_next_one_is_measured(tmp_path: 
 
 async def test_answers_of_another_sampler_are_not_taken(tmp_path: Path) -> None:
     class Silent(ScriptedServer):
-        def handle(self, request: httpx.Request) -> httpx.Response:
-            response = super().handle(request)
-            if request.url.path == "/generate" and response.status_code == httpx.codes.OK:
-                told = response.json()
-                told["meta_info"].pop("power", None)
-                return httpx.Response(200, json=told)
-            return response
+        def generate(self, body: dict[str, Any]) -> Reply:
+            reply = super().generate(body)
+            if reply.status != httpx.codes.OK:
+                return reply
+            told = reply.json()
+            told["meta_info"].pop("power", None)
+            return replied(told)
 
     options = Options(concurrency=(1,), ladder=(), open_load=0.0, rows=("power", "fast_exact"))
     driver = await driven(tmp_path, Silent(), options)
@@ -182,9 +185,20 @@ async def test_a_row_that_makes_no_sense_is_left_out_with_its_reason(tmp_path: P
 def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
     """A scripted server behind every client of the command."""
     server = ScriptedServer()
-    for name in ("Client", "AsyncClient"):
-        made = functools.partial(getattr(httpx, name), transport=server.transport)
-        monkeypatch.setattr(httpx, name, made)
+
+    def status(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == STATUS_ROUTE
+        return httpx.Response(200, json=STATUS)
+
+    @asynccontextmanager
+    async def connected(url: str, headers: dict[str, str]) -> AsyncIterator[ScriptedServer]:
+        assert (url, headers) == ("http://fake", {"Authorization": "Bearer key"})
+        yield server
+
+    made = functools.partial(httpx.Client, transport=httpx.MockTransport(status))
+    monkeypatch.setattr(httpx, "Client", made)
+    monkeypatch.setattr(session, "connected", connected)
+    monkeypatch.setenv("SGLANG_API_KEY", "key")
     return server
 
 
