@@ -30,6 +30,9 @@ SEED = 20_261_130
 BLOCK = 8
 """Tokens between two decisions; a worked step of an R problem has seven."""
 
+ROWS = 64
+"""Of a batch, as in the demo: what the server decodes at once."""
+
 CHAIN: dict[str, Any] = {
     "alpha": 4.0,
     "proposal_temperature": 1.0,
@@ -90,7 +93,7 @@ def _workload(family: Family, answers: int) -> Workload:
 @contextmanager
 def served(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Serve the built-in model for the time of a with-block; yields its URL."""
-    settings = ["--page-size", "1", "--max-running-requests", "64", "--enable-metrics", *arguments]
+    settings = ["--page-size", "1", "--max-running-requests", str(ROWS), "--enable-metrics", *arguments]
     environment = {"SGLANG_POWER_CONFIG": str(PRESETS)} if PRESETS.exists() else {}
     spec = ServerSpec(PIVOT_MODEL, "pivot", settings, environment)
     with tempfile.TemporaryDirectory() as logs:
