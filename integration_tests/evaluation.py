@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from scipy import stats
 from sglang_power.reports import report_of
+from sglang_power.types import LAUNCH_STEPS
 from tqdm import tqdm
 
 from integration_tests.pivot.problems import Problem, extract_answer, is_correct
@@ -183,7 +184,7 @@ def _pooled(problem: Problem, chosen: Answer, drawn: Sequence[Answer]) -> Outcom
         returned=len(chosen["output_ids"]),
         decoded=sum(lengths),
         prefilled=sum(meta["prompt_tokens"] - meta["cached_tokens"] for meta in metas),
-        depth=max(lengths),
+        depth=LAUNCH_STEPS + max(lengths),
     )
 
 

@@ -79,7 +79,8 @@ def test_counters_add_up(pivot_server: Server) -> None:
     assert power["steps"] == power["proposals"] >= QUICK["steps"]
     assert power["acceptance_rate"] == power["accepted"] / power["proposals"]
     assert power["early_rejected"] == power["saved_tokens_max"] == power["wasted_tokens"] == 0
-    assert power["depth"] == power["decoded_tokens"], "one chain decodes one token after the other"
+    steps = power["decoded_tokens"] + power["children"]
+    assert power["depth"] == steps, "one chain waits for every token and for every launch"
     assert power["children"] >= 1 + power["proposals"], "the prompt, and one child per proposal"
     assert power["log_target"] == pytest.approx(power["params"]["alpha"] * power["log_p"])
 

@@ -92,7 +92,8 @@ def test_cot_prefills_the_prompt_once(pivot_server: Server) -> None:
     assert power["prefilled_tokens"] == prompt_tokens - answer["meta_info"]["cached_tokens"] + 11
     assert power["children"] == 12
     assert power["decoded_tokens"] == 1 + sum(path["tokens"] for path in power["paths"])
-    assert power["depth"] == 1 + max(path["tokens"] for path in power["paths"])
+    # Three launches follow one another: the prompt, the question with its one token, the paths.
+    assert power["depth"] == 3 + 1 + max(path["tokens"] for path in power["paths"])
     assert (power["sampler"], power["law"], power["stopped_by"]) == ("cot", "selection", "completed")
     assert answer["meta_info"]["completion_tokens"] == len(answer["output_ids"])
 

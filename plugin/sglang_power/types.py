@@ -180,12 +180,18 @@ class Tokens:
 Tokens.EMPTY = Tokens((), np.empty((0, len(ROW_FIELDS))))
 
 
+LAUNCH_STEPS = 1
+"""What the launch of an engine call, its prefill, adds to the depth."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a run cost. All fields count tokens, except `children` (engine calls).
+    """What a run cost. `decoded`, `prefilled` and `wasted` count tokens.
 
     decoded    tokens produced by decode steps;  prefilled  prompt tokens computed, not cached
-    wasted     decoded tokens that no decision used;  depth  sequential decode steps
+    wasted     decoded tokens that no decision used;  children  engine calls
+    depth      steps that had to follow one another: of the calls that waited for each other, the launches
+               and the decoded tokens
     """
 
     decoded: int = 0
@@ -193,6 +199,11 @@ class Usage:
     wasted: int = 0
     depth: int = 0
     children: int = 0
+
+    @classmethod
+    def of_call(cls, decoded: int, *, prefilled: int = 0, wasted: int = 0) -> Self:
+        """The cost of one engine call: a launch, and then one token after the other."""
+        return cls(decoded, prefilled, wasted, depth=LAUNCH_STEPS + decoded, children=1)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

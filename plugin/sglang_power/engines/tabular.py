@@ -140,7 +140,7 @@ class TabularEngine:
             tokens=Tokens.of(ids[len(call.prefix) :], rows),
             finished=finished,
             cut_short=cut_short and not finished and len(ids) < call.horizon,
-            usage=Usage(decoded=count, prefilled=1, depth=count, children=1),
+            usage=Usage.of_call(count, prefilled=1),
         )
 
     async def most_likely(self, prefix: Prefix, count: int) -> tuple[list[RankedToken], Usage]:
@@ -149,7 +149,7 @@ class TabularEngine:
         order = np.argsort(-p, kind="stable")[:count]
         with np.errstate(divide="ignore"):
             ranked = [RankedToken(int(token), float(np.log(p[token]))) for token in order]
-        return ranked, Usage(decoded=1, wasted=1, prefilled=1, depth=1, children=1)
+        return ranked, Usage.of_call(1, wasted=1, prefilled=1)
 
     def _next_token(self, call: ContinuationCall, ids: Prefix) -> int:
         done = len(ids) - len(call.prefix)

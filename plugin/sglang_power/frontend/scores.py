@@ -100,7 +100,7 @@ class ChatJudge:
 
     async def yes(self, question: str) -> tuple[float, Usage]:
         """Return the probability of yes against no, with what asking has cost."""
-        return self.probability(question), Usage(decoded=1, depth=1, children=1)
+        return self.probability(question), Usage.of_call(1)
 
     def probability(self, question: str) -> float:
         """Return the probability of yes against no, in the model's 20 most likely first tokens.

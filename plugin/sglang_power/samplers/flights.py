@@ -6,7 +6,7 @@ propose too: with the same random numbers the same cut, behind the same tokens. 
 to, and no order in which proposals end, decides whether it is kept, so the chain is the one that makes a
 proposal at a time. What is not kept is recalled, and its tokens are counted as wasted.
 
-Moments are counted in sequential decode steps. Knows neither SGLang nor HTTP.
+Moments are depths of the chain. Knows neither SGLang nor HTTP.
 """
 
 from __future__ import annotations

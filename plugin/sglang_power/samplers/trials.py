@@ -24,7 +24,7 @@ from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, Purpose
 from sglang_power.samplers.chain import RejectionCheck, StateReward
 from sglang_power.samplers.tasks import SIBLING_FAILED
-from sglang_power.types import Continuation, Tokens, Usage
+from sglang_power.types import LAUNCH_STEPS, Continuation, Tokens, Usage
 
 Ended = tuple[Judged, Usage]
 
@@ -35,7 +35,7 @@ class _Started:
 
     Args:
         index: its place in the order.
-        clock: sequential decode steps before it began.
+        clock: depth before it began.
         steps: that it took beside the others until it was cancelled; None where it was not.
     """
 
@@ -194,15 +194,15 @@ class Trials:
         """Wait for the cancelled trials, and count them.
 
         What a cancelled call had decoded nobody is told. All rows of a batch advance together, so it is as
-        many tokens as the others took steps meanwhile.
+        many tokens as the others took steps meanwhile, but for its launch.
         """
         results = await asyncio.gather(*self._cancelled, return_exceptions=True)
         for started, result in zip(self._cancelled.values(), results, strict=True):
-            steps = min(started.steps or 0, self._config.horizon)
-            spent = Usage(decoded=steps, wasted=steps, children=1)
+            decoded = min(max((started.steps or 0) - LAUNCH_STEPS, 0), self._config.horizon)
+            spent = Usage.of_call(decoded)
             if not isinstance(result, BaseException):
-                spent = dataclasses.replace(result[1], wasted=result[1].decoded, depth=0)
-            self._spent += spent
+                spent = result[1]
+            self._spent += dataclasses.replace(spent, wasted=spent.decoded, depth=0)
         self._cancelled = {}
 
     # --- one of them ---

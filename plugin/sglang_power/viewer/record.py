@@ -34,7 +34,7 @@ class Totals(_Model):
 
     Args:
         decoded: tokens generated.  prefilled: prompt tokens computed.  wasted: generated and not used.
-        depth: sequential decode steps.  children: engine calls.
+        depth: steps that followed one another.  children: engine calls.
         answer: tokens of the answer.
         log_p: of the answer, nats.
     """

@@ -117,7 +117,7 @@ def test_a_question_without_control_tokens_is_left_alone() -> None:
 
 # --- the relation -------------------------------------------------------------------------------------
 
-COST = Usage(decoded=1, wasted=1, prefilled=50, depth=1, children=1)
+COST = Usage(decoded=1, wasted=1, prefilled=50, depth=2, children=1)
 
 
 class Scripted:
@@ -159,7 +159,7 @@ async def test_both_orders_are_asked_of_representatives_only() -> None:
     asked = [("four", "4"), ("4", "four"), ("four", "vier"), ("vier", "four"), ("four", "five")]
     assert judge.questions == [same_question(a, b) for a, b in [*asked, ("vier", "five")]]
     assert classes.comparisons == 6
-    assert classes.usage == Usage(decoded=6, wasted=6, prefilled=300, depth=6, children=6)
+    assert classes.usage == Usage(decoded=6, wasted=6, prefilled=300, depth=12, children=6)
 
 
 async def test_a_hostile_answer_is_asked_about_like_any_other() -> None:

@@ -151,13 +151,13 @@ def test_an_abort_gives_what_there_is() -> None:
     assert list(asked((), 48, BASE).read(aborted).ids) == aborted["output_ids"]
     at_once = RECORDED["aborted_at_once"]["answer"]
     assert len(asked(FORCED, 48, BASE).read(at_once)) == 0
-    assert wire.usage_of(at_once["meta_info"]) == Usage(children=1)
+    assert wire.usage_of(at_once["meta_info"]) == Usage(depth=1, children=1)
 
 
 def test_usage_counts_what_was_not_cached() -> None:
     meta = RECORDED["forced"]["answer"]["meta_info"]
     assert (meta["prompt_tokens"], meta["cached_tokens"]) == (12, 8)
-    assert wire.usage_of(meta) == Usage(decoded=2, prefilled=4, depth=2, children=1)
+    assert wire.usage_of(meta) == Usage(decoded=2, prefilled=4, depth=3, children=1)
 
 
 def test_the_ranking_is_best_first() -> None:

@@ -35,7 +35,7 @@ L = 6
 MODEL = TabularModel.random(7, vocab=4, horizon=L, concentration=2.0)
 
 
-PROMPT = Prompt([3, 4], {"cached_tokens": 0}, Usage(prefilled=2, children=1))
+PROMPT = Prompt([3, 4], {"cached_tokens": 0}, Usage.of_call(0, prefilled=2))
 
 
 class Speller(Letters):

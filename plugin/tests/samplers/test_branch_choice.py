@@ -67,7 +67,7 @@ class Stub:
 
     async def right(self, answer: str) -> tuple[float, Usage]:
         self.asked += 1
-        return self._of.get(answer) or -9.0, Usage(decoded=1, wasted=1, prefilled=7, depth=1, children=1)
+        return self._of.get(answer) or -9.0, Usage(decoded=1, wasted=1, prefilled=7, depth=2, children=1)
 
     async def __call__(self, ids: Sequence[int], finished: bool) -> float | None:
         self.asked += 1

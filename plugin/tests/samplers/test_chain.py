@@ -222,7 +222,7 @@ def test_usage_by_hand() -> None:
         result = record(config, seed, model=model).result
         first, second = (info.cut for info in result.infos)
         decoded = 2 + (2 - first) + 2 + (4 - second)
-        assert result.usage == Usage(decoded=decoded, prefilled=4, wasted=0, depth=decoded, children=4)
+        assert result.usage == Usage(decoded=decoded, prefilled=4, wasted=0, depth=decoded + 4, children=4)
 
 
 def test_usage_of_a_draft_by_hand() -> None:
@@ -232,7 +232,7 @@ def test_usage_of_a_draft_by_hand() -> None:
     for seed in SEEDS:
         result = record(config, seed, model=model, draft=(1, 2, 0)).result
         decoded = 3 + 1 + sum(4 - info.cut for info in result.infos)
-        assert result.usage == Usage(decoded=decoded, prefilled=4, wasted=0, depth=decoded, children=4)
+        assert result.usage == Usage(decoded=decoded, prefilled=4, wasted=0, depth=decoded + 4, children=4)
 
 
 @every_config

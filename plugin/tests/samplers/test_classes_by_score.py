@@ -27,7 +27,7 @@ from stub_parent import selected
 BRANCH = {"sampler": "branch", "policy": "tree", "threshold": 0.0, "max_depth": 3, "answer": "text"}
 BEST_OF = {"sampler": "best_of", "samples": 8, "answer": "text"}
 TABLE = model(1)
-COST = Usage(decoded=1, wasted=1, prefilled=30, depth=1, children=1)
+COST = Usage(decoded=1, wasted=1, prefilled=30, depth=2, children=1)
 
 
 def groups(selection: Selection) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ from sglang_power.types import ProposalLaw, Tokens, Usage
 
 HORIZON = 5
 MODEL = TabularModel.random(11, vocab=6, horizon=HORIZON, concentration=2.0)
-COST = Usage(decoded=1, wasted=1, prefilled=30, depth=1, children=1)
+COST = Usage(decoded=1, wasted=1, prefilled=30, depth=2, children=1)
 
 
 class LastDigit:
@@ -89,7 +89,7 @@ async def test_the_cost_of_the_judge_is_in_the_report(sampler: str) -> None:
     judge = Judge()
     judged, plain = await selected(sampler, judge), await selected(sampler, None)
     assert judge.calls > 1
-    depth = 1 if sampler == "best_of" else judge.calls  # comparisons follow one another
+    depth = 2 if sampler == "best_of" else 2 * judge.calls  # comparisons follow one another
     cost = Usage(judge.calls, 30 * judge.calls, judge.calls, depth, judge.calls)
     assert judged.usage == plain.usage + cost
     report = reported(sampler, judged)

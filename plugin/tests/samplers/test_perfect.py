@@ -19,6 +19,7 @@ from exact_tools import ExactTools
 from naive_tree import model
 from perfect_cases import SteppingEngine, answers, config_of, drawn
 from selection_cases import LastDigit
+from sglang_power.algorithms import perfect
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.engines.tabular import TabularEngine
 from sglang_power.errors import ChainAbortedError, RequestError
@@ -93,10 +94,18 @@ async def test_what_was_decoded_behind_the_answer_is_waste_and_depth_is_that_of_
         assert abs(engine.steps - usage.decoded) <= 2 * (usage.children - trials)
         wasted += usage.wasted
         assert usage.decoded - usage.wasted >= len(outcome.tokens)
-        assert len(outcome.tokens) <= usage.depth <= usage.decoded
+        alone = [await decoded_by(Key(seed).split(0, 2), index) for index in range(trials)]
         if trials <= 8:
-            assert usage.depth <= L
+            assert usage.depth == 1 + max(alone), "one launch of trials side by side"
+        else:
+            assert 2 + max(alone) <= usage.depth <= sum(alone) + trials
     assert wasted > 0
+
+
+async def decoded_by(key: Key, index: int) -> int:
+    """Tokens of a trial on its own."""
+    call = perfect.trial(config_of(MODEL, 1.3), key, index).call
+    return (await TabularEngine(MODEL).generate(call)).usage.decoded
 
 
 async def test_trials_begin_in_bunches() -> None:
@@ -210,9 +219,8 @@ class Late(SteppingEngine):
         short = part.tokens.first(self._tokens)
         await asyncio.sleep(0)
         ends = part.finished and len(short) == len(part.tokens)
-        usage = Usage(decoded=len(short), depth=len(short), children=1)
         cut = not ends and (part.cut_short or len(short) < len(part.tokens))
-        return Continuation(short, ends, cut, usage)
+        return Continuation(short, ends, cut, Usage.of_call(len(short)))
 
 
 class Passing(Trials):

@@ -137,7 +137,7 @@ def test_proposals_that_a_stale_bound_stopped_are_resumed() -> None:
 
 
 class Stepping:
-    """Every running call decodes a token per tick, as rows of one batch do; recalled ones end at the next.
+    """Every call takes a tick to start and then one per token, as rows of one batch do; recalled ones end at the next.
 
     Attributes:
         now: ticks so far.
@@ -161,10 +161,11 @@ class Stepping:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
+            await self._due.wait()
             for done in range(len(whole.tokens)):
                 await self._due.wait()
                 if call.recalled:
-                    usage = Usage(decoded=done, prefilled=1, depth=done, children=1)
+                    usage = Usage.of_call(done, prefilled=1)
                     whole = Continuation(whole.tokens.first(done), False, cut_short=True, usage=usage)
                     break
         finally:
@@ -209,7 +210,7 @@ def record(config: MHConfig, seed: int, budget: Budget = exact.AMPLE) -> Recorde
 
 @every_config
 @pytest.mark.parametrize("count", [1, 2, 8, 32])
-def test_depth_is_the_time_of_an_engine_that_decodes_a_token_per_tick(config: MHConfig, count: int) -> None:
+def test_depth_is_the_time_of_an_engine_whose_launches_and_tokens_take_a_tick_each(config: MHConfig, count: int) -> None:
     for seed in SEEDS:
         recorded = record(ahead(config, count), seed)
         assert recorded.result.usage.depth == recorded.engine.now

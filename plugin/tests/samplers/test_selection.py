@@ -75,7 +75,8 @@ async def test_every_cost_is_counted_once() -> None:
     reading = len(selection.candidates)
     assert selection.usage.decoded == decoded + reading + 1  # one token ranked the first ones
     assert selection.usage.wasted == 1
-    assert selection.usage.depth == 1 + max(len(one.tokens) for one in selection.candidates)
+    # The question for the first tokens, and the paths: a launch each.
+    assert selection.usage.depth == 2 + 1 + max(len(one.tokens) for one in selection.candidates)
     assert selection.usage.children == len(selection.candidates) + 1
 
 

@@ -133,12 +133,13 @@ async def test_an_unfinished_draft_is_brought_to_its_end_first() -> None:
 
 
 class Watching(TabularEngine):
-    """Counts calls, and those that run at once."""
+    """Counts calls, those that run at once, and the most tokens of a call behind each length."""
 
     def __init__(self, model: TabularModel = NARROW, *, disorder: bool = False) -> None:
         super().__init__(model)
         self.calls: list[ContinuationCall] = []
         self.running = self.most = 0
+        self.longest: dict[int, int] = {}
         self._disorder = disorder
 
     async def generate(self, call: ContinuationCall) -> Continuation:
@@ -148,7 +149,10 @@ class Watching(TabularEngine):
         for _ in range(call.seed % 7 if self._disorder else 1):
             await asyncio.sleep(0)
         self.running -= 1
-        return await super().generate(call)
+        answer = await super().generate(call)
+        start = len(call.prefix)
+        self.longest[start] = max(self.longest.get(start, 0), len(answer.tokens))
+        return answer
 
 
 async def test_all_particles_of_all_runs_of_a_block_start_at_once() -> None:
@@ -157,7 +161,9 @@ async def test_all_particles_of_all_runs_of_a_block_start_at_once() -> None:
     assert engine.most == 12
     assert [call.prefix for call in engine.calls[:12]] == [()] * 12
     assert len({call.seed for call in engine.calls}) == len(engine.calls) == found.usage.children
-    assert found.usage.depth <= L < found.usage.decoded
+    blocks = engine.longest.values()
+    assert len(blocks) == math.ceil(L / 2)
+    assert found.usage.depth == len(blocks) + sum(blocks) < found.usage.decoded
 
 
 async def test_what_has_ended_is_not_started_again() -> None:

@@ -112,8 +112,11 @@ async def test_cost_and_depth_are_those_of_the_rounds() -> None:
     assert drawn == len(lengths) < 24
     assert selection.usage.children == drawn
     assert selection.usage.decoded == sum(lengths) + drawn  # LastDigit reads for a token
-    assert max(lengths) < selection.usage.depth <= rounds * max(lengths)
-    assert (await whole(MODEL, 24, 5)).usage.depth <= max(lengths) + 1
+    longest = [max(lengths[start : start + 6]) for start in range(0, drawn, 6)]
+    assert rounds == len(longest) > 1
+    assert selection.usage.depth == rounds + sum(longest)
+    at_once = await whole(MODEL, 24, 5)
+    assert at_once.usage.depth == 1 + max(len(one.tokens) for one in at_once.candidates)
 
 
 class Counting(TabularEngine):

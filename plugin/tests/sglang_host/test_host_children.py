@@ -266,6 +266,6 @@ async def test_a_child_that_is_recalled_answers_with_what_it_has_and_is_told_unt
     answer = await running
     assert told == ["r.000000"] * 2
     assert (answer.tokens.ids, answer.finished, answer.cut_short) == ((1, 2, 3), False, True)
-    assert answer.usage == Usage(decoded=3, prefilled=6, depth=3, children=1)
+    assert answer.usage == Usage(decoded=3, prefilled=6, depth=4, children=1)
     await asyncio.sleep(0)
     assert not parent._timers

@@ -155,7 +155,7 @@ async def test_the_probability_sums_over_the_spellings() -> None:
     probability, usage = await judge_of(parent).yes("Is it?")
     assert probability == pytest.approx(0.36 / 0.40)
     length = len(parent.children[0].input_ids)
-    assert usage == Usage(decoded=1, wasted=1, prefilled=length - 10, depth=1, children=1)
+    assert usage == Usage(decoded=1, wasted=1, prefilled=length - 10, depth=2, children=1)
 
 
 async def test_a_child_reads_one_token_at_the_spellings_only() -> None:

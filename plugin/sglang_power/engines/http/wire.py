@@ -185,7 +185,7 @@ def usage_of(meta: Json) -> Usage:
     """What one request cost; one that was aborted in the queue names no prompt tokens."""
     decoded = int(meta["completion_tokens"])
     prefilled = int(meta.get("prompt_tokens") or 0) - int(meta.get("cached_tokens") or 0)
-    return Usage(decoded=decoded, prefilled=prefilled, depth=decoded, children=1)
+    return Usage.of_call(decoded, prefilled=prefilled)
 
 
 def _number(log_p: float | None) -> float:

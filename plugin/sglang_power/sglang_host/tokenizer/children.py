@@ -61,7 +61,7 @@ async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Promp
 async def _cached(parent: Parent, child: Any) -> Prompt:
     out = await parent.run(child)
     ids = [int(token) for token in out["prompt_token_ids"]]
-    return Prompt(ids, out["meta_info"], Usage(prefilled=prefilled_of(out["meta_info"]), children=1))
+    return Prompt(ids, out["meta_info"], Usage.of_call(0, prefilled=prefilled_of(out["meta_info"])))
 
 
 class ChildEngine:
@@ -130,10 +130,7 @@ class ChildEngine:
         row = meta["output_top_logprobs"][known]
         ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in row]
         decoded = known + 1
-        usage = Usage(
-            decoded=decoded, wasted=decoded, prefilled=prefilled_of(meta), depth=decoded, children=1
-        )
-        return ranked, usage
+        return ranked, Usage.of_call(decoded, wasted=decoded, prefilled=prefilled_of(meta))
 
     async def _generate_once(self, call: ContinuationCall) -> Continuation:
         late = Continuation(Tokens.EMPTY, finished=False, cut_short=True, usage=Usage())
@@ -245,13 +242,7 @@ class ChildEngine:
         stop = self._stop.first_stop([*call.prefix, *ids[:kept]], len(call.prefix))
         if stop is not None:
             kept, cut_short = stop - len(call.prefix), False
-        usage = Usage(
-            decoded=decoded,
-            prefilled=prefilled_of(meta),
-            wasted=decoded - kept,
-            depth=decoded,
-            children=1,
-        )
+        usage = Usage.of_call(decoded, prefilled=prefilled_of(meta), wasted=decoded - kept)
         finished = stop is not None or (kept == len(ids) and isinstance(reason.get("matched"), int))
         beside = None if alternatives is None else alternatives.rows(known, known + kept)
         return Continuation(Tokens.of(ids[:kept], rows[:kept], beside), finished, cut_short, usage)

@@ -134,7 +134,7 @@ class Judge:
         if not all(math.isfinite(value) for value in log_p.values()):
             raise HostError("the model returned logits that are not numbers")
         log_yes, log_no = (log_sum(np.array([log_p[token] for token in ids])) for ids in (yes, no))
-        usage = Usage(decoded=1, wasted=1, prefilled=prefilled_of(meta), depth=1, children=1)
+        usage = Usage.of_call(1, wasted=1, prefilled=prefilled_of(meta))
         return log_yes - float(np.logaddexp(log_yes, log_no)), usage
 
     def _ids(self, question: str) -> list[int]:

@@ -24,7 +24,7 @@ from sglang_power.sglang_host.tokenizer.children import (
 )
 from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
-from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
+from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage, in_parallel
 
 MAX_MISSES = 20
 """Attempts in a row without a token before the request fails: the server never runs the pair together."""
@@ -116,13 +116,7 @@ class TwinEngine:
         """
         retractions = sum(out["meta_info"].get("num_retractions") or 0 for out in outs)
         main = {**outs[0], "meta_info": {**outs[0]["meta_info"], "num_retractions": retractions}}
-        part, twin = self._main.read(call, main, known), self._twin.read(plain, outs[1], known).usage
-        decoded = part.usage.decoded + twin.decoded
-        usage = Usage(
-            decoded=decoded,
-            prefilled=part.usage.prefilled + twin.prefilled,
-            wasted=decoded - 2 * len(part.tokens),
-            depth=part.usage.depth,
-            children=2,
-        )
+        part = self._main.read(call, main, known)
+        both = in_parallel([part.usage, self._twin.read(plain, outs[1], known).usage])
+        usage = dataclasses.replace(both, wasted=both.decoded - 2 * len(part.tokens))
         return dataclasses.replace(part, usage=usage)
