@@ -55,7 +55,7 @@ def decoded_in_lock_step(answer: Json) -> bool:
 
 
 def test_seeds_repeat_answers_and_both_rows_are_counted(pivot_server: Server) -> None:
-    """Alone: two children cache the prompts, one after the other; two decode the answer, each a token early."""
+    """Alone: two children cache the prompts, in turn; two decode the answer, each a token early."""
     answer = ask(pivot_server, 1)
     power, tokens = power_of(answer), len(answer["output_ids"])
     assert decoded_in_lock_step(answer)
