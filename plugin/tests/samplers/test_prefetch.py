@@ -137,7 +137,7 @@ def test_proposals_that_a_stale_bound_stopped_are_resumed() -> None:
 
 
 class Stepping:
-    """Every call takes a tick to start and one per token, as rows of one batch do; recalled ones end at the next.
+    """Calls take a tick to start and one per token, as rows of a batch do; recalled ones end at the next.
 
     Attributes:
         now: ticks so far.
@@ -210,9 +210,7 @@ def record(config: MHConfig, seed: int, budget: Budget = exact.AMPLE) -> Recorde
 
 @every_config
 @pytest.mark.parametrize("count", [1, 2, 8, 32])
-def test_depth_is_the_time_of_an_engine_with_a_tick_per_launch_and_token(
-    config: MHConfig, count: int
-) -> None:
+def test_depth_is_the_time_where_launches_and_tokens_take_a_tick_each(config: MHConfig, count: int) -> None:
     for seed in SEEDS:
         recorded = record(ahead(config, count), seed)
         assert recorded.result.usage.depth == recorded.engine.now
