@@ -117,8 +117,9 @@ def check_answer(tree: AnswerTree, case: Case, answer: Json) -> None:
     assert len(power["log_z"]) == power["runs"] == case.request.runs
     assert "not_a_number" not in power
     ends = max(len(trace) for trace in power["ess"])
-    assert power["depth"] <= HORIZON * (2 if case.drafted else 1)
     assert 1 <= ends <= 3
+    launches, answers = (1 + 1 + ends, 2) if case.drafted else (1 + ends, 1)
+    assert launches < power["depth"] <= launches + HORIZON * answers, "the prompt, the draft, the blocks"
 
 
 @pytest.mark.server

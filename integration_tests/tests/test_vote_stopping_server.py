@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sglang_power.algorithms.votes import StoppingRule, UntilDecided
 
 from integration_tests.helpers.clients import (
     PROMPT_Q,
@@ -47,6 +48,19 @@ def chosen_answer(power: dict[str, Any]) -> str | None:
     return answer
 
 
+def longest_of_rounds(paths: list[dict[str, Any]], rule: StoppingRule) -> list[int]:
+    """Tokens of the longest sample of each round, from the answers in their order."""
+    labels: dict[str, int] = {}
+    longest, start = [], 0
+    while size := rule.next_round():
+        samples, start = paths[start : start + size], start + size
+        longest.append(max(path["tokens"] for path in samples))
+        for path in samples:
+            answer = path["answer"]
+            rule.see(None if answer is None else labels.setdefault(answer, len(labels)))
+    return longest
+
+
 def test_a_decided_vote_gives_the_answer_of_the_whole_one(pivot_server: Server) -> None:
     drawn = 0
     for seed, problem in enumerate(EASY[:6]):
@@ -60,8 +74,8 @@ def test_a_decided_vote_gives_the_answer_of_the_whole_one(pivot_server: Server) 
         assert (whole["stopped"], whole["samples_drawn"], whole["rounds"]) == ("all_drawn", 16, 1)
         assert early["stopped"] == ("decided" if early["samples_drawn"] < 16 else "all_drawn")
         assert early["decoded_tokens"] == sum(path["tokens"] for path in early["paths"])
-        lengths = [path["tokens"] for path in early["paths"]]
-        longest = [max(lengths[start : start + 4]) for start in range(0, len(lengths), 4)]
+        longest = longest_of_rounds(early["paths"], UntilDecided(16, 4))
+        assert early["rounds"] == len(longest)
         assert early["depth"] == 1 + len(longest) + sum(longest), "launches: the prompt's, one per round"
         drawn += early["samples_drawn"]
     assert drawn < 6 * 16

@@ -11,6 +11,7 @@ from sglang_power.errors import HostError, PowerError
 from sglang_power.fields import UNTEMPERED
 from sglang_power.reports import report_of
 from sglang_power.serve_benchmark.connection import Connection
+from sglang_power.types import LAUNCH_STEPS
 
 Json = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Answer:
         text: of the answer.
         returned: its tokens.
         decoded, prefilled: tokens that the server decoded, and prefilled without what its cache held.
-        depth: decode steps that followed one another.
+        depth: steps that followed one another: decoded tokens, and launches.
     """
 
     text: str
@@ -64,7 +65,7 @@ class PlainAsker:
         sampling = {**UNTEMPERED, **NEVER_BY_DEFAULT, **self._params, "max_new_tokens": room}
         answer = await generate(self._connection, {"text": text, "sampling_params": sampling})
         meta, returned = answer["meta_info"], len(answer["output_ids"])
-        return Answer(answer["text"], returned, returned, uncached(meta), returned)
+        return Answer(answer["text"], returned, returned, uncached(meta), LAUNCH_STEPS + returned)
 
 
 class PluginAsker:

@@ -33,7 +33,7 @@ SHORT_COLUMNS: Final = (
     "extend passes / answer, {} clients",
 )
 EXPLANATION: Final = """\
-Decoded and prefilled tokens (without what the cache held) and depth (decode steps that follow one another)
+Decoded and prefilled tokens (without what the cache held) and depth (tokens and launches in a row)
 are per token that is returned. Wall / plain: median latency by that of plain answers, asked for right before
 and right after under the same load, or in their own open loop. Passes: forward passes of the server; extend
 passes are launches. `naive` runs MH as a client, by plain requests; `published` by Hugging Face transformers,

@@ -106,13 +106,18 @@ async def test_fewer_samples_are_drawn_whatever_the_window() -> None:
 
 
 async def test_cost_and_depth_are_those_of_the_rounds() -> None:
-    selection = await decided(MODEL, 24, 6, 5)
+    engine = Counting(MODEL)
+    selection = await vote_of(engine, 24, 5).run(EXACT, "count", 1.0, UntilDecided(24, 6))
     lengths = [len(one.tokens) for one in selection.candidates]
     drawn, rounds = selection.notes["samples_drawn"], selection.notes["rounds"]
     assert drawn == len(lengths) < 24
     assert selection.usage.children == drawn
     assert selection.usage.decoded == sum(lengths) + drawn  # LastDigit reads for a token
-    longest = [max(lengths[start : start + 6]) for start in range(0, drawn, 6)]
+    longest, start = [], 0
+    while start < drawn:
+        size = engine.together[start]
+        longest.append(max(lengths[start : start + size]))
+        start += size
     assert rounds == len(longest) > 1
     assert selection.usage.depth == rounds + sum(longest)
     at_once = await whole(MODEL, 24, 5)

@@ -93,6 +93,8 @@ async def test_children_mask_no_stop_unless_the_client_named_min_new_tokens() ->
         whole = await paired(parent, 2)
         assert whole.tokens.ids == (8, 9)
         assert parent.masks == [0, 0]
+        assert (whole.usage.decoded, whole.usage.children) == (6, 2)
+        assert whole.usage.depth == 3 + 1, "two rows side by side, with the known token and the launch"
 
 
 async def test_the_mask_covers_the_known_token_too() -> None:
@@ -119,6 +121,7 @@ async def test_tokens_behind_the_minimum_of_a_retracted_child_are_drawn_again() 
     assert parent.masks == [2, 0]
     assert parent.children[1].input_ids == [*PROMPT.ids, 1, 2]
     assert (whole.usage.decoded, whole.usage.wasted) == (8, 4)
+    assert (whole.usage.children, whole.usage.depth) == (2, 8 + 2), "a child that goes on is launched again"
 
 
 async def test_an_end_behind_the_minimum_of_a_retracted_child_counts_for_nothing() -> None:
