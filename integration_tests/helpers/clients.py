@@ -92,6 +92,8 @@ PARAM_FIELDS = frozenset(
         "reward_weight",
         "prefetch",
         "tries",
+        "method",
+        "start",
         "max_new_tokens",
     }
 )

@@ -30,6 +30,7 @@ from sglang_power.algorithms.acceptance import HastingsTerms
 from sglang_power.algorithms.cuts import CutLaw, CutTable
 from sglang_power.algorithms.early_rejection import EarlyRejection, is_exact
 from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.smc import SMCConfig
 from sglang_power.algorithms.steps import Action, ChainState, Done, Extend, Info, Propose, ScoreState
 from sglang_power.algorithms.tilt import Tilt
 from sglang_power.rng import Key, Purpose
@@ -57,6 +58,7 @@ class MHConfig:
         tilt: the reward's share of the target; None means none.
         prefetch: steps whose proposals are generated at once; the chain does not depend on it.
         tries: proposals of a step, decided by `tries`.
+        start: the particle run whose answer the last stage starts from; None: the stages before it.
     """
 
     alpha: float
@@ -71,6 +73,7 @@ class MHConfig:
     tilt: Tilt | None = None
     prefetch: int = 1
     tries: int = 1
+    start: SMCConfig | None = None
 
     @property
     def stages(self) -> int:
@@ -110,7 +113,7 @@ def initial_state() -> ChainState:
 
 
 def drafted_state(config: MHConfig, draft: Tokens, finished: bool) -> ChainState:
-    """A chain that starts from a given draft, at the last stage (horizon L)."""
+    """A chain that starts from a given answer, at the last stage (horizon L)."""
     return ChainState(draft, finished, stage=config.stages)
 
 

@@ -132,6 +132,8 @@ class BranchRequest(SelectionRequest):
             raise conflict("refine.lookback_blocks", problem, "Leave it out")
         if refine.method != "chain":
             raise conflict("refine.method", "a leaf is a draft, from which a chain starts", "Leave it out")
+        if refine.start != "stages":
+            raise conflict("refine.start", "a leaf is a draft, from which a chain starts", "Leave it out")
         return refine
 
     @model_validator(mode="after")

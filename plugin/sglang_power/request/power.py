@@ -9,6 +9,7 @@ from pydantic import Field, InstanceOf, StrictBool, field_validator, model_valid
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.algorithms.perfect import AFFORDABLE, PerfectConfig
+from sglang_power.algorithms.smc import SMCConfig
 from sglang_power.algorithms.tilt import Tilt
 from sglang_power.fields import (
     MAX_COUNT,
@@ -65,6 +66,9 @@ class PowerRequest(OwnLawRequest):
         return_trace: add every step to the response.
         prefetch: proposals that are generated at once; the chain is the same for any number.
         tries: proposals of one step, of which at most one is accepted (multiple-try Metropolis).
+        start: where the last stage starts from: "stages", or the answer of one run of `particles` (`smc`),
+            resampled every block_size tokens. The law does not depend on it, how soon it is reached does.
+        particles: with start="particles".
     """
 
     sampler: Literal["power"] = "power"
@@ -91,6 +95,8 @@ class PowerRequest(OwnLawRequest):
     return_trace: StrictBool = False
     prefetch: Positive = 1
     tries: Positive = 1
+    start: Literal["stages", "particles"] = "stages"
+    particles: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 16
 
     @field_validator("proposal_policy", mode="before")
     @classmethod
@@ -117,6 +123,20 @@ class PowerRequest(OwnLawRequest):
                 "lookback_blocks and a draft exclude each other",
                 "A draft is revised as a whole; leave lookback_blocks out",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _start_where_it_acts(self) -> Self:
+        if self.start == "stages":
+            if "particles" in self.model_fields_set:
+                raise conflict("particles", "not used with start='stages'", "Set start to 'particles'")
+            return self
+        given = [name for name in ("initial_text", "initial_ids", "lookback_blocks") if getattr(self, name)]
+        if self.schedule == "paper":
+            given.append("schedule")
+        if given:
+            problem = "not used with start='particles', which takes the place of the stages before the last"
+            raise conflict(given[0], problem, "Leave it out, or leave start at 'stages'")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +172,11 @@ class PowerRequest(OwnLawRequest):
         """Return what it takes to serve the request."""
         draft = self.initial_text or (None if self.initial_ids is None else tuple(self.initial_ids))
         field = "initial_text" if self.initial_ids is None else "initial_ids"
+        starts = self.start == "particles"
         return Needs(
+            answers=self.particles if starts else 1,
+            answers_field="particles" if starts else "n",
+            in_step=starts,
             quadratic=True,
             ignores_temperature=self.on_temperature == "ignore",
             reward=self.reward,
@@ -222,7 +246,13 @@ class PowerRequest(OwnLawRequest):
             tilt=None if self.reward is None else Tilt(self.weight, reward_bound),
             prefetch=self.prefetch,
             tries=self.tries,
+            start=None if self.start == "stages" else self._particle_run(horizon),
         )
+
+    def _particle_run(self, horizon: int) -> SMCConfig:
+        """The run that the last stage starts from; it has the chain's proposal law and its blocks."""
+        block_size = min(self.block_size, horizon)
+        return SMCConfig(self.alpha, self.law, horizon, self.particles, block_size)
 
     def trial_config(self, horizon: int, reward_bound: float | None = None) -> PerfectConfig:
         """The configuration of the trials of method="auto"; args as `mh_config`."""
@@ -236,6 +266,7 @@ class PowerRequest(OwnLawRequest):
         Args: as `mh_config`.
         """
         hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
+        hidden |= {"particles"} if self.start == "stages" else set()
         shown = self.model_dump(exclude=hidden)
         shown["proposal_temperature"] = self.tau
         if self.proposal_policy is not None:

@@ -19,10 +19,13 @@ from sglang_power.algorithms import mh
 from sglang_power.algorithms import tries as multiple_try
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.mh import MHConfig
+from sglang_power.algorithms.smc import SMCConfig
 from sglang_power.algorithms.steps import ChainState, Done, Extend, Info, Propose, ScoreState
+from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key
 from sglang_power.samplers.budgets import Budget, StoppedBy, late
 from sglang_power.samplers.flights import Flights
+from sglang_power.samplers.particles import ParticleRuns
 from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.types import Continuation, Tokens, Usage, in_parallel
 
@@ -95,6 +98,9 @@ class Chain:
         assert (reward is None) == (config.tilt is None)
         self._engine, self._config, self._key, self._budget = engine, config, key, budget
         self._observer, self._reward, self._check = observer, reward, rejection_check
+        self._start_key = key.split(1, 2)
+        if config.start is not None:  # its particles draw by keys of their own
+            self._key = key.split(0, 2)
         self._flights = Flights(engine, budget.deadline)
         self._log_p_start: float | None = None
         self.state = mh.initial_state()
@@ -111,6 +117,8 @@ class Chain:
     async def _run(self, draft: tuple[int, ...] | None) -> ChainResult:
         if draft is not None:
             await self._force(draft)
+        elif self._config.start is not None:
+            await self._start(self._config.start)
         stopped_by = await self._run_schedule()
         self._flights.recall()
         self.usage += await self._flights.all_waste()
@@ -169,6 +177,21 @@ class Chain:
         call = dataclasses.replace(mh.extension_call(config, self._key, self.state, len(draft)), forced=draft)
         scored = await self._generate(call)
         self._set(mh.drafted_state(config, scored.tokens, scored.finished))
+
+    async def _start(self, config: SMCConfig) -> None:
+        """Take the answer of one particle run as the state of the last stage.
+
+        Raises:
+            ChainAbortedError: aborted meanwhile; the state is what there was, if anything.
+        """
+        particles = ParticleRuns(self._engine, config, self._start_key, self._budget)
+        try:
+            answer = await particles.drawn(await particles.run())
+        finally:
+            self.usage += particles.usage
+        self._set(mh.drafted_state(self._config, answer.tokens, answer.finished))
+        if answer.stopped_by == "abort":
+            raise ChainAbortedError("aborted while its particles grew")
 
     async def _score_state(self) -> StoppedBy | None:
         try:
