@@ -10,7 +10,7 @@
       TooLargeError                a body over its limit: HTTP 413
       ConfigError                  a bad configuration file: the process ends
       HostError                    the server cannot do what was promised: HTTP 500
-        ParticlesDiedError         no particle of any run has a weight that is a number
+        ParticlesDiedError         no particle (or candidate) has a weight that is a number
       OverloadedError              try again later: HTTP 503
       RewardError                  a reward gave no usable score: HTTP 502
       RecordError                  a file that holds no trace: the command ends
@@ -93,11 +93,11 @@ class HostError(PowerError, RuntimeError):
 
 
 class ParticlesDiedError(HostError):
-    """No particle of any run has a weight that is a number, so there is nothing to draw the answer from.
+    """No particle of any run, or no candidate of a block, has a weight: there is nothing to draw from.
 
     Args:
         message: what happened.
-        partial: token ids of every particle, as far as it came.
+        partial: token ids of every particle or candidate, as far as it came.
     """
 
     def __init__(self, message: str, partial: Sequence[tuple[int, ...]] = ()) -> None:

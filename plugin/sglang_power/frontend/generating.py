@@ -20,8 +20,8 @@ def gen(name: str | None = None, sampler: str = "power", **arguments: Any) -> Sg
 
     Args:
         name: the variable.
-        sampler: any of the server's: "power", "smc", "perfect", "cot", "vote", "best_of", "branch", a
-            per-step policy, or "none" for SGLang's own sampling, whatever the server's default.
+        sampler: any of the server's: "power", "smc", "perfect", "lookahead", "cot", "vote", "best_of",
+            "branch", a per-step policy, or "none" for SGLang's own sampling, whatever the server's default.
         arguments: those of `sgl.gen` keep their meaning, but for its `n`; all others are the sampler's
             parameters.
 

@@ -43,7 +43,7 @@ BUILT_IN: tuple[type[Policy], ...] = (
     MinK,
 )
 
-RESERVED = frozenset({"power", "none", "cot", "branch", "vote", "best_of", "smc", "perfect"})
+RESERVED = frozenset({"power", "none", "cot", "branch", "vote", "best_of", "smc", "perfect", "lookahead"})
 """Names of samplers of whole answers."""
 
 

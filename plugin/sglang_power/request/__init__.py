@@ -7,6 +7,7 @@ parameters say.
 """
 
 from sglang_power.request.branch import BranchRequest
+from sglang_power.request.lookahead import LookaheadRequest
 from sglang_power.request.needs import Capped, Needs, Wanted
 from sglang_power.request.own_law import OwnLawRequest
 from sglang_power.request.perfect import PerfectRequest
@@ -35,6 +36,7 @@ __all__ = [
     "BranchRequest",
     "Capped",
     "CotRequest",
+    "LookaheadRequest",
     "Needs",
     "OwnLawRequest",
     "PerfectRequest",

@@ -50,11 +50,13 @@ class Capped:
     Args:
         field, value: the parameter.
         limit: the field of the server's `limits` that it may not exceed.
+        count: calls at once that it makes with others, which are limited in its place; None: it alone is.
     """
 
     field: str
     value: int
     limit: str
+    count: int | None = None
 
     def inside(self, parameter: str) -> Capped:
         """Return the same of a request that is a parameter of another one."""

@@ -15,6 +15,7 @@ from sglang_power.errors import ConfigError, RequestError
 from sglang_power.extensions import extensions
 from sglang_power.policies import Policy, policies
 from sglang_power.request.branch import BranchRequest
+from sglang_power.request.lookahead import LookaheadRequest
 from sglang_power.request.mistakes import request_error
 from sglang_power.request.perfect import PerfectRequest
 from sglang_power.request.power import PowerRequest
@@ -31,6 +32,7 @@ BUILT_IN: tuple[type[WholeAnswerRequest], ...] = (
     PowerRequest,
     SmcRequest,
     PerfectRequest,
+    LookaheadRequest,
     CotRequest,
     BranchRequest,
     VoteRequest,

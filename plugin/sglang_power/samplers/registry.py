@@ -22,6 +22,7 @@ from sglang_power.samplers.best_of import BestOfSampler
 from sglang_power.samplers.branch import BranchSampler
 from sglang_power.samplers.contrast import ContrastSampler
 from sglang_power.samplers.cot import CotSampler
+from sglang_power.samplers.lookahead import LookaheadSampler
 from sglang_power.samplers.perfect import PerfectSampler
 from sglang_power.samplers.power import PowerSampler
 from sglang_power.samplers.smc import SmcSampler
@@ -31,6 +32,7 @@ BUILT_IN: tuple[type[Sampler[Any]], ...] = (
     PowerSampler,
     SmcSampler,
     PerfectSampler,
+    LookaheadSampler,
     CotSampler,
     VoteSampler,
     BestOfSampler,

@@ -42,7 +42,7 @@ class Limits(BaseModel):
         max_total_tokens: decoded tokens of one request, all chains together.
         max_chains: largest n.
         max_particles: most particles that grow in step, all runs and choices of a request together.
-        max_width: largest number of trials that one answer runs side by side.
+        max_width: largest number of trials, or of rollouts, that one answer runs side by side.
         max_prefetch: largest prefetch of a chain: proposals that it has in flight.
         max_tries: largest number of tries of a step.
         max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.

@@ -61,6 +61,7 @@ CONTEXTS: dict[str, list[dict[str, Any]]] = {
         {"steps": 2, "method": "auto"},
     ],
     "perfect": [{}, {"reward": "r"}],
+    "lookahead": [{"candidates": 2, "rollouts": 2, "block_size": 2, "rollout_tokens": 2}],
     "smc": [
         {"particles": 3, "block_size": 2},
         {"particles": 3, "block_size": 2, "ramp": 3, "resampling": "chopthin", "runs": 2},

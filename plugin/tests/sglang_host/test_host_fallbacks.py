@@ -31,7 +31,7 @@ Json = dict[str, Any]
 CONFIGS = Path(__file__).parents[3] / "configs"
 CHAT = "/v1/chat/completions"
 
-OWN_LAW = {"power", "smc", "perfect"}
+OWN_LAW = {"power", "smc", "perfect", "lookahead"}
 
 
 def manager(**server_args: Any) -> SimpleNamespace:

@@ -317,8 +317,9 @@ def check_caps(limits: Limits, capped: Sequence[Capped]) -> None:
     """
     for each in capped:
         most: int = getattr(limits, each.limit)
-        if each.value > most:
-            problem = f"above this server's limit of {most}"
+        if (each.value if each.count is None else each.count) > most:
+            counted = "" if each.count is None else f"{each.count} calls at once, "
+            problem = f"{counted}above this server's limit of {most}"
             hint = f"Lower it, or raise limits.{each.limit} of the server"
             raise LimitError(each.field, each.value, problem, hint)
 
