@@ -88,6 +88,10 @@ CONTRACT: dict[str, Row] = {
         {"sampler": "perfect", "alpha": 1.1},
         {"sampler": "perfect", "alpha": 1000.0, "width": 2, "max_trials": 2**31 - 1},
     ),
+    "lookahead": Row(
+        {"sampler": "lookahead", "candidates": 2, "rollouts": 2, "block_size": 8, "rollout_tokens": 8},
+        {"sampler": "lookahead", "block_size": 1},
+    ),
     "cot": Row({"sampler": "cot", "k": 3}, {"sampler": "cot", "k": 8}, answers=3, brief=True),
     "vote": _drawing("vote"),
     "best_of": _drawing("best_of"),
