@@ -112,9 +112,14 @@ LAWS = {
 
 @pytest.mark.parametrize("cut", exact.CUTS.values(), ids=list(exact.CUTS))
 @pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_every_number_of_tries_leaves_the_target_invariant(count: int, name: str, cut: CutLaw) -> None:
     config = config_of(SMALL, count, LAWS[name], cut)
+    assert kernel(SMALL, config).drift(exact.target(SMALL, config)) < 1e-12
+
+
+def test_three_tries_leave_it_invariant_too() -> None:
+    config = config_of(SMALL, 3, LAWS["tau=1"], exact.ENTROPY)
     assert kernel(SMALL, config).drift(exact.target(SMALL, config)) < 1e-12
 
 
@@ -225,9 +230,8 @@ def sample(config: MHConfig) -> list[Prefix]:
     return exact.answers(exact.run_chains(SMALL, config, exact.seeds(9_000_000, CHAINS)))
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_answers_follow_the_exact_law_of_their_steps(count: int) -> None:
-    config = config_of(SMALL, count, LAWS["tau=1"], exact.ENTROPY)
+def test_answers_follow_the_exact_law_of_their_steps() -> None:
+    config = config_of(SMALL, 2, LAWS["tau=1"], exact.ENTROPY)
     law = exact.chain_law(SMALL, config, last=kernel(SMALL, config))
     assert exact.g_test(sample(config), law) > LEVEL
 

@@ -376,7 +376,7 @@ async def test_an_abort_with_several_in_flight_keeps_what_was_decided_and_leaves
 
 # --- the law, and two mistakes ------------------------------------------------------------------------
 
-CHAINS = 1000
+CHAINS = 600
 LEVEL, REJECTED = 1e-3 / 4, 1e-6
 
 
