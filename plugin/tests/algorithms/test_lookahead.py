@@ -83,8 +83,12 @@ def the_long_way(own: FloatArray, futures: dict[int, FloatArray], count: int) ->
 
 
 def test_a_single_rollout_and_ended_candidates_are_not_corrected() -> None:
-    assert shares([1.0, 2.0], {1: [3.0]}) == (pytest.approx([1 / 7, 6 / 7]), 0)
-    assert shares([1.0, 3.0], {}) == (pytest.approx([1 / 4, 3 / 4]), 0)
+    for found, clipped, expected in (
+        (*shares([1.0, 2.0], {1: [3.0]}), [1 / 7, 6 / 7]),
+        (*shares([1.0, 3.0], {}), [1 / 4, 3 / 4]),
+    ):
+        assert found == pytest.approx(expected)
+        assert clipped == 0
 
 
 def test_weights_are_logarithms() -> None:

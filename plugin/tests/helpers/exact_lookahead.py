@@ -125,7 +125,8 @@ def answers_law(
     model: TabularModel, config: LookaheadConfig, law_behind: Callable[[Prefix], Masses]
 ) -> dict[Prefix, float]:
     """The law of whole answers, from that of a block behind every prefix."""
-    found, live = defaultdict[Prefix, float](float), {(): 1.0}
+    found: dict[Prefix, float] = defaultdict(float)
+    live: dict[Prefix, float] = {(): 1.0}
     while live:
         grown = added(
             {block: mass * share for block, share in law_behind(prefix).items()}
