@@ -566,9 +566,9 @@ def test_what_has_no_default_is_required(name: str, values: dict[str, Any], miss
         ("typical", {"mass": 0.5, "margin": 0.5}, "margin"),
         ("typical", {"one_sided": True, "mass": 0.9}, "mass"),
         ("dynatemp", {"t_min": 2.0, "t_max": 1.9}, "t_min"),
-        ("dynatemp", {"t_max": 0.1}, "t_min"),
+        ("dynatemp", {"t_max": 0.1}, "t_max"),
         ("adapt", {"hot": 0.7, "cold": 0.7}, "hot"),
-        ("adapt", {"cold": 1.1}, "hot"),
+        ("adapt", {"cold": 1.1}, "cold"),
         ("kl_guided", {}, "prompt_without"),
         ("kl_guided", {"prompt_without": "a", "ids_without": [1]}, "ids_without"),
         (
