@@ -158,6 +158,7 @@ async def run_whole(found: Served) -> None:
     """Run a sampler of whole answers on the exact model."""
     needs, asked = found.needs, found.request
     assert isinstance(asked, WholeAnswerRequest)
+    support.check_caps(LIMITS, needs.capped)
     cap = support.total_tokens_of({}, asked.max_total_tokens, LIMITS, L, 1, needs)
     forced = None if needs.forced is None else needs.forced.tokens
     if isinstance(forced, tuple) and max(forced) >= 4:
