@@ -40,7 +40,7 @@ PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
 # On the second core: unit tests, and tests with servers that share no server with others.
-BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_smc_law_server.py $(SERVERS)/test_config_file.py $(SERVERS)/test_status.py \
+BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_config_file.py $(SERVERS)/test_status.py \
 	$(SERVERS)/test_support_matrix.py $(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 
 test: $(STAMP)  ## the whole suite in two processes (the second one's lines begin with |), in file order: fewest servers

@@ -20,10 +20,21 @@ from integration_tests.tests.conftest import (
     logs,
     no_thread_is_left,
     pivot_server,
+    prose_ground,
+    prose_server,
     third_party,
 )
 
-__all__ = ["law_model", "law_server", "logs", "no_thread_is_left", "pivot_server", "third_party"]
+__all__ = [
+    "law_model",
+    "law_server",
+    "logs",
+    "no_thread_is_left",
+    "pivot_server",
+    "prose_ground",
+    "prose_server",
+    "third_party",
+]
 
 RESULTS = Path(__file__).parents[1] / "results" / "law.json"
 RECORD = pytest.StashKey[list[dict[str, Any]]]()
