@@ -61,4 +61,4 @@ def _base(model: type[Base], field: str, values: dict[str, Any]) -> Base:
 
 def base_echo(request: PowerRequest | PerfectRequest | None) -> dict[str, Any] | None:
     """Its parameters in force, for the response."""
-    return None if request is None else request.model_dump(exclude={*OWN, "on_temperature"})
+    return None if request is None else request.model_dump(exclude={*OWN, "on_temperature", *request.idle})

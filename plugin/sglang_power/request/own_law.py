@@ -27,6 +27,11 @@ class OwnLawRequest(WholeAnswerRequest):
 
     on_temperature: OnTemperature = "refuse"
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Return the parameters that do not act beside the others, and are refused where they are named."""
+        return frozenset()
+
     @model_validator(mode="after")
     def _alpha_where_there_is_one(self) -> Self:
         if self.on_temperature == "alpha" and "alpha" not in type(self).model_fields:

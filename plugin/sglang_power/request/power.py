@@ -190,6 +190,11 @@ class PowerRequest(OwnLawRequest):
         )
 
     @property
+    def idle(self) -> frozenset[str]:
+        """Return the parameters that do not act beside the others, and are refused where they are named."""
+        return frozenset({"particles"} if self.start == "stages" else ())
+
+    @property
     def weight(self) -> float:
         """The reward's weight in force."""
         return 1.0 if self.reward_weight is None else self.reward_weight
@@ -266,8 +271,7 @@ class PowerRequest(OwnLawRequest):
         Args: as `mh_config`.
         """
         hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
-        hidden |= {"particles"} if self.start == "stages" else set()
-        shown = self.model_dump(exclude=hidden)
+        shown = self.model_dump(exclude=hidden | self.idle)
         shown["proposal_temperature"] = self.tau
         if self.proposal_policy is not None:
             policy = self.proposal_policy

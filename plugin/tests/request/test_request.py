@@ -40,6 +40,10 @@ DOCUMENTED = {
     "reward": None,
     "reward_weight": None,
     "return_trace": False,
+    "prefetch": 1,
+    "tries": 1,
+    "start": "stages",
+    "particles": 16,
 }
 """Names and defaults as published; a change here breaks clients."""
 
@@ -186,7 +190,7 @@ def test_what_is_echoed_can_be_sent_again(values: dict[str, Any], horizon: int) 
 @given(valid)
 def test_the_echo_holds_every_parameter_but_drafts_and_the_seed(values: dict[str, Any]) -> None:
     request = parse_power(values)
-    hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
+    hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature", "particles"}
     assert request.echo(100).keys() == (DOCUMENTED.keys() - hidden) | {"max_new_tokens", "draft"}
     assert request.echo(100)["proposal_temperature"] == request.tau
 

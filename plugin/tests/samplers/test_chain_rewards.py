@@ -33,6 +33,7 @@ from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.scoring import AnswerScorer
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import ProposalLaw, Usage
+from stub_parent import StubManager
 
 LONG = exact.random_model(3, vocab=5, horizon=12, stop_share=0.3)
 PLAIN = exact.make_config(LONG, law=ProposalLaw(1.0), block_size=4, steps=4)
@@ -215,7 +216,7 @@ class Letters:
 
 
 def parent_of(text: str | None, params: dict[str, Any]) -> Parent:
-    manager = SimpleNamespace(tokenizer=Letters(), model_config=SimpleNamespace(hf_eos_token_id=[0]))
+    manager = StubManager(tokenizer=Letters(), model_config=SimpleNamespace(hf_eos_token_id=[0]))
     obj = SimpleNamespace(rid="x", text=text, sampling_params=params, background=False)
     parent = Parent(Host(manager, lambda *_: None, obj, None, ServerConfig()))
     parent._state = SimpleNamespace(abort_sent=False)

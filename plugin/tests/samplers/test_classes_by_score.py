@@ -79,7 +79,7 @@ async def test_classes_have_no_part_in_the_choice_and_their_cost_is_told() -> No
     calls = Judged.calls
     assert calls > 1
     assert (judged.chosen, judged.reason, judged.scores) == (plain.chosen, plain.reason, plain.scores)
-    assert judged.usage == plain.usage + Usage(calls, 30 * calls, calls, calls, calls)
+    assert judged.usage == plain.usage + Usage(calls, 30 * calls, calls, calls * COST.depth, calls)
     assert judged.notes["judge"] == {
         "calls": calls + 1,
         "decoded_tokens": calls + 1,
