@@ -25,6 +25,7 @@ from sglang_power.sglang_host.tokenizer.parent import Parent
 from sglang_power.sglang_host.tokenizer.reading import NO_ROOM, AskingReader
 from sglang_power.sglang_host.tokenizer.stopping import StopRule, TextRule
 from sglang_power.types import ROW_FIELDS, Alternatives, ProposalLaw, Tokens, Usage
+from stub_parent import StubManager
 
 
 async def test_the_prefix_of_a_call_counts_for_stop_strings_and_what_lies_behind_does_not() -> None:
@@ -252,7 +253,7 @@ async def test_a_child_that_is_recalled_answers_with_what_it_has_and_is_told_unt
         }
         yield {"output_ids": [1, 2, 3], "meta_info": meta}
 
-    manager = SimpleNamespace(**vars(MANAGER), _dispatch_to_scheduler=dispatched)
+    manager = StubManager(**vars(MANAGER), _dispatch_to_scheduler=dispatched)
     obj = SimpleNamespace(
         rid="r", sampling_params={}, background=False, return_logprob=False, top_logprobs_num=0
     )

@@ -17,7 +17,7 @@ from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams, Coupling
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
-from sglang_power.sglang_host.tokenizer.parent import Parent
+from sglang_power.sglang_host.tokenizer.parent import Parent, RecalledError
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
@@ -137,7 +137,10 @@ class ChildEngine:
         if call.recalled:
             return late
         if call.deadline is None or call.deadline > time.time():
-            part = await self._one_child(call, call.deadline)
+            try:
+                part = await self._one_child(call, call.deadline)
+            except RecalledError:
+                return late
             if len(part.tokens) or not part.cut_short or call.recalled:
                 return part
             late = part  # the deadline passed before the first token

@@ -14,7 +14,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -57,6 +57,10 @@ ABORT_REPEATS, ABORT_EVERY_S = 100, 0.01
 
 END_EVERY_S = 0.1
 """How often a child that is to end early is told so, until it has ended."""
+
+
+class RecalledError(Exception):
+    """A child that nobody waits for any more was never sent."""
 
 
 class Parent(Placeholder):
@@ -147,16 +151,22 @@ class Parent(Placeholder):
         Raises:
             ChainAbortedError: the parent or the child was aborted.
             OverloadedError: the scheduler's queue stayed full for every retry.
+            RecalledError: it was recalled before it was sent.
         """
+        return (await self._run(child, deadline, recall))[0]
+
+    @contextlib.contextmanager
+    def _ended_early(self, rid: str, deadline: float | None, recall: Recall | None) -> Iterator[None]:
+        """For the time of a with-block, end a child at its deadline or when it is recalled."""
+        end = functools.partial(self._end_late, rid)
+        if deadline is not None:
+            wait_s = max(0.0, deadline - time.time())
+            self._timers[rid] = asyncio.get_running_loop().call_later(wait_s, end)
         try:
-            with (
-                contextlib.nullcontext()
-                if recall is None
-                else recall.told_to(functools.partial(self._end_late, child.rid))
-            ):
-                return (await self._run(child, deadline))[0]
+            with contextlib.nullcontext() if recall is None else recall.told_to(end):
+                yield
         finally:
-            if (timer := self._timers.pop(child.rid, None)) is not None:
+            if (timer := self._timers.pop(rid, None)) is not None:
                 timer.cancel()
 
     def _end_late(self, rid: str) -> None:
@@ -171,7 +181,9 @@ class Parent(Placeholder):
         """Run children that reach the scheduler in one message, so that it can admit them in one batch."""
         return await self._run(_batch_of(children))
 
-    async def _run(self, child: Any, deadline: float | None = None) -> list[dict[str, Any]]:
+    async def _run(
+        self, child: Any, deadline: float | None = None, recall: Recall | None = None
+    ) -> list[dict[str, Any]]:
         backoff = self._limits.busy_backoff_s
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_queue_full),
@@ -180,7 +192,7 @@ class Parent(Placeholder):
             reraise=True,
         )
         try:
-            outs: list[dict[str, Any]] = await retrying(self._run_once, child, deadline)
+            outs: list[dict[str, Any]] = await retrying(self._run_once, child, deadline, recall)
         except HTTPException as error:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
@@ -190,15 +202,19 @@ class Parent(Placeholder):
             self._check_weights(out["meta_info"].get("weight_version"))
         return outs
 
-    async def _run_once(self, child: Any, deadline: float | None) -> list[dict[str, Any]]:
+    async def _run_once(
+        self, child: Any, deadline: float | None, recall: Recall | None
+    ) -> list[dict[str, Any]]:
         self.check_abort()
         together = len(child.rid) if isinstance(child.rid, list) else 1
         async with self._host.state.governor.places(self.obj.rid, together):
             self.check_abort()
-            if deadline is not None and child.rid not in self._timers:
-                loop, wait_s = asyncio.get_running_loop(), max(0.0, deadline - time.time())
-                self._timers[child.rid] = loop.call_later(wait_s, self._end_late, child.rid)
-            return await self._responses(child)
+            if recall is not None and recall.asked:
+                raise RecalledError
+            if deadline is None and recall is None:
+                return await self._responses(child)
+            with self._ended_early(child.rid, deadline, recall):
+                return await self._responses(child)
 
     async def _responses(self, child: Any) -> list[dict[str, Any]]:
         async with aclosing(self._metered.responses(child)) as responses:
