@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors"},
     "visible": set(),
     "viewer": {"errors", "visible", "viewer"},
-    "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark"},
+    "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
     "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "visible", "experiments"},
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
