@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-full demo-results test test-law test-contract test-router soak check serve clean
+.PHONY: demo demo-full demo-results test test-law test-experiments test-contract test-router soak check serve clean
 
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +35,7 @@ demo-results: $(STAMP)  ## the same, renewing the committed results and the docu
 	$(BIN)/python -m integration_tests.demo --full --write
 
 # A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
-LIMIT := 2100
+LIMIT := 2700
 PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
@@ -50,6 +50,9 @@ test: $(STAMP)  ## the whole suite in two processes (the second one's lines begi
 
 test-law: $(STAMP)  ## laws through the real server that take longer than `make test` may; writes results/law.json
 	$(PYTEST) --write-results integration_tests/law_tests
+
+test-experiments: $(STAMP)  ## graded experiments from their requests to a verdict, shadow arms, switchbacks
+	$(PYTEST) integration_tests/experiment_tests
 
 test-contract: $(STAMP)  ## every promise of every sampler of whole answers through every route; prints a table
 	$(PYTEST) integration_tests/contract_tests
