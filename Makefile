@@ -39,9 +39,9 @@ LIMIT := 2700
 PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
-# On the second core: unit tests, and tests with servers that share no server with others.
-BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_config_file.py $(SERVERS)/test_status.py \
-	$(SERVERS)/test_support_matrix.py $(sort $(wildcard $(SERVERS)/test_experiments_*.py))
+# On the second core: unit tests, and tests whose servers nobody else uses (24 GB hold five in each half).
+BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_support_matrix.py \
+	$(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 
 test: $(STAMP)  ## the whole suite in two processes (the second one's lines begin with |), in file order: fewest servers
 	@set -o pipefail; ( $(PYTEST) plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from integration_tests.tests.conftest import no_thread_is_left, one_trials
+from integration_tests.tests.conftest import no_thread_is_left, one_trials, trials
 
-__all__ = ["no_thread_is_left", "one_trials"]
+__all__ = ["no_thread_is_left", "one_trials", "trials"]
