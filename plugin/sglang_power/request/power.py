@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, InstanceOf, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from sglang_power.algorithms.cuts import CutLaw, EntropyCut, UniformCut
 from sglang_power.algorithms.mh import MHConfig
@@ -14,19 +14,13 @@ from sglang_power.algorithms.tilt import Tilt
 from sglang_power.fields import (
     MAX_COUNT,
     MIN_CUT_EPSILON,
-    Exponent,
     FiniteFloat,
     Positive,
-    Probability,
     RewardWeight,
-    Temperature,
     conflict,
 )
-from sglang_power.policies import Policy
-from sglang_power.request.needs import Capped, ForcedTokens, Needs
-from sglang_power.request.nested import row_law_policy
-from sglang_power.request.own_law import OwnLawRequest
-from sglang_power.types import ProposalLaw
+from sglang_power.request.needs import Capped, Needs
+from sglang_power.request.proposals import DraftedRequest
 
 TRIAL_WIDTH: Final = 16
 """Trials side by side, of `perfect` and of method="auto"."""
@@ -41,7 +35,7 @@ def check_trial_reward(reward: str | None, weight: float | None) -> None:
         raise conflict("reward_weight", problem, "Use a weight of at least 0, or a chain (power)")
 
 
-class PowerRequest(OwnLawRequest):
+class PowerRequest(DraftedRequest):
     """`sampler="power"`: one answer from p(y)^alpha * exp(reward_weight * R(y)) by Metropolis-Hastings.
 
     Karan & Du, arXiv 2510.14901 (defaults of the paper); entropy cuts: arXiv 2605.30327.
@@ -72,9 +66,6 @@ class PowerRequest(OwnLawRequest):
     """
 
     sampler: Literal["power"] = "power"
-    alpha: Exponent = 4.0
-    proposal_temperature: Temperature | None = None
-    proposal_policy: InstanceOf[Policy] | None = None
     block_size: Positive = 192
     steps: Positive = 10
     cut: Literal["uniform", "entropy"] = "uniform"
@@ -83,13 +74,8 @@ class PowerRequest(OwnLawRequest):
     method: Literal["chain", "auto"] = "chain"
     schedule: Literal["exact", "paper"] = "exact"
     early_rejection: StrictBool = True
-    initial_text: Annotated[str, Field(min_length=1)] | None = None
-    initial_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     max_steps: Positive | None = None
     lookback_blocks: Positive | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
-    min_p: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] | None = None
     reward: Annotated[str, Field(min_length=1)] | None = None
     reward_weight: RewardWeight | None = None
     return_trace: StrictBool = False
@@ -98,19 +84,8 @@ class PowerRequest(OwnLawRequest):
     start: Literal["stages", "particles"] = "stages"
     particles: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 16
 
-    @field_validator("proposal_policy", mode="before")
-    @classmethod
-    def _parsed(cls, value: object) -> object:
-        return row_law_policy("proposal_policy", value) if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.initial_text is not None and self.initial_ids is not None:
-            raise conflict(
-                "initial_ids", "initial_text and initial_ids exclude each other", "Name one of the two"
-            )
-        if self.top_k == 0:
-            raise conflict("top_k", "top_k must be -1 (off) or at least 1", "Use -1 to switch it off")
         if self.lookback_blocks is not None and self.schedule == "paper":
             raise conflict(
                 "lookback_blocks",
@@ -170,8 +145,6 @@ class PowerRequest(OwnLawRequest):
     @property
     def needs(self) -> Needs:
         """Return what it takes to serve the request."""
-        draft = self.initial_text or (None if self.initial_ids is None else tuple(self.initial_ids))
-        field = "initial_text" if self.initial_ids is None else "initial_ids"
         starts = self.start == "particles"
         return Needs(
             answers=self.particles if starts else 1,
@@ -181,7 +154,7 @@ class PowerRequest(OwnLawRequest):
             ignores_temperature=self.on_temperature == "ignore",
             reward=self.reward,
             bounded_reward=self.method == "auto",
-            forced=None if draft is None else ForcedTokens(field, draft, whole=True),
+            forced=self.draft,
             capped=(
                 Capped("prefetch", self.prefetch, "max_prefetch"),
                 Capped("tries", self.tries, "max_tries"),
@@ -198,23 +171,6 @@ class PowerRequest(OwnLawRequest):
     def weight(self) -> float:
         """The reward's weight in force."""
         return 1.0 if self.reward_weight is None else self.reward_weight
-
-    @property
-    def tau(self) -> float:
-        """The proposal temperature in force."""
-        return 1.0 / self.alpha if self.proposal_temperature is None else self.proposal_temperature
-
-    @property
-    def law(self) -> ProposalLaw:
-        """The proposal law; a truncation that keeps everything is none."""
-        kappa = self.alpha if self.proposal_temperature is None else 1.0 / self.proposal_temperature
-        return ProposalLaw(
-            kappa=kappa,
-            top_k=self.top_k if self.top_k not in (None, -1) else None,
-            top_p=self.top_p if self.top_p not in (None, 1.0) else None,
-            min_p=self.min_p if self.min_p not in (None, 0.0) else None,
-            policy=self.proposal_policy,
-        )
 
     @property
     def off_target(self) -> str | None:
@@ -270,14 +226,8 @@ class PowerRequest(OwnLawRequest):
 
         Args: as `mh_config`.
         """
-        hidden = {"sampler", "seed", "initial_text", "initial_ids", "return_trace", "on_temperature"}
-        shown = self.model_dump(exclude=hidden | self.idle)
-        shown["proposal_temperature"] = self.tau
-        if self.proposal_policy is not None:
-            policy = self.proposal_policy
-            shown["proposal_policy"] = {"sampler": policy.name(), **policy.parameters}
+        shown = self.shown({"sampler", "seed", "return_trace", "on_temperature", *self.idle})
         shown["reward_weight"] = None if self.reward is None else self.weight
         shown["early_rejection"] = self.mh_config(horizon, reward_bound).rejects_early
         shown["max_new_tokens"] = horizon
-        shown["draft"] = self.initial_ids is not None or self.initial_text is not None
         return shown

@@ -5,25 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, InstanceOf, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sglang_power.algorithms.resampling import Scheme
 from sglang_power.algorithms.smc import SMCConfig
 from sglang_power.fields import (
     MAX_COUNT,
-    Exponent,
-    FiniteFloat,
     Positive,
     Probability,
-    Temperature,
     conflict,
 )
-from sglang_power.policies import Policy
-from sglang_power.request.needs import ForcedTokens, Needs
-from sglang_power.request.nested import row_law_policy
-from sglang_power.request.own_law import OwnLawRequest
+from sglang_power.request.needs import Needs
+from sglang_power.request.proposals import DraftedRequest
 from sglang_power.request.selection import SelectionRequest
-from sglang_power.types import ProposalLaw
 
 OF_VOTES = ("answer", "answer_regex", "equivalence", "return_tree", "return_rows")
 """Parameters that act with result="vote" alone."""
@@ -32,7 +26,7 @@ OF_SEVERAL = ("resampling", "ess_threshold", "block_size", "ramp")
 """Parameters that act where there are several particles: the ramp is made up for at the end."""
 
 
-class SmcRequest(SelectionRequest, OwnLawRequest):
+class SmcRequest(SelectionRequest, DraftedRequest):
     """`sampler="smc"`: one answer from p(y)^alpha by particles that grow together.
 
     Power-SMC (arXiv 2602.10273); several runs are steps of particle-independent Metropolis-Hastings (Andrieu,
@@ -58,32 +52,17 @@ class SmcRequest(SelectionRequest, OwnLawRequest):
     """What says how to vote is dropped where a later layer (a preset, a request) names another result."""
 
     sampler: Literal["smc"] = "smc"
-    alpha: Exponent = 4.0
     particles: Positive = 16
     runs: Positive = 1
-    proposal_temperature: Temperature | None = None
-    proposal_policy: InstanceOf[Policy] | None = None
     block_size: Positive = 16
     ess_threshold: Probability = 0.5
     resampling: Literal["systematic", "chopthin"] = "systematic"
     ramp: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     result: Literal["sample", "argmax", "vote"] = "sample"
-    initial_text: Annotated[str, Field(min_length=1)] | None = None
-    initial_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
-    min_p: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] | None = None
-
-    @field_validator("proposal_policy", mode="before")
-    @classmethod
-    def _parsed(cls, value: object) -> object:
-        return row_law_policy("proposal_policy", value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _what_acts(self) -> Self:
         named = self.model_fields_set
-        if self.top_k == 0:
-            raise conflict("top_k", "top_k must be -1 (off) or at least 1", "Use -1 to switch it off")
         for field in OF_VOTES if self.result != "vote" else ():
             if field in named:
                 raise conflict(field, f"not used with result={self.result!r}", "Set result to 'vote'")
@@ -96,10 +75,6 @@ class SmcRequest(SelectionRequest, OwnLawRequest):
 
     @model_validator(mode="after")
     def _draft_as_reference(self) -> Self:
-        if self.initial_text is not None and self.initial_ids is not None:
-            raise conflict(
-                "initial_ids", "initial_text and initial_ids exclude each other", "Name one of the two"
-            )
         if not self.drafted:
             return self
         if "resampling" in self.model_fields_set:
@@ -111,15 +86,8 @@ class SmcRequest(SelectionRequest, OwnLawRequest):
         return self
 
     @property
-    def drafted(self) -> bool:
-        """Whether the first run is conditional on a draft."""
-        return self.initial_ids is not None or self.initial_text is not None
-
-    @property
     def needs(self) -> Needs:
         """Return what it takes to serve the request."""
-        draft = self.initial_text or (None if self.initial_ids is None else tuple(self.initial_ids))
-        field = "initial_text" if self.initial_ids is None else "initial_ids"
         return replace(
             super().needs if self.result == "vote" else Needs(),
             answers=self.particles * self.runs,
@@ -127,24 +95,7 @@ class SmcRequest(SelectionRequest, OwnLawRequest):
             least=self.particles,
             in_step=True,
             ignores_temperature=self.on_temperature == "ignore",
-            forced=None if draft is None else ForcedTokens(field, draft, whole=True),
-        )
-
-    @property
-    def tau(self) -> float:
-        """The proposal temperature in force."""
-        return 1.0 / self.alpha if self.proposal_temperature is None else self.proposal_temperature
-
-    @property
-    def law(self) -> ProposalLaw:
-        """The proposal law; a truncation that keeps everything is none."""
-        kappa = self.alpha if self.proposal_temperature is None else 1.0 / self.proposal_temperature
-        return ProposalLaw(
-            kappa=kappa,
-            top_k=self.top_k if self.top_k not in (None, -1) else None,
-            top_p=self.top_p if self.top_p not in (None, 1.0) else None,
-            min_p=self.min_p if self.min_p not in (None, 0.0) else None,
-            policy=self.proposal_policy,
+            forced=self.draft,
         )
 
     @property
@@ -167,16 +118,12 @@ class SmcRequest(SelectionRequest, OwnLawRequest):
 
     def in_force(self, horizon: int) -> dict[str, Any]:
         """The parameters in force, for the response; of a draft, only whether there is one."""
-        hidden = {"sampler", "seed", "initial_text", "initial_ids", "on_temperature"}
+        hidden = {"sampler", "seed", "on_temperature"}
         hidden |= set(OF_VOTES) if self.result != "vote" else set()
         hidden |= set(OF_SEVERAL) if self.particles == 1 else set()
-        shown = self.model_dump(exclude=hidden)
-        shown["proposal_temperature"] = self.tau
-        if self.proposal_policy is not None:
-            policy = self.proposal_policy
-            shown["proposal_policy"] = {"sampler": policy.name(), **policy.parameters}
+        shown = self.shown(hidden)
         if self.result == "vote":
             shown["equivalence"] = self.relation
         if self.particles > 1:
             shown["resampling"] = self.scheme
-        return {**shown, "max_new_tokens": horizon, "draft": self.drafted}
+        return {**shown, "max_new_tokens": horizon}

@@ -47,7 +47,7 @@ class Limits(BaseModel):
         max_tries: largest number of tries of a step.
         max_concurrent_requests: power requests at work at once, per tokenizer process; more wait.
         max_inflight_children: children of samplers of whole answers that run at once, per tokenizer process;
-            more wait, and never let plain requests wait for all of them.
+            more wait.
         busy_retries, busy_backoff_s: retries of a child that the scheduler's full queue refused.
     """
 
