@@ -12,10 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import torch
@@ -24,7 +25,7 @@ PIVOT_MODEL = Path(__file__).parent / "pivot" / "model"
 PROSE_MODEL = Path(__file__).parent / "prose" / "model"
 
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 KEEP_ALIVE_S = 60
 """SGLang closes idle connections after 5 s, just when httpx's pool gives them up: a request sent into that
@@ -96,8 +97,36 @@ def command_line(spec: ServerSpec, port: int) -> list[str]:
     ]
 
 
+class Process(Protocol):
+    """A server's first process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+Start = Callable[[Sequence[str], Path, Mapping[str, str]], Process]
+"""Starts a command: with a file for what it prints, and variables on top of this process's own."""
+
+
+def execute(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
+    """Start a command as a process of its own, and the leader of its group."""
+    with log.open("w") as sink:
+        return subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+
 @contextmanager
-def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
+def running(spec: ServerSpec, log_dir: Path, start: Start = execute) -> Iterator[Server]:
     """A server for the time of a with-block; stopped by its pid, with everything that it started."""
     port = free_port()
     environment = {
@@ -108,13 +137,17 @@ def running(spec: ServerSpec, log_dir: Path) -> Iterator[Server]:
         **spec.environment,
     }
     server = Server(f"http://127.0.0.1:{port}", 0, log_dir / f"{spec.name}.log", spec.name)
-    with started(server, command_line(spec, port), "/health_generate", environment) as ready:
+    with started(server, command_line(spec, port), "/health_generate", environment, start) as ready:
         yield ready
 
 
 @contextmanager
 def started(
-    server: Server, command: Sequence[str], health: str, environment: Mapping[str, str]
+    server: Server,
+    command: Sequence[str],
+    health: str,
+    environment: Mapping[str, str],
+    start: Start = execute,
 ) -> Iterator[Server]:
     """Any HTTP server for the time of a with-block.
 
@@ -123,16 +156,9 @@ def started(
         command: what starts it.
         health: the path that answers 200 once it serves.
         environment: variables on top of this process's own.
+        start: how the command becomes a process.
     """
-    with server.log.open("w") as sink:
-        process = subprocess.Popen(
-            command,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+    process = start(command, server.log, environment)
     try:
         _wait_until_ready(server, process, health)
         yield replace(server, pid=process.pid)
@@ -145,7 +171,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], health: str) -> None:
+def _wait_until_ready(server: Server, process: Process, health: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -158,25 +184,11 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], health: 
     raise RuntimeError(f"the server did not start in {START_TIMEOUT_S} s:\n{server.log_text()[-4000:]}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server's process group: politely, then for certain."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signum)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(timeout=STOP_TIMEOUT_S if signum == signal.SIGTERM else 10)
-        except subprocess.TimeoutExpired:
-            continue
-        if signum == signal.SIGTERM and _group_alive(process.pid):
-            continue
-        return
-
-
-def _group_alive(pgid: int) -> bool:
-    try:
-        os.killpg(pgid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _stop(process: Process) -> None:
+    """End a server: politely, as an operator would, then for certain, with everything that it started."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(timeout=STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=STOP_TIMEOUT_S)

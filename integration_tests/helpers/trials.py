@@ -24,6 +24,7 @@ from sglang_power.experiments.analysis.results import Report
 from sglang_power.experiments.catalogue import read_experiment
 from sglang_power.experiments.versions import config_hash
 
+from integration_tests.helpers import preloaded
 from integration_tests.helpers.clients import HTTP, PROMPT, WAIT_S
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, running
 
@@ -132,7 +133,7 @@ class Trials:
         self.server = self._started()
 
     def _started(self) -> Server:
-        return self._stack.enter_context(running(self.ground.spec(), self.ground.folder))
+        return self._stack.enter_context(running(self.ground.spec(), self.ground.folder, preloaded.fork))
 
     def restart(self) -> Server:
         """Stop the server, and start it with the same files."""

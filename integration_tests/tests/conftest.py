@@ -1,4 +1,7 @@
-"""One server per configuration for the whole session; a test that needs none starts none."""
+"""One server per configuration for the whole session; a test that needs none starts none.
+
+Most are forked from a process with SGLang's modules imported (`helpers.preloaded`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from integration_tests import server
+from integration_tests.helpers import preloaded
 from integration_tests.helpers.trials import MAIN, PLAIN, SHORTLISTED, Ground, Trials
 from integration_tests.law_model import write_law_model
 from integration_tests.server import PIVOT_MODEL, PROSE_MODEL, Server, ServerSpec
@@ -77,7 +81,7 @@ def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
         ["--page-size", "1", "--enable-metrics", "--enable-cache-report"],
         {"SGLANG_POWER_CONFIG": str(TEST_CONFIG), **with_third_party(third_party)},
     )
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 
@@ -89,13 +93,16 @@ def plain_server(logs: Path) -> Iterator[Server]:
     """
     arguments = ["--page-size", "1", "--enable-metrics", "--enable-cache-report"]
     spec = ServerSpec(PIVOT_MODEL, "plain", arguments, {"SGLANG_PLUGINS": "torch_cpu"})
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model with a default preset, a generation config that truncates, and a short queue."""
+    """A model with a default preset, a generation config that truncates, and a short queue.
+
+    Started as users start theirs, with nothing preloaded, as is `matrix_server`.
+    """
     model = tmp_path_factory.mktemp("defaulted") / "model"
     shutil.copytree(PIVOT_MODEL, model)
     generation = json.loads((model / "generation_config.json").read_text())
@@ -130,7 +137,8 @@ def prose_server(logs: Path, prose_ground: Ground, third_party: Path) -> Iterato
     ]
     presets = {"shortlisted": SHORTLISTED["sampler"]}
     environment = prose_ground.environment(presets=presets) | with_third_party(third_party)
-    with server.running(ServerSpec(PROSE_MODEL, "prose", arguments, environment), logs) as running:
+    spec = ServerSpec(PROSE_MODEL, "prose", arguments, environment)
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 
@@ -167,7 +175,7 @@ def law_server(logs: Path, law_model: Path) -> Iterator[Server]:
         ["--page-size", "1", "--max-running-requests", "64"],
         {"SGLANG_POWER_CONFIG": str(Path(__file__).parent / "law.yaml")},
     )
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from integration_tests import server
+from integration_tests.helpers import preloaded
 from integration_tests.helpers.clients import HTTP, MESSAGES, PROMPT, QUICK, events, post, sse_lines, together
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
 from integration_tests.tests.conftest import TEST_CONFIG
@@ -44,7 +45,7 @@ def incremental_server(logs: Path) -> Iterator[Server]:
     """The pivot model; streams carry deltas."""
     arguments = ["--page-size", "1", "--incremental-streaming-output"]
     spec = ServerSpec(PIVOT_MODEL, "incremental", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 
