@@ -107,6 +107,13 @@ class Engine(Protocol):
         """
         ...
 
+    def share(self, wanted: int) -> int:
+        """Return how many calls may run side by side now without making others wait, from 1 to `wanted`.
+
+        It changes with the load: nothing that a law depends on may depend on it.
+        """
+        ...
+
 
 class RankingEngine(Engine, Protocol):
     """An Engine that can also say which tokens are likely to come next."""

@@ -143,6 +143,10 @@ class TabularEngine:
             usage=Usage.of_call(count, prefilled=1),
         )
 
+    def share(self, wanted: int) -> int:
+        """Return `wanted`: nobody else waits for this engine."""
+        return wanted
+
     async def most_likely(self, prefix: Prefix, count: int) -> tuple[list[RankedToken], Usage]:
         """The most likely tokens after `prefix`, best first."""
         p = self.model.probs(prefix)

@@ -232,7 +232,9 @@ class Chain:
             if limit is not None:
                 return limit
             flights.launch(proposal, self.usage.depth)
+        room = self._engine.share(self._config.prefetch) - len(flights.steps)
         steps = [step for step in mh.steps_ahead(self._config, self.state) if step not in flights]
+        steps = steps[: max(room, 0)]
         for ahead in mh.proposals(self._config, self._key, self.state, steps):
             if self._limit_before(ahead) is not None:
                 break

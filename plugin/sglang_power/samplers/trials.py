@@ -142,10 +142,11 @@ class Trials:
 
         They begin in bunches, since every start of children holds up all rows of a server.
         """
-        free = self._config.width - len(self._running)
+        width = self._engine.share(self._config.width)
+        free = width - len(self._running)
         over = self.accepted is not None or bool(self._undecided) or self._expired()
-        if not over and (not self._running or 2 * free >= self._config.width):
-            for _ in range(min(free, len(waiting))):
+        if not over and (not self._running or 2 * free >= width):
+            for _ in range(min(max(free, 0), len(waiting))):
                 started = _Started(waiting.popleft(), self._clock)
                 self._running[asyncio.ensure_future(self._one(started.index))] = started
         return bool(self._running)

@@ -58,6 +58,8 @@ class Vote(SampledSelection):
         """Draw, read and compare round by round, in the order of the samples, until the rule ends that."""
         growing = GrowingClasses(relation)
         while size := rule.next_round():
+            if isinstance(rule, UntilDecided):  # its winner does not depend on the rounds
+                size = self._engine.share(size)
             new = await self.more(size)
             for label in await growing.add([each.value for each in new]):
                 rule.see(label)

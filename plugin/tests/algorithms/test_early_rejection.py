@@ -155,6 +155,9 @@ class HastyEngine:
         answer = await self._engine.generate(first)
         return dataclasses.replace(answer, cut_short=not answer.finished)
 
+    def share(self, wanted: int) -> int:
+        return wanted
+
 
 @pytest.mark.parametrize("cut", exact.CUTS.values(), ids=list(exact.CUTS))
 def test_an_engine_that_stops_too_early_does_not_change_the_chain(cut: CutLaw) -> None:

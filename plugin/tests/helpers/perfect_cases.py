@@ -24,10 +24,14 @@ class SteppingEngine(TabularEngine):
         calls: that were begun.
         most: of them ran at once.
         steps: decoded by all of them, those of cancelled calls included.
+
+    Args:
+        places: calls that others leave room for.
     """
 
-    def __init__(self, model: TabularModel) -> None:
+    def __init__(self, model: TabularModel, places: int = 1000) -> None:
         super().__init__(model)
+        self.places = places
         self.calls: list[ContinuationCall] = []
         self.running = self.most = self.steps = 0
 
@@ -43,6 +47,9 @@ class SteppingEngine(TabularEngine):
         finally:
             self.running -= 1
         return whole
+
+    def share(self, wanted: int) -> int:
+        return min(wanted, self.places)
 
 
 class FirstToEnd(Trials):

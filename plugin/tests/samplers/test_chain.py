@@ -58,6 +58,9 @@ class RecordingEngine:
         self.answers.append(answer)
         return answer
 
+    def share(self, wanted: int) -> int:
+        return wanted
+
 
 @dataclasses.dataclass
 class Recorded:
@@ -524,6 +527,9 @@ class NeverDecided:
             return whole
         usage = Usage(decoded=9, wasted=8, children=1)
         return Continuation(whole.tokens.first(1), finished=False, cut_short=True, usage=usage)
+
+    def share(self, wanted: int) -> int:
+        return wanted
 
 
 async def test_a_proposal_that_is_never_decided_ends_with_the_budget_of_tokens() -> None:

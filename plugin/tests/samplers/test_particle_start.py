@@ -100,6 +100,9 @@ class Aborted:
         self._left -= 1
         return await self._engine.generate(call)
 
+    def share(self, wanted: int) -> int:
+        return wanted
+
 
 def test_an_abort_among_the_particles_leaves_what_there_was() -> None:
     async def tokens_after(calls: int) -> Tokens:

@@ -108,6 +108,15 @@ async def decoded_by(key: Key, index: int) -> int:
     return (await TabularEngine(MODEL).generate(call)).usage.decoded
 
 
+async def test_a_crowded_server_narrows_the_width_and_changes_no_draw() -> None:
+    for seed in range(20):
+        free, crowded = SteppingEngine(MODEL), SteppingEngine(MODEL, places=3)
+        whole, narrow = [await run(seed, engine, alpha=1.3, width=8) for engine in (free, crowded)]
+        assert (free.most, crowded.most) == (8, 3)
+        assert narrow.tokens.ids == whole.tokens.ids
+        assert narrow.report == whole.report
+
+
 async def test_trials_begin_in_bunches() -> None:
     """Every launch stalls all rows of a server."""
 

@@ -144,10 +144,14 @@ class Stepping:
         calls, answers: in order of their starts, and of their ends.
         running, most: calls at work, and the largest number of them.
         starts: the tick at which each call began, and in which turn of the loop's work between two ticks.
+
+    Args:
+        places: calls that others leave room for, one moment after the other; the last one stays.
     """
 
-    def __init__(self, model: TabularModel = LONG) -> None:
+    def __init__(self, model: TabularModel = LONG, places: Sequence[int] = (1000,)) -> None:
         self._engine = TabularEngine(model)
+        self._places = list(places)
         self._due: asyncio.Event = asyncio.Event()
         self.now = self.running = self.most = 0
         self.calls: list[ContinuationCall] = []
@@ -173,6 +177,10 @@ class Stepping:
         self.answers.append(whole)
         return whole
 
+    def share(self, wanted: int) -> int:
+        places = self._places.pop(0) if len(self._places) > 1 else self._places[0]
+        return max(1, min(wanted, places))
+
     async def tick(self) -> None:
         while True:
             for _ in range(12):  # all that the last tick has woken asks for its next call
@@ -195,9 +203,11 @@ class Recorded:
         return self.engine.calls
 
 
-def record(config: MHConfig, seed: int, budget: Budget = exact.AMPLE) -> Recorded:
+def record(
+    config: MHConfig, seed: int, budget: Budget = exact.AMPLE, places: Sequence[int] = (1000,)
+) -> Recorded:
     async def stepped() -> Recorded:
-        engine, seen = Stepping(), list[tuple[ChainState, Info | None]]()
+        engine, seen = Stepping(places=places), list[tuple[ChainState, Info | None]]()
         chain = Chain(engine, config, Key(seed), budget, lambda state, info: seen.append((state, info)))
         ticking = asyncio.create_task(engine.tick())
         try:
@@ -225,6 +235,19 @@ def test_more_in_flight_costs_tokens_and_saves_depth(config: MHConfig) -> None:
     )
     assert depth[8] < 0.75 * depth[1]
     assert decoded[8] > decoded[1]
+
+
+@some_configs
+@pytest.mark.parametrize("places", [(1,), (2,), (8, 1, 3, 1, 8, 2)], ids=["one", "two", "changing"])
+def test_a_crowded_server_has_fewer_in_flight_and_changes_no_chain(
+    config: MHConfig, places: Sequence[int]
+) -> None:
+    for seed in SEEDS:
+        recorded, free = record(ahead(config, 8), seed, places=places), record(ahead(config, 8), seed)
+        assert_same_steps(recorded.result, run(config, seed))
+        longer = recorded.result.usage.depth - free.result.usage.depth
+        assert longer > 0 or (longer == 0 and len(places) > 1)
+        assert (recorded.result.prefetched == 0) == (places == (1,))
 
 
 @some_configs

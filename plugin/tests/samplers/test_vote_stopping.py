@@ -147,6 +147,20 @@ async def test_the_samples_of_a_round_start_in_one_tick() -> None:
     assert engine.together[:12] == [6] * 12
 
 
+async def test_a_crowded_server_shortens_the_rounds_and_changes_no_vote() -> None:
+    class Crowded(Counting):
+        def share(self, wanted: int) -> int:
+            return min(wanted, 2)
+
+    crowded = Crowded(MODEL)
+    narrow = await vote_of(crowded, 24, 5).run(EXACT, "count", 1.0, UntilDecided(24, 6))
+    wide = await vote_of(Counting(MODEL), 24, 5).run(EXACT, "count", 1.0, UntilDecided(24, 6))
+    assert max(crowded.together) == 2
+    assert narrow.notes["rounds"] > wide.notes["rounds"]
+    assert narrow.notes["samples_drawn"] == wide.notes["samples_drawn"]
+    assert (narrow.chosen, narrow.classes) == (wide.chosen, wide.classes)
+
+
 class Judge:
     """Equal digits are the same; notes what it was asked."""
 

@@ -33,6 +33,9 @@ class Scripted:
     async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
         raise AssertionError((prefix, count))
 
+    def share(self, wanted: int) -> int:
+        return wanted
+
 
 def writer_of(params: dict[str, Any]) -> AnswerWriter:
     parent = StubParent()

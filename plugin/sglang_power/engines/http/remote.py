@@ -139,6 +139,10 @@ class HttpEngine:
         self.prompt: tuple[int, ...] = tuple(cached["prompt_token_ids"])
         self.prompt_usage = wire.usage_of(meta)
 
+    def share(self, wanted: int) -> int:
+        """Return `wanted`: only the server knows who else waits, and its queue is fair."""
+        return wanted
+
     async def generate(self, call: ContinuationCall) -> Continuation:
         """Run one call; see ContinuationCall.
 

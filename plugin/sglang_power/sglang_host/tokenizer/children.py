@@ -101,6 +101,10 @@ class ChildEngine:
         length, manager = len(self._prompt.ids), self._parent.manager
         return room_behind(manager, length) if length < manager.max_req_input_len else 0
 
+    def share(self, wanted: int) -> int:
+        """How many calls may run side by side so that other requests' children need not wait."""
+        return self._parent.share(wanted)
+
     async def generate(self, call: ContinuationCall) -> Continuation:
         """One call; a child that SGLang stopped although the whole sequence has not is resumed.
 

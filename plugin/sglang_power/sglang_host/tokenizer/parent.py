@@ -202,6 +202,10 @@ class Parent(Placeholder):
             self._check_weights(out["meta_info"].get("weight_version"))
         return outs
 
+    def share(self, wanted: int) -> int:
+        """Return how many children may be at work now so that other requests' need not wait, at least one."""
+        return self._host.state.governor.share(wanted)
+
     async def _run_once(
         self, child: Any, deadline: float | None, recall: Recall | None
     ) -> list[dict[str, Any]]:

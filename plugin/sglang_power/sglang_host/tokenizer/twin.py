@@ -67,6 +67,10 @@ class TwinEngine:
             self.so_far = joined(self.so_far, part)
         return self.so_far
 
+    def share(self, wanted: int) -> int:
+        """Return how many calls may run side by side so that other requests' children need not wait."""
+        return self._main.share(wanted)
+
     async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
         """Return the most likely tokens behind the main prompt."""
         return await self._main.most_likely(prefix, count)
