@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
+from sglang_power.rng import PHILOX
 from sglang_power.types import Continuation, FloatArray, ProposalLaw, Tokens, Usage
 
 Prefix = tuple[int, ...]
@@ -159,6 +160,6 @@ class TabularEngine:
         done = len(ids) - len(call.prefix)
         if call.forced is not None and done < len(call.forced):
             return call.forced[done]
-        u = np.random.Generator(np.random.Philox(key=call.seed, counter=len(ids))).random()
+        u = PHILOX.at(call.seed, (len(ids), 0, 0, 0)).random()
         cdf = np.cumsum(self.model.proposal(ids, call.law))
         return int(np.searchsorted(cdf, u * cdf[-1], side="right"))
