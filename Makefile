@@ -12,7 +12,7 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-full demo-results test test-law test-experiments test-contract test-router soak check serve clean
+.PHONY: demo demo-full demo-results test test-long test-law test-experiments test-contract test-router soak check serve clean
 
 # uv installs in a minute what takes pip five; its cache is linked into the environment, and goes.
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
@@ -37,7 +37,7 @@ demo-full: $(STAMP)  ## the same with as many problems as the committed results 
 demo-results: $(STAMP)  ## the same, renewing the committed results and the documents' tables
 	$(BIN)/python -m integration_tests.demo --full --write
 
-# A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
+# `make test` leaves out what is marked `long`; a half that hangs is ended after LIMIT seconds, and shows where every thread stood.
 LIMIT := 2700
 PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
@@ -47,9 +47,12 @@ BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_support_ma
 	$(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 
 test: $(STAMP)  ## the whole suite in two processes (the second one's lines begin with |), in file order: fewest servers
-	@set -o pipefail; ( $(PYTEST) plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \
-	beside=$$!; $(PYTEST) $(SERVERS) $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
+	@set -o pipefail; ( $(PYTEST) -m "not long" plugin/tests $(BESIDE) 2>&1 | sed -u 's/^/| /' ) & \
+	beside=$$!; $(PYTEST) -m "not long" $(SERVERS) $(BESIDE:%=--ignore=%); first=$$?; wait $$beside; second=$$?; \
 	echo "exit status of both halves: $$first, $$second"; [ $$first = 0 ] && [ $$second = 0 ]
+
+test-long: $(STAMP)  ## what `make test` has no time for: long laws, the documents' examples, further cases
+	$(PYTEST) -m long
 
 test-law: $(STAMP)  ## laws through the real server that take longer than `make test` may; writes results/law.json
 	$(PYTEST) --write-results integration_tests/law_tests

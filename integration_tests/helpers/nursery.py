@@ -35,6 +35,16 @@ def set_environment(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     folders = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
+    _read_again()
+
+
+def _read_again() -> None:
+    """Set what SGLang reads from the environment when its scheduler's module is imported."""
+    from sglang.srt.environ import envs
+    from sglang.srt.managers import scheduler
+
+    for name in ("TEST_RETRACT", "TEST_RETRACT_INTERVAL"):
+        setattr(scheduler, name, getattr(envs, f"SGLANG_{name}").get())
 
 
 def die_with_parent(signum: int) -> None:

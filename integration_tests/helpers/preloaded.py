@@ -2,8 +2,7 @@
 
 Importing them takes longer than all else in a server's start, and 0.7 GB in each of its three processes.
 `multiprocessing`'s fork server does it once; code, arguments and environment are those of the command line.
-Servers of several tokenizer workers, of a GPU, and whatever tests how a server starts or ends, are started as
-users start them.
+The Engine's tests, those of SIGTERM, the router's, the demo and the benchmarks start SGLang as users do.
 """
 
 from __future__ import annotations

@@ -99,10 +99,7 @@ def plain_server(logs: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model with a default preset, a generation config that truncates, and a short queue.
-
-    Started as users start theirs, with nothing preloaded, as is `matrix_server`.
-    """
+    """A model with a default preset, a generation config that truncates, and a short queue."""
     model = tmp_path_factory.mktemp("defaulted") / "model"
     shutil.copytree(PIVOT_MODEL, model)
     generation = json.loads((model / "generation_config.json").read_text())
@@ -113,7 +110,7 @@ def default_server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "--enable-metrics",
     ]
     spec = ServerSpec(model, "defaulted", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 
@@ -156,7 +153,7 @@ def matrix_server(logs: Path) -> Iterator[Server]:
         "SGLANG_CPU_OMP_THREADS_BIND": f"{cores}|{cores}",  # two ranks on a machine with one NUMA node
     }
     spec = ServerSpec(PIVOT_MODEL, "matrix", arguments, environment)
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
         yield running
 
 

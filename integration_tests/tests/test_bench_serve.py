@@ -39,6 +39,7 @@ def test_the_guide_gets_what_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_a_quick_run_measures_every_row_that_the_server_knows(
     pivot_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

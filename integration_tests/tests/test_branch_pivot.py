@@ -17,7 +17,7 @@ from integration_tests.helpers.clients import power_of, raw_generate, together
 from integration_tests.pivot.problems import CHOICES, Problem, is_correct, is_worked, problems
 from integration_tests.server import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 PROBLEMS = problems("R", 60, 2024)
 AT_ONCE = 20

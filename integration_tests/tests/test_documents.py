@@ -109,6 +109,7 @@ def test_a_mark_speaks_of_the_block_behind_it(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "block", [block for block in all_blocks() if block.runs and not block.asks_server], ids=str
 )

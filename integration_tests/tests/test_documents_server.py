@@ -18,6 +18,7 @@ from integration_tests.server import Server
 ASKING = [block for block in all_blocks() if block.runs and block.asks_server and block != SHOWN]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", ASKING, ids=str)
 def test_what_the_documents_ask_is_answered(block: Block, pivot_server: Server, tmp_path: Path) -> None:
     place = workplace(tmp_path)

@@ -72,8 +72,10 @@ def forks(answers: Sequence[Json]) -> int:
     return sum(int(answer["meta_info"]["power"]["children"]) for answer in answers) - 1
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize(
+    ("at_once", "n"),
+    [(8, 3), *(pytest.param(*each, marks=pytest.mark.long) for each in [(1, 1), (1, 3), (8, 1)])],
+)
 def test_a_fork_costs_one_token_at_page_size_one(pivot_server: Server, at_once: int, n: int) -> None:
     bodies = [power_body(fresh_prompt(100 * n + 1000 * at_once + i), i, n=n) for i in range(8)]
     means = []

@@ -134,6 +134,10 @@ CASES = {
     ),
 }
 UNIFORM, ENTROPY, DRAFTED, TOP_K = CASES.values()
+SERVED = [
+    pytest.param(case, id=name, marks=[pytest.mark.long] if case in (UNIFORM, DRAFTED) else [])
+    for name, case in CASES.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +208,7 @@ def check_early_rejection(case: Case, answers: Sequence[Json]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", SERVED)
 async def test_answers_follow_the_power_law(law_server: Server, tree: AnswerTree, case: Case) -> None:
     target = tree.target(case.config)
     drafts = drawn(tree, target, case.answers, seed=case.seed) if case.drafted else None

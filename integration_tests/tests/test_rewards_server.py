@@ -32,6 +32,7 @@ def mean_reward(server: Server, weight: float) -> float:
     return sum(worked_steps(PROMPT, answer["text"]) for answer in answers) / 16
 
 
+@pytest.mark.long
 def test_a_reward_moves_the_answers_its_way(pivot_server: Server) -> None:
     assert mean_reward(pivot_server, 4.0) > mean_reward(pivot_server, -4.0) + 1.0
 

@@ -129,7 +129,7 @@ def in_generate(server: Server, custom: Json, n: int, stop: Any) -> tuple[list[A
     return values, found
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize("stop", STOPS, ids=str)
 def test_streams_have_every_log_probability(streaming: Server, stop: Any, n: int) -> None:
     """Stops included, which have no text."""
