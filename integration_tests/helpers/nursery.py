@@ -89,6 +89,7 @@ def _prepare(data: Mapping[str, Any]) -> None:
     _standard_prepare(data)
 
 
+die_with_parent(signal.SIGKILL)  # the servers, which have it for a parent, end with it
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})  # read by what is imported here
 _contexts: Any = context._concrete_contexts  # type: ignore[attr-defined]
 _contexts["spawn"] = _contexts["forkserver"]

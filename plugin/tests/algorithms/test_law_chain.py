@@ -100,6 +100,21 @@ def _cases() -> dict[str, Case]:
 
 
 CASES = _cases()
+QUICKLY = (
+    "entropy, exact",
+    "uniform, paper",
+    "entropy, tau=1",
+    "uniform, kappa between",
+    "entropy, kappa above alpha",
+    "uniform, early rejection, truncated",
+    "entropy, early rejection",
+    "uniform, finished draft",
+    "entropy, unfinished draft",
+    "entropy, draft outside the support",
+    "uniform, lookback 1",
+    "entropy, max_steps",
+)
+"""One of a kind; the others are long."""
 
 
 def test_the_family_is_as_large_as_stated() -> None:
@@ -116,7 +131,9 @@ def test_the_g_test_keeps_its_level() -> None:
     assert sum(p < 0.01 for p in p_values) <= 10
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.long) for name in CASES]
+)
 def test_answers_follow_the_exact_law_of_their_steps(name: str) -> None:
     seed = 1_000_000 * (1 + list(CASES).index(name))
     case = CASES[name]
