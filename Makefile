@@ -14,12 +14,14 @@ ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
 .PHONY: demo demo-full demo-results test test-long test-law test-experiments test-contract test-router soak check serve clean
 
-# uv installs in a minute what takes pip five; its cache is linked into the environment, and goes.
+# uv installs in a minute what takes pip five; its cache is linked into the environment, and goes. Where uv cannot
+# (no certificates of its own for this index, no release for this machine), pip does it.
+PACKAGES := --editable ".[demo,test,check]" ./integration_tests/torch_cpu
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --cache-dir $(VENV)/cache \
-		--editable ".[demo,test,check]" ./integration_tests/torch_cpu
+	{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --system-certs \
+		--python $(BIN)/python --cache-dir $(VENV)/cache $(PACKAGES); } \
+		|| $(BIN)/python -m pip install --quiet --no-compile $(PACKAGES)
 	rm -rf $(VENV)/cache
 	touch $@
 
