@@ -86,7 +86,8 @@ async def test_the_judges_favourite_is_returned_and_its_cost_is_told() -> None:
     assert (judged.chosen, judged.reason) == (worst, "self_evaluation")
     calls = len(judged.candidates)
     assert judge.asked == calls
-    assert judged.usage == plain.usage + Usage(calls, 7 * calls, calls, 1, calls)
+    launch_and_token = 2
+    assert judged.usage == plain.usage + Usage(calls, 7 * calls, calls, launch_and_token, calls)
     assert judged.notes["judge"] == {"calls": calls, "decoded_tokens": calls, "prefilled_tokens": 7 * calls}
 
 
