@@ -39,12 +39,12 @@ demo-full: $(STAMP)  ## the same with as many problems as the committed results 
 demo-results: $(STAMP)  ## the same, renewing the committed results and the documents' tables
 	$(BIN)/python -m integration_tests.demo --full --write
 
-# `make test` leaves out what is marked `long`; a half that hangs is ended after LIMIT seconds, and shows where every thread stood.
+# A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
 LIMIT := 2700
 PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests
-# On the second core: unit tests, and tests whose servers nobody else uses (24 GB hold five in each half).
+# On the second core: unit tests, and tests whose servers nobody else uses. What is marked `long` has test-long.
 BESIDE := kernels/tests $(SERVERS)/test_law_server.py $(SERVERS)/test_support_matrix.py \
 	$(sort $(wildcard $(SERVERS)/test_experiments_*.py))
 

@@ -35,6 +35,10 @@ WORKER_HEALTH_S = 120
 """Uvicorn kills a tokenizer worker that answers no ping for 10 s, which importing takes on a busy machine."""
 
 
+SET_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
 @dataclass(frozen=True)
 class ServerSpec:
     """One server configuration.
@@ -112,6 +116,11 @@ Start = Callable[[Sequence[str], Path, Mapping[str, str]], Process]
 """Starts a command: with a file for what it prints, and variables on top of this process's own."""
 
 
+def die_with_parent(signum: int = signal.SIGTERM) -> None:
+    """In a new process: be signalled when whoever started it ends, however that was."""
+    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signum)
+
+
 def execute(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
     """Start a command as a process of its own, and the leader of its group."""
     with log.open("w") as sink:
@@ -121,7 +130,7 @@ def execute(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
@@ -164,11 +173,6 @@ def started(
         yield replace(server, pid=process.pid)
     finally:
         _stop(process)
-
-
-def _die_with_parent() -> None:
-    """In the server process: end when whoever started it is killed (Linux, prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _wait_until_ready(server: Server, process: Process, health: str) -> None:

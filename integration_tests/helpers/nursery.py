@@ -7,7 +7,6 @@ them as it does with `spawn`.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -19,14 +18,14 @@ from multiprocessing import connection, context, forkserver, spawn
 from pathlib import Path
 from typing import Any
 
+from integration_tests.server import die_with_parent
+
 MODULES = (
     "sglang.srt.entrypoints.http_server",
     "sglang.srt.managers.scheduler",
     "sglang.srt.managers.detokenizer_manager",
     "sglang.srt.models.registry",
 )
-SET_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 def set_environment(environment: Mapping[str, str]) -> None:
@@ -45,11 +44,6 @@ def _read_again() -> None:
 
     for name in ("TEST_RETRACT", "TEST_RETRACT_INTERVAL"):
         setattr(scheduler, name, getattr(envs, f"SGLANG_{name}").get())
-
-
-def die_with_parent(signum: int) -> None:
-    """Have this process signalled when its parent ends."""
-    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signum)
 
 
 def start_nursery() -> None:

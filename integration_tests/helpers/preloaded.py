@@ -10,14 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from integration_tests.server import Process, execute
+from integration_tests.server import Process, die_with_parent, execute
 
 NURSERY = "integration_tests.helpers.nursery"
 
@@ -72,7 +71,7 @@ def _run_module(module: str, arguments: Sequence[str], log: Path, environment: M
     from integration_tests.helpers import nursery
 
     os.setsid()
-    nursery.die_with_parent(signal.SIGTERM)
+    die_with_parent()
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
