@@ -16,7 +16,7 @@ ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
 # uv installs in a minute what takes pip five; its cache is linked into the environment, and goes. Where uv cannot
 # (no certificates of its own for this index, no release for this machine), pip does it.
-PACKAGES := --editable ".[demo,test,check]" ./integration_tests/torch_cpu
+PACKAGES := --editable ".[demo,test,check]" --editable ./integration_tests/torch_cpu
 $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --system-certs \
