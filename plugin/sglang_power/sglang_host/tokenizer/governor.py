@@ -37,9 +37,9 @@ class Governor:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most = self._free = most
         self._at_work: Counter[str] = Counter()
-        self._waiting: dict[str, list[_Waiting]] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}  # those without an answer; no request without any
 
     @asynccontextmanager
     async def places(self, request: str, children: int = 1) -> AsyncIterator[None]:
@@ -86,11 +86,23 @@ class Governor:
         try:
             return await waiting.admitted
         except asyncio.CancelledError:
-            if not waiting.admitted.cancelled() and waiting.admitted.result():
+            if waiting.admitted.cancelled():
+                self._forget(request, waiting)
+            elif waiting.admitted.result():
                 self._give_back(request, places)
             raise
 
+    def _forget(self, request: str, waiting: _Waiting) -> None:
+        """Take out of the queue who was cancelled in it; those behind may fit now."""
+        group = self._waiting.get(request, [])
+        if waiting in group:  # else left out already by those who were admitted meanwhile
+            group.remove(waiting)
+        if not group:
+            self._waiting.pop(request, None)
+        self._admit()
+
     def _give_back(self, request: str, places: int) -> None:
+        self._free += places
         self._at_work[request] -= places
         if not self._at_work[request]:
             del self._at_work[request]
@@ -98,20 +110,19 @@ class Governor:
 
     def _admit(self) -> None:
         """Admit the next request's children, all of them together, as long as there is room."""
-        while True:
-            left = {
-                rid: [each for each in group if not each.admitted.done()]
-                for rid, group in self._waiting.items()
-            }
-            self._waiting = {rid: group for rid, group in left.items() if group}
-            if not self._waiting:
-                return
+        while self._waiting and self._free:
             request = min(self._waiting, key=lambda rid: self._at_work[rid])
-            group, free = self._waiting[request], self._most - self._at_work.total()
-            if free < min(sum(each.places for each in group), self._most):
+            if self._free < min(sum(each.places for each in self._waiting[request]), self._most):
                 return
+            group, left = self._waiting.pop(request), []
             for each in group:
-                if each.places <= free:
-                    free -= each.places
-                    self._at_work[request] += each.places
-                    each.admitted.set_result(True)
+                if each.admitted.done():
+                    continue  # cancelled, and about to say so
+                if each.places > self._free:
+                    left.append(each)
+                    continue
+                self._free -= each.places
+                self._at_work[request] += each.places
+                each.admitted.set_result(True)
+            if left:
+                self._waiting[request] = left

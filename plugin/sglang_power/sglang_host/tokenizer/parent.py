@@ -14,7 +14,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -184,23 +184,43 @@ class Parent(Placeholder):
     async def _run(
         self, child: Any, deadline: float | None = None, recall: Recall | None = None
     ) -> list[dict[str, Any]]:
-        backoff = self._limits.busy_backoff_s
+        once = functools.partial(self._run_once, child, deadline, recall)
+        try:
+            outs = await once()
+        except HTTPException as error:
+            if not _is_queue_full(error):
+                raise
+            outs = await self._retried(once, error)
+        for out in outs:
+            self.retractions += out["meta_info"].get("num_retractions") or 0
+            self._check_weights(out["meta_info"].get("weight_version"))
+        return outs
+
+    async def _retried(self, once: Callable[[], Awaitable[T]], refusal: HTTPException) -> T:
+        """Try again what the scheduler's full queue has refused, up to the server's number of retries.
+
+        Raises:
+            OverloadedError: all of them were refused, too.
+        """
+        backoff, refusals = self._limits.busy_backoff_s, [refusal]
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_queue_full),
             wait=wait_exponential(multiplier=backoff, max=5.0) + wait_random(0.0, backoff),
             stop=stop_after_attempt(self._limits.busy_retries + 1),
             reraise=True,
         )
+
+        async def attempt() -> T:
+            if refusals:  # the first one has been made
+                raise refusals.pop()
+            return await once()
+
         try:
-            outs: list[dict[str, Any]] = await retrying(self._run_once, child, deadline, recall)
+            return await retrying(attempt)
         except HTTPException as error:
             if _is_queue_full(error):
                 raise OverloadedError(f"the scheduler's queue stayed full: {error.detail}") from error
             raise
-        for out in outs:
-            self.retractions += out["meta_info"].get("num_retractions") or 0
-            self._check_weights(out["meta_info"].get("weight_version"))
-        return outs
 
     def share(self, wanted: int) -> int:
         """Return how many children may be at work now so that other requests' need not wait, at least one."""
