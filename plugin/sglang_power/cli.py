@@ -15,6 +15,7 @@ from sglang_power.bench_cli import add_serve, run_serve
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
 from sglang_power.errors import RecordError
+from sglang_power.hooks_cli import add_hooks, run_hooks
 from sglang_power.tune_cli import add_tune, run_tune
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_trace(commands)
     add_ab(commands)
     add_tune(commands)
+    add_hooks(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options)
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_trace(options)
     if options.command == "ab":
         return run_ab(options)
+    if options.command == "hooks":
+        return run_hooks(options)
     if options.command == "tune":
         return run_tune(options)
     command = shlex.join(["sglang-power", *arguments])

@@ -7,6 +7,7 @@ logs and swallows hooks that cannot be applied, so `state` looks at the target i
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,6 +50,28 @@ class Hook:
         except (ImportError, AttributeError):
             return False
         return True
+
+    def misfit(self) -> str | None:
+        """Return why the plugin's side cannot stand on this version's target, or None where it can.
+
+        A function has to take what the target takes; a class has to find the methods that it overrides.
+        """
+        found, own = pkgutil.resolve_name(self.target), self.load()
+        if self.kind == "replace":
+            gone = [name for name in vars(own) if name.startswith("adjusted_") and not hasattr(found, name)]
+            return f"it has no {', '.join(gone)}" if gone else None
+        parameters = inspect.signature(found).parameters.values()
+        given = [
+            each.name
+            for each in parameters
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]
+        named = {each.name: None for each in parameters if each.kind == each.KEYWORD_ONLY}
+        try:
+            inspect.signature(own).bind(None, *given, **named)  # the original, or its result, comes first
+        except TypeError as error:
+            return f"it takes ({', '.join([*given, *named])}), and {self.own}: {error}"
+        return None
 
     def state(self) -> State:
         """ "live", or "missing" where the target is not ours, or "absent" where there is none."""

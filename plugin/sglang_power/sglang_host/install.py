@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import sglang
@@ -20,6 +21,7 @@ from sglang_power.policies import policies
 from sglang_power.rewards import installed_rewards
 from sglang_power.samplers.registry import samplers_of_whole_answers
 from sglang_power.server.config import ENVIRONMENT_VARIABLE, server_config
+from sglang_power.sglang_host import sources
 from sglang_power.sglang_host.experiments.service import check_experiments
 from sglang_power.sglang_host.hooks import HOOKS, Hook
 
@@ -38,6 +40,7 @@ def install() -> None:
         config = server_config()
         check_experiments(config)
         _register_sampler()
+        _review_sources(sglang.__version__)
         for hook in HOOKS:
             _register_hook(hook)
     except ConfigError as error:
@@ -75,6 +78,15 @@ def _check_version(version: str) -> None:
         raise HostError(f"SGLang {version} is not supported, {SUPPORTED} is; install a matching release")
 
 
+def _review_sources(version: str) -> None:
+    """On a version that nobody reviewed, say which hooks stand on other code than they were written for."""
+    if version in sources.recorded():
+        return
+    found = sources.digests([hook.target for hook in HOOKS], Path(sglang.__file__).parents[1])
+    review = sources.reviewed(found, version, sources.recorded())
+    logger.warning("sglang-power was not tried with this version. %s", "\n".join(review.lines()))
+
+
 def _register_sampler() -> None:
     """Under its own name and under the built-in ones: no server flag is needed."""
     from sglang.srt.layers.sampler import register_sampler_backend
@@ -99,4 +111,9 @@ def _register_hook(hook: Hook) -> None:
         if hook.optional:
             return
         raise HostError(f"SGLang has no {hook.target}, without which {hook.purpose} does not hold")
+    if (why := hook.misfit()) is not None:
+        raise HostError(
+            f"SGLang {sglang.__version__} has changed {hook.target} ({why}), without which {hook.purpose} "
+            "does not hold; run 'sglang-power hooks', and use a version of SGLang that it names as recorded"
+        )
     HookRegistry.register(hook.target, hook.load(), HookType(hook.kind))
