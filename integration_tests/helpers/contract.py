@@ -76,6 +76,9 @@ def _drawing(name: str, answers: int = 2, **more: Any) -> Row:
     return Row(quick, {**quick, "base": LONG}, answers)
 
 
+PAIRED = frozenset({"kl_guided"})
+"""Those whose answer is decoded behind two prompts at once."""
+
 CONTRACT: dict[str, Row] = {
     "power": Row(QUICK, LONG),
     "smc": Row(

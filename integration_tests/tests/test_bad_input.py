@@ -146,7 +146,6 @@ BUDGETS_AND_DRAFTS = [
 ]
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-SCHEMA = {"type": "object"}
 
 UNSUPPORTED = [
     Bad("frequency_penalty", "0.5", "out", {}, {"frequency_penalty": 0.5}, openai={"frequency_penalty": 0.5}),
@@ -159,17 +158,6 @@ UNSUPPORTED = [
         {"repetition_penalty": 1.2},
         openai={"repetition_penalty": 1.2},
     ),
-    Bad(
-        "json_schema",
-        repr('{"type": "object"}'),
-        "out",
-        {},
-        {"json_schema": '{"type": "object"}'},
-        openai=None,
-    ),
-    Bad("regex", "'[gw]+'", "out", {}, {"regex": "[gw]+"}, openai={"regex": "[gw]+"}),
-    Bad("ebnf", "'root ::= \"g\"'", "out", {}, {"ebnf": 'root ::= "g"'}, openai={"ebnf": 'root ::= "g"'}),
-    Bad("structural_tag", "'{}'", "out", {}, {"structural_tag": "{}"}, openai=None),
     Bad("stop_regex", "'A.'", "out", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
     Bad("lora_path", "'adapter'", "out", body={"lora_path": "adapter"}, openai={"lora_path": "adapter"}),
     Bad("session_params", "{'id': 's'}", "out", body={"session_params": {"id": "s"}}, openai=None),
@@ -195,21 +183,6 @@ UNSUPPORTED = [
         "out",
         body={"return_hidden_states": True},
         openai={"return_hidden_states": True},
-    ),
-    Bad(
-        "response_format",
-        "{'type': 'json_object'}",
-        "out",
-        sampling={},
-        openai={"response_format": {"type": "json_object"}},
-        chat_only=True,
-    ),
-    Bad(
-        "response_format",
-        "{'type': 'json_schema'",
-        "out",
-        openai={"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
-        chat_only=True,
     ),
     Bad("tools", "[{'type': 'function'", "out", openai={"tools": [TOOL]}, chat_only=True),
 ]

@@ -43,6 +43,9 @@ infinite."""
 NOT_NUMBERS = "the model returned logits that are not numbers, or no law can be made of them"
 """Why a request ends whose row has no log p or no log q."""
 
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+"""SGLang's sampling parameters that constrain an answer; one of them at most."""
+
 _POLICY_FIELD = "policy."
 
 
@@ -69,6 +72,7 @@ class ChildParams:
         origin: absolute position of the row that the first new token is drawn from.
         forced: ids to emit instead of drawing.
         known: how many of them, at the start, are not new: no rule sees their rows.
+        kept: how many tokens at the end of the prompt belong to the answer: its grammar has to know them.
         rules: when to end the request early.
         probe: report this process's state instead of statistics.
         coupling: the request that has to be in the same step; None where there is none.
@@ -80,6 +84,7 @@ class ChildParams:
     origin: int
     forced: tuple[int, ...] | None = None
     known: int = 0
+    kept: int = 0
     rules: tuple[RowRule, ...] = ()
     probe: bool = False
     coupling: Coupling | None = None
@@ -102,6 +107,7 @@ class ChildParams:
             "origin": self.origin,
             "forced": None if self.forced is None else list(self.forced),
             "known": self.known or None,
+            "kept": self.kept or None,
             "probe": self.probe,
             "pair": None if self.coupling is None else self.coupling.name,
             "role": None if self.coupling is None else self.coupling.role,
@@ -127,6 +133,7 @@ class ChildParams:
             origin=flat["origin"],
             forced=None if forced is None else tuple(forced),
             known=flat.get("known", 0),
+            kept=flat.get("kept", 0),
             rules=rules_of(flat),
             probe=flat.get("probe", False),
             coupling=Coupling(flat["pair"], flat["role"]) if "pair" in flat else None,

@@ -167,3 +167,29 @@ async def test_a_pair_tells_a_lost_partner_from_a_law_that_is_no_number() -> Non
     broken = [scripted([5, 8, 9], 3, log_q={2: math.nan}), scripted([7, 8, 9], 3)]
     with pytest.raises(HostError, match="not numbers"):
         await paired(ScriptedParent(None, *broken), 2)
+
+
+@pytest.mark.parametrize(("prefix", "kept"), [((), 0), ((6, 7), 2)])
+async def test_a_child_has_the_grammar_and_says_how_many_tokens_it_has_to_see(
+    prefix: tuple[int, ...], kept: int
+) -> None:
+    parent = ScriptedParent(None, scripted([4, 5], 2))
+    engine = ChildEngine(
+        parent, PROMPT, StopRule(Letters(), (), frozenset({EOS}), 1), None, grammar={"regex": "a*"}
+    )
+    await engine.generate(ContinuationCall(prefix, len(prefix) + 2, LAW, seed=1))
+    (sent,) = parent.children
+    assert sent.sampling_params["regex"] == "a*"
+    assert sent.sampling_params["custom_params"].get("kept", 0) == kept
+    assert sent.input_ids == [*PROMPT.ids, *prefix]
+
+
+async def test_what_follows_an_answer_has_no_grammar() -> None:
+    """The judge's question behind it, for one."""
+    parent = ScriptedParent(None, scripted([4, 5], 2))
+    stop = StopRule(Letters(), (), frozenset({EOS}), 1)
+    engine = ChildEngine(parent, PROMPT, stop, None, grammar={"regex": "a*"}).behind([6])
+    await engine.generate(ContinuationCall((7,), 3, LAW, seed=1))
+    (sent,) = parent.children
+    assert "regex" not in sent.sampling_params
+    assert "kept" not in sent.sampling_params["custom_params"]

@@ -151,3 +151,37 @@ def test_a_row_without_a_law_ends_its_child_at_once(log_p: float, log_q: float) 
     req = request(None)
     commit(req, child(), 0, log_p, log_q)
     assert isinstance(req.to_finish, FINISH_LENGTH)
+
+
+class Matcher:
+    """A grammar that remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def accept_token(self, token: int) -> None:
+        self.seen.append(token)
+
+
+def test_a_grammar_is_shown_the_kept_tokens_once() -> None:
+    """Rows are made again behind chunks and retractions; a grammar that was made anew has seen nothing."""
+    req = request(child(kept=2).to_custom_params())
+    req.origin_input_ids, req.grammar = [5, 6, 7, 8], Matcher()
+    for _ in range(3):
+        assert _row_of(req) is not None
+    assert req.grammar.seen == [7, 8]
+    req.grammar = Matcher()
+    _row_of(req)
+    assert req.grammar.seen == [7, 8]
+
+
+def test_a_grammar_that_nothing_was_kept_for_is_left_alone() -> None:
+    req = request(child().to_custom_params())
+    req.origin_input_ids, req.grammar = [5, 6], Matcher()
+    _row_of(req)
+    assert req.grammar.seen == []
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_the_kept_tokens_travel_with_a_child(kept: int) -> None:
+    assert ChildParams.from_custom_params(child(kept=kept).to_custom_params()).kept == kept

@@ -34,6 +34,7 @@ from sglang_power.sglang_host.scheduler.row_memory import RowMemory, begins_line
 from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
 
 _MEMORY = "_sglang_power_memory"
+_ADVANCED = "_sglang_power_advanced"
 
 BAN = -100.0
 """A logit_bias of at most this bans its token: the end of OpenAI's scale, whose documents call it a ban. To
@@ -139,7 +140,9 @@ def _row_of(req: Any) -> PowerRow | None:
     if not isinstance(flat, dict) or flat.get("sampler") in (None, REPORTED):
         return None
     if flat["sampler"] == CHILD:
-        return _power_row(req, ChildParams.from_custom_params(flat))
+        params = ChildParams.from_custom_params(flat)
+        advance_grammar(req, params.kept)
+        return _power_row(req, params)
     if flat["sampler"] == POLICY:
         return _power_row(req, _native_params(req, flat))
     if flat["sampler"] != "none" and req.custom_logit_processor is None and req.to_finish is None:
@@ -150,6 +153,22 @@ def _row_of(req: Any) -> PowerRow | None:
             "InternalServerError",
         )
     return None
+
+
+def advance_grammar(req: Any, kept: int) -> None:
+    """Show a child's grammar, once, the tokens of the answer that are part of its prompt.
+
+    Rows are made again behind chunks and retractions; SGLang keeps the grammar on the request then.
+
+    Args:
+        req: SGLang's request.
+        kept: how many there are, at the end of its prompt.
+    """
+    if not kept or req.grammar is None or getattr(req, _ADVANCED, None) is req.grammar:
+        return
+    for token in req.origin_input_ids[-kept:]:
+        req.grammar.accept_token(token)
+    setattr(req, _ADVANCED, req.grammar)
 
 
 def _power_row(req: Any, params: ChildParams) -> PowerRow:

@@ -26,6 +26,7 @@ from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWrite
 from sglang_power.sglang_host.tokenizer.children import (
     ChildEngine,
     Prompt,
+    grammar_of,
     prepare_other_prompt,
     prepare_prompt,
 )
@@ -185,7 +186,8 @@ class AnswerRun:
 
     def _engine(self, prompts: Prompts, number: int, rank: int | None) -> RankingEngine:
         asked = AlternativesRequest.of(self._manager, self._parent.obj)
-        main = ChildEngine(self._parent, prompts.main, self._stop, rank, asked=asked)
+        grammar = grammar_of(self._parent)
+        main = ChildEngine(self._parent, prompts.main, self._stop, rank, asked=asked, grammar=grammar)
         if prompts.second is None:
             return main
         # The twin repeats the main prompt's tokens, whatever they spell behind its own.

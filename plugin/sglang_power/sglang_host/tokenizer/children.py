@@ -9,18 +9,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
-from sglang_power.sglang_host.child_params import APART, META_KEY, NOT_NUMBERS, ChildParams, Coupling
+from sglang_power.sglang_host.child_params import (
+    APART,
+    GRAMMARS,
+    META_KEY,
+    NOT_NUMBERS,
+    ChildParams,
+    Coupling,
+)
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.parent import Parent, RecalledError
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
+
+NEVER = -1e30
+"""Nats. At or below it lies what a grammar rules out: SGLang makes -inf the smallest number of its type."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,9 @@ async def prepare_prompt(parent: Parent) -> Prompt:
         "token_ids_logprob": obj.token_ids_logprob,
     }
     asked = logprob_fields if obj.return_logprob and obj.logprob_start_len >= 0 else {}
-    return await _cached(parent, parent.child(None, 0, return_prompt_token_ids=True, **asked))
+    child = parent.child(None, 0, return_prompt_token_ids=True, **asked)
+    child.sampling_params |= grammar_of(parent)  # compiled here, so that a bad one fails before any token
+    return await _cached(parent, child)
 
 
 async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Prompt:
@@ -56,6 +69,11 @@ async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Promp
     child = parent.child(None, 0, return_prompt_token_ids=True)
     child.text, child.input_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
     return await _cached(parent, child)
+
+
+def grammar_of(parent: Parent) -> dict[str, Any]:
+    """Return what constrains the answers of a request, as sampling parameters of a child."""
+    return {name: parent.params[name] for name in GRAMMARS if parent.params.get(name)}
 
 
 async def _cached(parent: Parent, child: Any) -> Prompt:
@@ -74,6 +92,7 @@ class ChildEngine:
         dp_rank: the rank whose cache holds the prompt; None with a single rank.
         min_new_tokens: before which nothing stops; None: the request's own.
         asked: what the client asks of the rows; None: nothing.
+        grammar: what constrains the answer, as sampling parameters; it has seen none of the prompt.
     """
 
     def __init__(
@@ -84,9 +103,10 @@ class ChildEngine:
         dp_rank: int | None,
         min_new_tokens: int | None = None,
         asked: AlternativesRequest | None = None,
+        grammar: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
-        self._asked = asked
+        self._asked, self._grammar = asked, grammar
         own: int = parent.params.get("min_new_tokens") or 0
         self._min_new_tokens = own if min_new_tokens is None else min_new_tokens
 
@@ -124,7 +144,10 @@ class ChildEngine:
         return whole
 
     async def most_likely(self, prefix: tuple[int, ...], count: int) -> tuple[list[RankedToken], Usage]:
-        """The most likely tokens after `prefix`, by a child of one token that is thrown away."""
+        """The most likely tokens after `prefix`, by a child of one token that is thrown away.
+
+        Fewer than `count` where the vocabulary, or what the grammar allows, has no more.
+        """
         vocab = self._parent.manager.model_config.vocab_size
         call = ContinuationCall(prefix, len(prefix) + 1, ProposalLaw(1.0), seed=0)
         known = self.overhang(call)
@@ -132,7 +155,7 @@ class ChildEngine:
         child.return_logprob, child.top_logprobs_num = True, min(count, vocab)
         meta = (await self._parent.run(child))["meta_info"]
         row = meta["output_top_logprobs"][known]
-        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in row]
+        ranked = [RankedToken(int(token), float(log_p)) for log_p, token, _ in row if log_p > NEVER]
         decoded = known + 1
         return ranked, Usage.of_call(decoded, wasted=decoded, prefilled=prefilled_of(meta))
 
@@ -203,11 +226,12 @@ class ChildEngine:
                 origin=len(input_ids) - 1,
                 forced=forced or None,
                 known=known,
+                kept=len(call.prefix) - known if self._grammar else 0,
                 rules=call.rules,
                 coupling=coupling,
             ).to_custom_params(),
         )
-        child.sampling_params |= params
+        child.sampling_params |= {**self._grammar, **params}
         if self._asked is not None:
             self._asked.ask(child)
         return child

@@ -14,6 +14,7 @@ from typing import Any
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
 from sglang_power.request import STATISTICS, Capped, Needs
 from sglang_power.server.config import Limits
+from sglang_power.sglang_host.child_params import GRAMMARS
 from sglang_power.sglang_host.tokenizer.body import Fields
 
 
@@ -64,15 +65,10 @@ def server_refusals(server_args: Any, features: Sequence[tuple[str, object, str]
 
 # What the client wrote comes before what SGLang made of it.
 _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
-    "response_format": (({"type": "text"},), "constrained decoding is not supported yet"),
     "tools": (([],), "tool calls are not supported yet"),
     "frequency_penalty": ((0, 0.0), "penalties are not supported yet"),
     "presence_penalty": ((0, 0.0), "penalties are not supported yet"),
     "repetition_penalty": ((1, 1.0), "penalties are not supported yet"),
-    "json_schema": (("",), "constrained decoding is not supported yet"),
-    "regex": (("",), "constrained decoding is not supported yet"),
-    "ebnf": (("",), "constrained decoding is not supported yet"),
-    "structural_tag": (("",), "constrained decoding is not supported yet"),
     "stop_regex": (("", []), "stop patterns are not supported, stop strings are"),
     "beam_width": ((1,), "beam search is another sampler"),
     "best_of": ((1,), "it is another sampler"),
@@ -139,6 +135,27 @@ def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> 
 def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
     """Raises UnsupportedError for a field of this prompt that power sampling does not support."""
     _check_fields(obj, params, named, _SAMPLING, _REQUEST)
+
+
+def check_grammar(params: Mapping[str, Any], needs: Needs) -> None:
+    """Check what an answer with a grammar may be asked beside it.
+
+    Raises:
+        UnsupportedError: something that the grammar cannot follow.
+    """
+    constrained = next((name for name in GRAMMARS if params.get(name)), None)
+    if constrained is None:
+        return
+    beside = None
+    if needs.forced is not None:
+        beside = needs.forced.field, "its tokens may be none that the grammar allows"
+    elif needs.second_prompt is not None:
+        beside = needs.second_prompt[0], "the rows of a second prompt have no grammar"
+    if beside is not None:
+        problem = f"it does not go together with {beside[0]}: {beside[1]}"
+        raise UnsupportedError(
+            constrained, params[constrained], problem, f"Leave {beside[0]} or the grammar out"
+        )
 
 
 def _check_fields(
