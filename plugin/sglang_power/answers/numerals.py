@@ -28,12 +28,13 @@ Characters are replaced one by one before patterns look at a text, so spans are 
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+
+import regex
 
 MAX_DIGITS = 1000
 """Longer numbers, and exponents beyond this, are not read: their exact values would fill the memory."""
@@ -71,6 +72,7 @@ _CURRENCY = r"\\?[$€£¥₹₩₽₺₪₫₱₿¢]"
 _SEPARATOR = r"(?:,|\{,\}|\\,|')"
 _VULGAR = "[\u00bc-\u00be\u2150-\u215e\u2189]"
 
+# The standard library has possessive groups wrong before Python 3.11.5 (CPython issue 106052).
 # In order: the first that matches is the number. Each tries a run of groups once, from its first digit on:
 # behind a digit or a mark of its own it does not begin, and no run is given back.
 _BY_POINTS = r"(?<![0-9.,/])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})++,[0-9]+|(?:\.[0-9]{3}){2,}+)(?![.,]?[0-9])"
@@ -93,11 +95,11 @@ _NUMERAL = (
     rf"|(?P<vulgar>{_VULGAR})|(?P<chain>{_DECIMAL}(?:\s?/\s?{_DECIMAL})*))"
     r"(?P<percent>\s?(?:\\?%|per ?cent\b))?"
 )
-_ANYWHERE = re.compile(_NUMERAL)
-_WHOLE = re.compile(rf"(?:{_CURRENCY}\s*+)?{_NUMERAL}(?:\s*{_CURRENCY})?(?:\s*\.)?")
-_SLASH = re.compile(r"\s?/\s?")
-_POINTS = re.compile(_BY_POINTS)
-_GROUPING = re.compile(rf"{_SEPARATOR}| ")
+_ANYWHERE = regex.compile(_NUMERAL)
+_WHOLE = regex.compile(rf"(?:{_CURRENCY}\s*+)?{_NUMERAL}(?:\s*{_CURRENCY})?(?:\s*\.)?")
+_SLASH = regex.compile(r"\s?/\s?")
+_POINTS = regex.compile(_BY_POINTS)
+_GROUPING = regex.compile(rf"{_SEPARATOR}| ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def read_number(text: str) -> Fraction | None:
     return None if found is None or two else found.value
 
 
-def _numeral(match: re.Match[str]) -> Numeral | None:
+def _numeral(match: regex.Match[str]) -> Numeral | None:
     sign, (start, end) = match["sign"], match.span()
     parts = _parts(match)
     if len(parts) > 2:
@@ -156,13 +158,14 @@ def _numeral(match: re.Match[str]) -> Numeral | None:
     return Numeral(f"{shown}%", value / 100, (start, end))
 
 
-def _parts(match: re.Match[str]) -> list[str]:
+def _parts(match: regex.Match[str]) -> list[str]:
     """The number, or what stands over and under a fraction's bar; more of a chain with several slashes."""
     if match["over"] is not None:
         return [match["over"], match["under"]]
     if match["vulgar"] is not None:
         return unicodedata.normalize("NFKC", match["vulgar"]).split("\N{FRACTION SLASH}")
-    return _SLASH.split(match["chain"])
+    parts: list[str] = _SLASH.split(match["chain"])
+    return parts
 
 
 def _decimal(part: str) -> Decimal | None:

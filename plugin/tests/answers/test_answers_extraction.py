@@ -5,14 +5,17 @@ Deterministic. Error rate 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang_power.answers import EXTRACTORS, Extracted, Regex, TimedOut, value_of
+from sglang_power import answers
+from sglang_power.answers import EXTRACTORS, Extracted, Regex, TimedOut, numerals, value_of
 from sglang_power.answers.extraction import Boxed, Number, OptionLetter, Whole
 from sglang_power.answers.numerals import MAX_DIGITS, read_number
 from sglang_power.errors import RequestError
@@ -343,3 +346,12 @@ def test_catastrophic_backtracking_ends_and_says_so(pattern: str) -> None:
     assert extractor.extract("a" * 100_000 + "b") == TimedOut(extractor.seconds)
     assert value_of(TimedOut(1.0)) is None
     assert value_of(extractor.extract("aaa")) in ("aaa", "a", "aa"), "other answers are not lost"
+
+
+def test_possessive_groups_are_left_to_a_library_that_has_them_right() -> None:
+    """Python 3.11.0 to 3.11.4 read "1,00,000" as 0 with the standard library's (CPython issue 106052)."""
+    possessive = re.compile(r"\)(?:[*+?]|\{[0-9,]*\})\+")
+    for path in Path(answers.__file__).parent.glob("*.py"):
+        text = path.read_text()
+        assert not possessive.search(text) or "\nimport re\n" not in text, path
+    assert possessive.search(Path(numerals.__file__).read_text())
