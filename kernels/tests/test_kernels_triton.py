@@ -27,6 +27,7 @@ POINTERS = {
 ALIGNED = ("row_stride", "vocab")
 
 
+@pytest.mark.long
 def test_the_kernels_pass_the_law_tests_in_the_interpreter() -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     command = [

@@ -116,6 +116,7 @@ def test_a_large_lift_ships_and_a_large_loss_stops() -> None:
     assert lost.shipped.count == 0
 
 
+@pytest.mark.long
 def test_equal_arms_are_rarely_told_apart() -> None:
     found = simulate(quick(), Assumptions(base={"thumbs": 0.3}, units=1_500, runs=30, looks=10))
     assert found.false_positives.low < 0.05

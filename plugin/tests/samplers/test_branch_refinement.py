@@ -85,6 +85,7 @@ async def drawn(steps: int, count: int) -> list[tuple[Prefix, Prefix]]:
     return [(one, other) for one, other in map(ids, runs)]
 
 
+@pytest.mark.long
 async def test_refined_leaves_approach_the_power_law() -> None:
     """After 48 steps their law is within 0.005 of p^2 in total variation; one step is a control."""
     many, few = await drawn(48, 500), await drawn(1, 500)
