@@ -38,28 +38,31 @@ PATTERN = "(d[a-d]{2}|[bcd])*"
 """Searched for: every mistake below moves more than a fifth of the law, and the kept prefix decides what may
 follow."""
 
+LONGEST = HORIZON + 2
+"""Letters of the longest word that an answer may begin: what is open at the horizon needs two more."""
+
 LOOKS, LEVEL = 3, 1e-5 ** (1 / 3)
-SEED, ANSWERS = 900_000, 600
+SEED, ANSWERS = 900_000, 400
 
 CASES: dict[str, Json] = {
-    "power": {"sampler": "power", "alpha": 2.0, "block_size": 3, "steps": 20},
+    "power": {"sampler": "power", "alpha": 1.4, "block_size": 3, "steps": 8},
     "power, entropy cuts, ahead": {
         "sampler": "power",
-        "alpha": 2.0,
+        "alpha": 1.4,
         "proposal_temperature": 0.8,
         "block_size": 3,
-        "steps": 20,
+        "steps": 4,
         "cut": "entropy",
         "prefetch": 4,
     },
     "perfect": {"sampler": "perfect", "alpha": 1.4},
-    "smc, 24 runs": {"sampler": "smc", "alpha": 1.4, "particles": 4, "runs": 24, "block_size": 2},
+    "smc, 8 runs": {"sampler": "smc", "alpha": 1.4, "particles": 8, "runs": 8, "block_size": 3},
 }
 
 
 def constrained(model: TabularModel, pattern: str) -> TabularModel:
     """The model under a grammar: a token is allowed where a word of it can still follow."""
-    every = ("".join(word) for n in range(HORIZON + 1) for word in itertools.product(LETTERS, repeat=n))
+    every = ("".join(word) for n in range(LONGEST + 1) for word in itertools.product(LETTERS, repeat=n))
     words = {word for word in every if re.fullmatch(pattern, word)}
     begun = {word[:length] for word in words for length in range(len(word) + 1)}
 
@@ -99,7 +102,8 @@ def check(tree: AnswerTree, answers: Sequence[Json]) -> None:
     """Every answer is one of the grammar, and its log p is that of the masked law."""
     for answer in answers:
         ids, power = tuple(answer["output_ids"]), answer["meta_info"]["power"]
-        assert re.fullmatch(PATTERN, answer["text"])
+        if answer["meta_info"]["finish_reason"]["type"] == "stop":
+            assert re.fullmatch(PATTERN, answer["text"])
         assert power["law"] in ("power", "perfect")
         if "log_p" in power:
             assert power["log_p"] == pytest.approx(tree.log_p(ids), abs=1e-3)
