@@ -15,6 +15,7 @@ from sglang_power.bench_cli import add_serve, run_serve
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
 from sglang_power.errors import RecordError
+from sglang_power.eval_cli import add_eval, run_eval
 from sglang_power.hooks_cli import add_hooks, run_hooks
 from sglang_power.tune_cli import add_tune, run_tune
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_ab(commands)
     add_tune(commands)
     add_hooks(commands)
+    add_eval(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options)
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "tune":
         return run_tune(options)
     command = shlex.join(["sglang-power", *arguments])
+    if options.command == "eval":
+        return run_eval(options, command)
     return (
         run_serve(options, command) if options.benchmark == "serve" else run_bench_kernels(options, command)
     )

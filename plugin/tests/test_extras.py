@@ -41,6 +41,6 @@ def test_every_extra_that_is_named_exists() -> None:
     assert named <= set(EXTRAS)
 
 
-@pytest.mark.parametrize("extra", ["math", "ab", "otel"])
+@pytest.mark.parametrize("extra", ["math", "ab", "otel", "eval"])
 def test_the_hint_is_a_command_of_a_clone(extra: str) -> None:
     assert install_extra(extra) == f"pip install '.[{extra}]' in a clone of sglang-power"

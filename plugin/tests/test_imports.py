@@ -73,6 +73,16 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors"},
     "visible": set(),
     "viewer": {"errors", "visible", "viewer"},
+    "evaluation": {
+        "types",
+        "errors",
+        "answers",
+        "fields",
+        "reports",
+        "visible",
+        "yaml_files",
+        "evaluation",
+    },
     "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
     "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "visible", "experiments"},
 }
