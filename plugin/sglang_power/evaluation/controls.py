@@ -202,6 +202,6 @@ def passes(table: Table) -> list[PassAt]:
             groups = [group for group in answers.by_item.values() if len(group) >= k]
             if groups:
                 values = [pass_at(len(group), sum(one.is_right for one in group), k) for group in groups]
-                interval = mean_of(np.array(values, dtype=np.float64))
+                interval = mean_of(np.array(values, dtype=np.float64), 0.0, 1.0)
                 found.append(PassAt(arm=name, k=k, problems=len(groups), value=interval))
     return found

@@ -19,6 +19,10 @@ from sglang_power.types import FloatArray
 
 LEVEL: Final = 0.95
 
+Test: TypeAlias = Literal[
+    "McNemar, exact", "paired t over problems", "sign test, exact", "none: they never differ"
+]
+
 Groups: TypeAlias = Sequence[Sequence[float]]
 """Values of every problem's answers; no problem without one."""
 
@@ -91,7 +95,8 @@ class Paired(BaseModel):
     Args:
         difference: mean over problems of the first one's accuracy minus the second one's, with t's interval.
         p: two-sided.
-        test: McNemar's exact one, or the paired t test on the problems' differences.
+        test: McNemar's exact one, the paired t test on the problems' differences, or, where all differences
+            are the same and t has no variance, the exact sign test.
         problems: that both answered.
         better, worse: problems on which the first one was right more, and less, often.
     """
@@ -100,7 +105,7 @@ class Paired(BaseModel):
 
     difference: Interval
     p: float
-    test: Literal["McNemar, exact", "paired t over problems", "none: they never differ"]
+    test: Test
     problems: int
     better: int
     worse: int
@@ -114,30 +119,32 @@ def paired(first: Groups, second: Groups) -> Paired:
     """
     gaps = np.array([np.mean(a) - np.mean(b) for a, b in zip(first, second, strict=True)])
     better, worse = int((gaps > 0.0).sum()), int((gaps < 0.0).sum())
-    test: Literal["McNemar, exact", "paired t over problems", "none: they never differ"]
+    single = max(map(len, (*first, *second))) == 1
+    test: Test
     if better + worse == 0:
         p, test = 1.0, "none: they never differ"
-    elif max(map(len, (*first, *second))) == 1:
-        p, test = float(stats.binomtest(better, better + worse).pvalue), "McNemar, exact"
+    elif single or float(np.ptp(gaps)) == 0.0:
+        p = float(stats.binomtest(better, better + worse).pvalue)
+        test = "McNemar, exact" if single else "sign test, exact"
     else:
-        p, test = _t_test(gaps), "paired t over problems"
-    return Paired(difference=mean_of(gaps), p=p, test=test, problems=len(gaps), better=better, worse=worse)
+        p, test = float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t over problems"
+    return Paired(
+        difference=mean_of(gaps, -1.0, 1.0), p=p, test=test, problems=len(gaps), better=better, worse=worse
+    )
 
 
-def _t_test(gaps: FloatArray) -> float:
-    """p of the one-sample t test; 1 where a single problem, and 0 where equal gaps, leave no variance."""
-    if len(gaps) < 2:
-        return 1.0
-    return float(stats.ttest_1samp(gaps, 0.0).pvalue) if float(np.ptp(gaps)) else 0.0
+def mean_of(values: FloatArray, least: float, most: float) -> Interval:
+    """Return the mean of independent values with t's interval; without bounds where they never vary.
 
-
-def mean_of(values: FloatArray) -> Interval:
-    """Return the mean of independent values with t's interval; without bounds of fewer than two."""
+    Args:
+        values: one at least.
+        least, most: what no value is below or above.
+    """
     mean, count = float(values.mean()), len(values)
-    if count < 2:
+    if count < 2 or float(np.ptp(values)) == 0.0:
         return Interval(value=mean, low=None, high=None, method="t")
     reach = _t(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
-    return Interval(value=mean, low=mean - reach, high=mean + reach, method="t")
+    return Interval(value=mean, low=max(least, mean - reach), high=min(most, mean + reach), method="t")
 
 
 def pass_at(count: int, right: int, k: int) -> float:

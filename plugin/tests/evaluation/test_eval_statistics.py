@@ -106,6 +106,13 @@ def test_several_answers_are_compared_by_the_paired_t_test() -> None:
     assert (found.better, found.worse) == (3, 1)
 
 
+def test_differences_that_are_all_the_same_are_a_sign_test() -> None:
+    """t would divide by 0 and call four problems certain; by hand 2 / 2^4."""
+    found = paired([[1.0, 1.0]] * 4, [[1.0, 0.0]] * 4)
+    assert (found.test, found.p) == ("sign test, exact", pytest.approx(2 / 16))
+    assert (found.difference.value, found.difference.low) == (0.5, None)
+
+
 def test_samplers_that_never_differ_have_no_test() -> None:
     found = paired([[1.0], [0.0]], [[1.0, 1.0], [0.0]])
     assert (found.p, found.test) == (1.0, "none: they never differ")
