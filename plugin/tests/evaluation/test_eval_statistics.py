@@ -102,14 +102,15 @@ def test_several_answers_are_compared_by_the_paired_t_test() -> None:
     assert found.test == "paired t over problems"
     assert found.p == pytest.approx(float(oracle.pvalue))
     bounds = oracle.confidence_interval(0.95)
-    assert bounds_of(found.difference) == pytest.approx([bounds.low, bounds.high])
+    assert bounds_of(found.difference) == pytest.approx([bounds.low, min(1.0, bounds.high)])
     assert (found.better, found.worse) == (3, 1)
 
 
 def test_differences_that_are_all_the_same_are_a_sign_test() -> None:
     """t would divide by 0 and call four problems certain; by hand 2 / 2^4."""
     found = paired([[1.0, 1.0]] * 4, [[1.0, 0.0]] * 4)
-    assert (found.test, found.p) == ("sign test, exact", pytest.approx(2 / 16))
+    assert found.test == "sign test, exact"
+    assert found.p == pytest.approx(2 / 16)
     assert (found.difference.value, found.difference.low) == (0.5, None)
 
 
