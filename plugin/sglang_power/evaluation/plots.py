@@ -83,6 +83,15 @@ def _frontier(axes: Axes, report: Report, styles: dict[str, dict[str, Any]]) -> 
             label=plain_text(row.name),
             **styles[row.name],
         )
+    front = frontier(report.rows)
+    axes.plot(
+        [row.decoded for row in front],
+        [row.accuracy.value for row in front],
+        color="0.75",
+        linewidth=4.0,
+        zorder=0,
+        label="no other is better and cheaper",
+    )
     for rule, line in (("vote", "--"), ("best_of", ":")):
         points = [point for point in report.curve if point.rule == rule]
         if points:
@@ -95,6 +104,15 @@ def _frontier(axes: Axes, report: Report, styles: dict[str, dict[str, Any]]) -> 
                 label=f"{rule} of plain answers",
             )
     axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="decoded tokens an answer", ylabel="accuracy, 95%")
+
+
+def frontier(rows: Sequence[Row]) -> list[Row]:
+    """Return the arms that are better than every cheaper one, from the cheapest (the Pareto front)."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.decoded, -row.accuracy.value)):
+        if not front or row.accuracy.value > front[-1].accuracy.value:
+            front.append(row)
+    return front
 
 
 def _pass_at(axes: Axes, report: Report, styles: dict[str, dict[str, Any]]) -> None:

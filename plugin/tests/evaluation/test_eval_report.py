@@ -232,6 +232,13 @@ def test_pictures_and_the_page_show_what_there_is() -> None:
         assert "https://" not in text
 
 
+def test_the_front_holds_what_is_better_than_all_that_is_cheaper() -> None:
+    rows = swept().rows
+    assert plots.frontier(rows) == [rows[2]], "all cost the same"
+    priced = [row.model_copy(update={"decoded": price}) for row, price in zip(rows, (3, 9, 5), strict=True)]
+    assert plots.frontier(priced) == [priced[0], priced[2]]
+
+
 def test_strings_of_a_report_stay_strings() -> None:
     evil = "<script>alert(1)</script>\u202e$x$"
     found = made(task=evil, model=evil, command=evil, notes=(evil,), hardware=evil)
