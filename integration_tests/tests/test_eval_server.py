@@ -38,6 +38,8 @@ PARAMS = {
     "best_of": {"samples": 3},
 }
 WAIT_S = 120.0
+DRIFT = 2e-3
+"""Of statistics of the same tokens in other batches."""
 
 
 def command(url: str, output: Path, *more: str) -> list[str]:
@@ -72,6 +74,19 @@ def timeless(report: Report) -> dict[str, Any]:
         if row["sampler"] == "perfect":
             del row["decoded"]
     return told
+
+
+def differences(first: Any, second: Any, where: str = "report") -> list[str]:
+    """Where two reports differ by more than what else was in a batch can do to a number."""
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        pairs = [(f"{where}.{name}", first[name], second[name]) for name in first]
+    elif isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        pairs = [(f"{where}.{at}", *pair) for at, pair in enumerate(zip(first, second, strict=True))]
+    elif isinstance(first, float) and isinstance(second, float):
+        return [] if abs(first - second) <= DRIFT else [f"{where}: {first} and {second}"]
+    else:
+        return [] if first == second else [f"{where}: {first!r} and {second!r}"]
+    return [found for name, a, b in pairs for found in differences(a, b, name)]
 
 
 @contextmanager
@@ -132,7 +147,7 @@ def test_greedy_is_the_likeliest_row_by_row_and_has_the_lowest_entropy_bound(who
     for group in shared:
         for measure in ("log_p", "entropy"):
             values = [answer[measure] for answer in group]
-            assert values == pytest.approx([values[0]] * len(values), abs=2e-3), (group[0]["text"], measure)
+            assert values == pytest.approx([values[0]] * len(values), abs=DRIFT), (group[0]["text"], measure)
 
 
 @pytest.mark.server
@@ -148,7 +163,7 @@ def test_an_interrupted_run_goes_on_and_comes_to_the_same(
     path.write_bytes(path.read_bytes()[:-20])
     assert cli.main(command(pivot_server.url, tmp_path)) == 0
     assert kept(tmp_path)[: len(before) - 1] == before[:-1], "nothing was asked again but the torn line"
-    assert timeless(reported(tmp_path)) == timeless(reported(whole))
+    assert differences(timeless(reported(tmp_path)), timeless(reported(whole))) == []
     capsys.readouterr()
 
 

@@ -50,7 +50,7 @@ def _lists(report: Report) -> list[tuple[str, list[str]]]:
     return [
         ("Remarks", [*report.notes, *(line for row in report.rows for line in wording.remarks(row))]),
         ("Paired tests, two-sided", [wording.tested(test) for test in report.tests]),
-        ("Controls at equal decoded tokens", [wording.controlled(each) for each in report.controls]),
+        ("Controls at equal decoded tokens", wording.controlled(report.controls)),
     ]
 
 

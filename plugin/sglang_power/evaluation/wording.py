@@ -91,12 +91,22 @@ def tested(test: Test) -> str:
     return f"{test.arm} - {test.against}: {difference(test.result)}"
 
 
-def controlled(control: Control) -> str:
-    """Return a control at equal tokens, in a line."""
+def controlled(controls: Sequence[Control]) -> list[str]:
+    """Return the controls at equal tokens, in a line each; those that are not there in one for each arm."""
+    missing = {control.arm: control.samples for control in controls if control.accuracy is None}
+    told = [
+        f"{arm} against choices among {samples} plain answers: not computed, no problem has so many; "
+        f"--plain-samples {samples} draws them"
+        for arm, samples in missing.items()
+    ]
+    return [*(_controlled(control) for control in controls if control.accuracy is not None), *told]
+
+
+def _controlled(control: Control) -> str:
+    assert control.accuracy is not None, "it was computed"
+    assert control.against is not None, "so was this"
     rule = "majority vote over" if control.rule == "vote" else "likeliest (mean log p) of"
     what = f"{control.arm} against the {rule} {control.samples} plain answers"
-    if control.accuracy is None or control.against is None:
-        return f"{what}: not computed, no problem has so many; --plain-samples {control.samples} draws them"
     groups = f"{control.groups} groups on {control.problems} problems"
     best = "" if control.any_right is None else f"; one of them is right in {control.any_right:.3f}"
     return f"{what} ({groups}): control {interval(control.accuracy)}; {difference(control.against)}{best}"
@@ -112,7 +122,7 @@ def lines(report: Report) -> list[str]:
         f"{report.task}, {report.problems} problems, model {report.model}",
         *(line.rstrip() for line in table),
         *_section("Paired, two-sided:", [tested(test) for test in report.tests]),
-        *_section("At equal decoded tokens:", [controlled(each) for each in report.controls]),
+        *_section("At equal decoded tokens:", controlled(report.controls)),
         *_section("Remarks:", [*report.notes, *(line for row in report.rows for line in remarks(row))]),
     ]
 

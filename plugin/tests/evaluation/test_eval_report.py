@@ -126,9 +126,10 @@ def test_controls_at_equal_tokens_by_hand() -> None:
 
 def test_a_control_without_enough_plain_answers_is_not_computed() -> None:
     answers = [one.model_copy(update={"decoded": 200} if one.arm == "power" else {}) for one in whole()[1]]
-    vote = made(answers).controls[0]
+    vote, best = made(answers).controls
     assert (vote.samples, vote.problems, vote.accuracy, vote.against) == (20, 0, None, None)
-    assert "--plain-samples 20" in wording.controlled(vote)
+    (line,) = wording.controlled([vote, best])
+    assert "--plain-samples 20" in line
 
 
 def test_a_vote_counts_classes() -> None:
