@@ -231,7 +231,7 @@ def _server(options: argparse.Namespace) -> tuple[int, Server | None]:
         code, status = status_of(client, url, key_given=options.api_key is not None)
         if not isinstance(status, dict) and code != 1:
             return _failed("\n".join(status), code), None
-        models = [str(model["id"]) for model in json_object(client.get(f"{url}/v1/models").text)["data"]]
+        models = _models(client, url)
         info = json_object(client.get(url + INFO_ROUTE).text)
     if isinstance(status, dict):
         refused = list(status["refused"])
@@ -249,6 +249,18 @@ def _server(options: argparse.Namespace) -> tuple[int, Server | None]:
         notes=notes,
     )
     return 0, server
+
+
+def _models(client: httpx.Client, url: str) -> list[str]:
+    """The names that a server serves.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    told = json_object(client.get(f"{url}/v1/models").text).get("data") or []
+    if not (names := [str(model["id"]) for model in told]):
+        raise ConfigError(f"{url}/v1/models names no model")
+    return names
 
 
 def _failed(message: str, status: int = 2) -> int:
