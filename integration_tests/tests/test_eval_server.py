@@ -26,7 +26,7 @@ from sglang_power.evaluation.results import Report
 
 from integration_tests.pivot.problems import problems, worked_completion
 from integration_tests.server import Server
-from integration_tests.tasks import write
+from integration_tests.tasks import publish, write
 
 SAMPLERS = ("plain", "lowtemp", "greedy", "power", "smc", "perfect", "cot", "branch", "vote", "best_of")
 PARAMS = {
@@ -285,3 +285,30 @@ def test_a_port_that_forwards_can_end() -> None:
             served.close()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((address.hostname, address.port))
+
+
+@pytest.mark.parametrize("path", sorted(publish.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_guide_shows_what_was_published(path: Path) -> None:
+    report = publish.read(path)
+    shown = publish.GUIDE.read_text().split(f"<!-- eval {report.task} -->\n")[1]
+    assert shown.split(f"\n<!-- /eval {report.task} -->")[0] == "\n".join(publish.section(report))
+    assert path.stat().st_size < 50_000
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert report.hardware
+
+
+def test_a_report_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = publish.RESULTS / "pivot_r.json"
+    guide = tmp_path / "guide.md"
+    guide.write_text("before\n<!-- eval pivot_r -->\nold\n<!-- /eval pivot_r -->\nafter\n")
+    publish.renew(publish.read(source), guide)
+    told = guide.read_text()
+    assert told.startswith("before\n<!-- eval pivot_r -->\nCorrelation of mean log p with being right: ")
+    assert told.endswith("`.\n<!-- /eval pivot_r -->\nafter\n")
+    assert "old" not in told
+    (tmp_path / "report.json").write_bytes(source.read_bytes())
+    (tmp_path / "report.png").write_bytes(source.with_suffix(".png").read_bytes())
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(publish.renew, "__defaults__", (guide,))
+    publish.main([str(tmp_path)])
+    assert (tmp_path / "results" / "pivot_r.json").read_bytes() == source.read_bytes()

@@ -209,6 +209,25 @@ def test_prompts_of_both_routes_and_examples(tmp_path: Path) -> None:
         questions(task, "completions", 4, None)
 
 
+def test_functions_are_sent_as_they_are_or_in_a_block(tmp_path: Path) -> None:
+    line = {"task_id": "t", "prompt": "def two():\n", "entry_point": "two", "test": "def check(f): pass"}
+    task = load("humaneval", written(tmp_path, "HumanEval.jsonl", line))
+    assert questions(task, "completions", 0, None).asked[0].prompt == "def two():\n"
+    assert questions(task, "completions", 0, None).stop == catalogue.CODE_ENDS
+    chat = questions(task, "chat", 0, None).asked[0].prompt
+    assert chat.endswith("```python\ndef two():\n```")
+    assert "the whole function" in chat
+
+
+def test_a_card_that_is_none_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "BUILT_IN", tmp_path)
+    written(tmp_path, "own.jsonl", {"prompt": "a", "answer": 1})
+    assert load("own", None).card.api == "completions"
+    written(tmp_path, "own.yaml", "about: mine", "max_tokns: 3")
+    with pytest.raises(ConfigError, match=r"own\.yaml, line 2, field 'max_tokns'"):
+        load("own", None)
+
+
 def test_own_prompts_are_sent_as_they_are(tmp_path: Path) -> None:
     task = load(str(written(tmp_path, "own.jsonl", {"prompt": "a\n", "answer": 1})), None)
     apis: tuple[catalogue.Api, ...] = ("chat", "completions")
