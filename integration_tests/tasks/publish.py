@@ -75,7 +75,8 @@ def cells(report: Report, row: Row) -> list[str]:
     best = max(controls, key=lambda pair: pair[0])[1] if controls else None
     told = ""
     if best is not None and best.accuracy is not None:
-        told = f"{wording.interval(best.accuracy)}, {best.rule} of {best.samples}"
+        rule = "vote" if best.rule == "vote" else "likeliest"
+        told = f"{wording.interval(best.accuracy)}, {rule} of {best.samples}"
     return [
         row.name,
         wording.interval(row.accuracy),

@@ -90,7 +90,7 @@ def _frontier(axes: Axes, report: Report, styles: dict[str, dict[str, Any]]) -> 
         color="0.75",
         linewidth=4.0,
         zorder=0,
-        label="no other is better and cheaper",
+        label="no sampler is better and cheaper",
     )
     for rule, line in (("vote", "--"), ("best_of", ":")):
         points = [point for point in report.curve if point.rule == rule]
