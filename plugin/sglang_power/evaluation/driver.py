@@ -19,7 +19,10 @@ from sglang_power.evaluation.prompts import Asked
 from sglang_power.evaluation.records import Kept, Key
 
 HOPELESS: Final = 3
-"""Refusals of an arm, and no answer: it is not asked for any more."""
+"""Refusals of an arm for one reason, and no answer: it is not asked for any more."""
+
+SHOWN: Final = 3
+"""Reasons that are told of one arm; prompts that are too long have one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,12 @@ class Missing:
     def lines(self) -> list[str]:
         """Return what there is to say."""
         told = [f"not served: {arm}: {reason}" for arm, reason in self.dropped.items()]
-        return told + [
-            f"no answer: {arm}: {count} times: {reason}"
-            for (arm, reason), count in self.reasons.items()
-            if arm not in self.dropped
-        ]
+        for arm in dict.fromkeys(arm for arm, _ in self.reasons if arm not in self.dropped):
+            reasons = [(count, why) for (name, why), count in self.reasons.most_common() if name == arm]
+            told += [f"no answer to {count} of {arm}: {why}" for count, why in reasons[:SHOWN]]
+            if others := sum(count for count, _ in reasons[SHOWN:]):
+                told.append(f"no answer to {others} of {arm}: for reasons like these")
+        return told
 
 
 class Driver:
@@ -77,7 +81,6 @@ class Driver:
         self.missing = Missing()
         self._answered = Counter(answer.arm for answer in kept.values())
         self._right = Counter(answer.arm for answer in kept.values() if answer.is_right)
-        self._refused: Counter[str] = Counter()
 
     async def run(self, asked: Sequence[Asked], arms: Sequence[Arm], clients: int) -> None:
         """Ask whatever is not answered yet, item by item.
@@ -129,8 +132,7 @@ class Driver:
 
     def _refuse(self, arm: str, reason: str) -> None:
         self.missing.reasons[arm, reason] += 1
-        self._refused[arm] += 1
-        if not self._answered[arm] and self._refused[arm] >= HOPELESS:
+        if not self._answered[arm] and self.missing.reasons[arm, reason] >= HOPELESS:
             self.missing.dropped.setdefault(arm, reason)
 
     def _standing(self) -> str:

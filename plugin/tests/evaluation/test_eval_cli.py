@@ -275,6 +275,26 @@ def test_an_arm_that_the_server_refuses_is_left_out(
     assert "smc" not in [row.name for row in reported(task).rows]
 
 
+def test_prompts_that_are_too_long_cost_their_answers_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has a message of its own; the first one that fits comes after five that do not."""
+    server, path = ScriptedApi(monkeypatch), tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "x" * (9 - n), "answer": 5}) + "\n" for n in range(7)))
+
+    def fits(count: int, body: dict[str, Any]) -> httpx.Response | None:  # noqa: ARG001
+        size = len(body["prompt"])
+        return httpx.Response(400, json={"message": f"{size} tokens: too long"}) if size > 4 else None
+
+    server.fault = fits
+    assert cli.main(command(path, "--samplers", "plain", "--concurrency", "1")) == 1
+    printed = capsys.readouterr().out
+    for size in (9, 8, 7):
+        assert f"no answer to 1 of plain: {size} tokens: too long" in printed
+    assert "no answer to 2 of plain: for reasons like these" in printed
+    assert [(row.answers, row.missing) for row in reported(path).rows] == [(2, 5)]
+
+
 def test_a_single_answer_that_fails_is_missing_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, task: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,7 +308,7 @@ def test_a_single_answer_that_fails_is_missing_and_the_run_goes_on(
 
     server.fault = once
     assert cli.main(command(task)) == 1, "the report says that an answer is missing"
-    assert "no answer: power: 1 times: HTTP 500: a row that is no number" in capsys.readouterr().out
+    assert "no answer to 1 of power: HTTP 500: a row that is no number" in capsys.readouterr().out
     assert {row.name: row.missing for row in reported(task).rows}["power"] == 1
     assert cli.main(command(task)) == 0, "it is asked again"
 

@@ -191,9 +191,9 @@ def test_the_order_of_the_answers_changes_nothing() -> None:
 def test_missing_answers_are_counted() -> None:
     asked, answers = whole()
     few = [one for one in answers if (one.arm, one.sample) != ("plain", 3)]
-    found = report(table(asked, by_key(few)), ["no answer: plain: 6 times: HTTP 500"])
+    found = report(table(asked, by_key(few)), ["no answer to 6 of plain: HTTP 500"])
     assert found.rows[0].missing == 6
-    assert "no answer: plain: 6 times: HTTP 500" in "\n".join(wording.lines(found))
+    assert "no answer to 6 of plain: HTTP 500" in "\n".join(wording.lines(found))
     with pytest.raises(ConfigError, match="no answers to report on\nwhy"):
         report(table(asked, {}), ["why"])
 
