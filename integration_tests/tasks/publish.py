@@ -1,7 +1,7 @@
 """Publishes a report of `sglang-power eval`: `python -m integration_tests.tasks.publish FOLDER`.
 
-Copies its figures and its picture to integration_tests/results/eval, under the name of its task, and renews
-what the guide shows of them.
+Copies its figures and its picture to integration_tests/results/eval, under the folder's name, and renews what
+the guide shows of them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = read(folder / JSON)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in (JSON, PICTURE):
-        shutil.copy(folder / name, RESULTS / f"{report.task}{Path(name).suffix}")
-    renew(report)
+        shutil.copy(folder / name, RESULTS / f"{folder.name}{Path(name).suffix}")
+    renew(folder.name, report)
 
 
 def read(path: Path) -> Report:
@@ -42,12 +42,12 @@ def read(path: Path) -> Report:
     return Report.model_validate_json(path.read_bytes())
 
 
-def renew(report: Report, guide: Path = GUIDE) -> None:
-    """Write into the guide what it shows of a report."""
-    before, rest = guide.read_text().split(f"<!-- eval {report.task} -->\n")
-    after = rest.split(f"<!-- /eval {report.task} -->")[1]
+def renew(name: str, report: Report, guide: Path = GUIDE) -> None:
+    """Write into the guide what it shows of a report, between the marks of its name."""
+    before, rest = guide.read_text().split(f"<!-- eval {name} -->\n")
+    after = rest.split(f"<!-- /eval {name} -->")[1]
     shown = "\n".join(section(report))
-    guide.write_text(f"{before}<!-- eval {report.task} -->\n{shown}\n<!-- /eval {report.task} -->{after}")
+    guide.write_text(f"{before}<!-- eval {name} -->\n{shown}\n<!-- /eval {name} -->{after}")
 
 
 def section(report: Report) -> list[str]:
@@ -60,8 +60,24 @@ def section(report: Report) -> list[str]:
         "",
         *rows,
         "",
+        *passes(report),
         f"{report.hardware}; {versions}; `{report.command}`.",
     ]
+
+
+def passes(report: Report) -> list[str]:
+    """Return pass@k in a table, where there is more than one answer to a problem."""
+    ks = sorted({point.k for point in report.pass_at})
+    if ks == [1]:
+        return []
+    found = {(point.arm, point.k): wording.interval(point.value) for point in report.pass_at}
+    lines = [["pass@k", *map(str, ks)], ["---"] * (len(ks) + 1)]
+    lines += [
+        [row.name, *(found.get((row.name, k), "") for k in ks)]
+        for row in report.rows
+        if (row.name, ks[1]) in found
+    ]
+    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
 def cells(report: Report, row: Row) -> list[str]:

@@ -290,8 +290,8 @@ def test_a_port_that_forwards_can_end() -> None:
 @pytest.mark.parametrize("path", sorted(publish.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_guide_shows_what_was_published(path: Path) -> None:
     report = publish.read(path)
-    shown = publish.GUIDE.read_text().split(f"<!-- eval {report.task} -->\n")[1]
-    assert shown.split(f"\n<!-- /eval {report.task} -->")[0] == "\n".join(publish.section(report))
+    shown = publish.GUIDE.read_text().split(f"<!-- eval {path.stem} -->\n")[1]
+    assert shown.split(f"\n<!-- /eval {path.stem} -->")[0] == "\n".join(publish.section(report))
     assert path.stat().st_size < 50_000
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert report.hardware
@@ -301,14 +301,16 @@ def test_a_report_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     source = publish.RESULTS / "pivot_r.json"
     guide = tmp_path / "guide.md"
     guide.write_text("before\n<!-- eval pivot_r -->\nold\n<!-- /eval pivot_r -->\nafter\n")
-    publish.renew(publish.read(source), guide)
+    publish.renew("pivot_r", publish.read(source), guide)
     told = guide.read_text()
     assert told.startswith("before\n<!-- eval pivot_r -->\nCorrelation of mean log p with being right: ")
     assert told.endswith("`.\n<!-- /eval pivot_r -->\nafter\n")
     assert "old" not in told
-    (tmp_path / "report.json").write_bytes(source.read_bytes())
-    (tmp_path / "report.png").write_bytes(source.with_suffix(".png").read_bytes())
+    folder = tmp_path / "pivot_r"
+    folder.mkdir()
+    (folder / "report.json").write_bytes(source.read_bytes())
+    (folder / "report.png").write_bytes(source.with_suffix(".png").read_bytes())
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(publish.renew, "__defaults__", (guide,))
-    publish.main([str(tmp_path)])
+    publish.main([str(folder)])
     assert (tmp_path / "results" / "pivot_r.json").read_bytes() == source.read_bytes()
