@@ -1,7 +1,7 @@
 """A real model through the server: its chat template, its ends, long characters, log p, samplers.
 
 Log probabilities are compared with those of transformers on the same weights, both in float32: they differ by
-the order of sums alone. TOLERANCE is about twenty times what was seen. Error rate 0.
+the order of sums alone. TOLERANCE is thirty times what was seen on a CPU. Error rate 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from integration_tests.server import Server
 
 pytestmark = pytest.mark.server
 
-TOLERANCE: Final = 2e-3
+TOLERANCE: Final = 1e-3
 """Nats, of one token's log probability."""
 
 SHORT_CHAIN: Final[dict[str, Any]] = {"sampler": "power", "block_size": 12, "steps": 2, "seed": 5}
@@ -72,8 +72,7 @@ def test_a_chat_is_written_by_the_models_own_template(
 ) -> None:
     named = {} if custom_params is None else {"custom_params": custom_params}
     answer = asked(smollm2, chat, max_tokens=2, return_prompt_token_ids=True, **named)
-    assert answer["prompt_token_ids" if "prompt_token_ids" in answer else "choices"]
-    ids = answer.get("prompt_token_ids") or answer["choices"][0]["prompt_token_ids"]
+    ids = answer["choices"][0]["prompt_token_ids"]
     assert ids == reference.template(chat)
     assert answer["usage"]["prompt_tokens"] == len(ids)
 
@@ -241,7 +240,7 @@ def test_a_seed_reproduces_a_chain(smollm2: Server) -> None:
     """Alone on the server, so that both runs' batches are the same."""
     params = {key: value for key, value in SHORT_CHAIN.items() if key != "seed"}
     first, second, other = (
-        generate(smollm2, QUESTION, max_new_tokens=24, seed=seed, **params) for seed in (7, 7, 8)
+        generate(smollm2, "Once upon a time,", max_new_tokens=24, seed=seed, **params) for seed in (7, 7, 8)
     )
     assert first["output_ids"] == second["output_ids"]
     assert power_of(first)["log_p"] == pytest.approx(power_of(second)["log_p"], abs=TOLERANCE)
