@@ -24,6 +24,7 @@ import httpx
 from sglang_power import cli
 from sglang_power.errors import HostError, PowerError
 from sglang_power.serve_benchmark.record import Record, Row
+from sglang_power.server.config import load_config
 from transformers import AutoTokenizer
 
 from integration_tests.demo import RESULTS, hardware
@@ -31,11 +32,12 @@ from integration_tests.outputs import add_outputs, results_of
 from integration_tests.real.catalogue import SMOLLM2
 from integration_tests.real.page import render
 from integration_tests.real.preparing import prepared
-from integration_tests.real.tour import served_spec
+from integration_tests.real.tour import PRESETS, served_spec
 from integration_tests.server import running
 
 TOKENS: Final = 48
-BATCH: Final = 32
+PRESET: Final = load_config(PRESETS).presets["fast-exact"]
+BATCH: Final = PRESET["particles"] * PRESET["runs"]
 """Plain answers at once: as many as fast-exact has particles."""
 
 CLIENTS: Final = (1, 8)
@@ -109,6 +111,7 @@ def measured(model: Path, seconds: float) -> dict[str, Any]:
         "command": f"python -m integration_tests.real.measure --seconds {seconds:g}",
         "model": SMOLLM2.title,
         "tokens": TOKENS,
+        "batch": BATCH,
         "single": single,
         "rows": [row.model_dump(mode="json") for row in rows],
         "launch": launch(single, rows),

@@ -73,9 +73,9 @@ def render(record: Json) -> str:
             "\n## Steps and launches\n",
             f"- One decode step alone: {1e3 * step:.1f} ms. A plain answer whose prompt is cached: "
             f"{single['answer_s']:.2f} s.",
-            "- A batch of 32 plain answers, as many rows as fast-exact has particles: "
+            f"- A batch of {record['batch']} plain answers, as many rows as fast-exact has particles: "
             f"{single['batch_s']:.2f} s, {single['batch_s'] / single['answer_s']:.2f} times one answer. "
-            "Whatever draws 32 answers side by side takes at least that on this machine.",
+            "Whatever draws as many answers side by side takes at least that on this machine.",
             "- From the last token of a child to the first token of the next one, its prefill included: "
             f"{launch['child_steps']:.2f} decode steps ({1e3 * step * launch['child_steps']:.0f} ms). "
             f"A plain request of one token over HTTP takes {launch['request_steps']:.2f} steps.\n",

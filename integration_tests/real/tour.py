@@ -22,7 +22,7 @@ from integration_tests.real.folders import fault
 from integration_tests.real.preparing import folder_of, recipe_of
 from integration_tests.server import ServerSpec, running
 
-__all__ = ["served_spec"]
+__all__ = ["PRESETS", "served_spec"]
 
 PRESETS: Final = Path(__file__).parents[2] / "configs" / "fast-exact.yaml"
 TIMEOUT_S: Final = 600.0
