@@ -21,7 +21,6 @@ from integration_tests import serve
 from integration_tests.arithmetic import problems as language
 from integration_tests.arithmetic import tokenizer, train
 from integration_tests.arithmetic.correlation import Draw, correlation
-from integration_tests.arithmetic.page import render
 from integration_tests.arithmetic.problems import (
     DIGITS,
     MAX_NEW_TOKENS,
@@ -34,7 +33,6 @@ from integration_tests.arithmetic.problems import (
     solution,
     split_of,
 )
-from integration_tests.demo import RESULTS
 from integration_tests.server import ARITHMETIC_MODEL
 
 EIGHT_MB: Final = 8_000_000
@@ -270,17 +268,6 @@ def test_no_correlation_is_told_where_all_draws_are_alike() -> None:
     found = correlation([[RIGHT], [RIGHT]])["mean_log_p"]
     assert found["r"] is None
     assert found["within"] is None
-
-
-def test_the_page_is_that_of_the_committed_figures() -> None:
-    record = json.loads((RESULTS / "arithmetic.json").read_text())
-    pivot = json.loads((RESULTS / "demo.json").read_text())
-    page = (RESULTS / "arithmetic.md").read_text()
-    assert page == render(record, pivot)
-    assert record["problems"] == 200
-    assert {row["sampler"] for row in record["rows"]} >= {
-        *("plain", "lowtemp", "greedy", "power", "smc", "fast_exact", "vote", "best_of"),
-    }
 
 
 # --- serving it ---
