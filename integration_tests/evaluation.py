@@ -1,4 +1,4 @@
-"""Runs samplers over problems through a server and measures accuracy and cost. Used by the demo.
+"""Runs samplers over problems through a server and measures accuracy and cost: for the demo and `arithmetic`.
 
 Every figure comes from counters in the responses; the controls best_of and vote get as many plain draws
 per problem as make their decoded tokens at least those of the sampler behind the @.
@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from scipy import stats
@@ -20,7 +20,7 @@ from sglang_power.reports import report_of
 from sglang_power.types import LAUNCH_STEPS
 from tqdm import tqdm
 
-from integration_tests.pivot.problems import Problem, extract_answer, is_correct
+from integration_tests.pivot.problems import extract_answer, is_correct
 
 CONCURRENCY = 64
 """Requests at a time: every problem of `make demo`. More save nothing: the server's cost is per answer."""
@@ -28,6 +28,34 @@ CONCURRENCY = 64
 MAX_NEW_TOKENS = 96
 
 Answer = dict[str, Any]
+
+
+class Problem(Protocol):
+    """What is asked: a prompt, of a family that progress bars name."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Grading:
+    """How answers are read.
+
+    Args:
+        is_correct: whether a text solves its problem.
+        extract: what a text states; None where it states nothing.
+        max_new_tokens: the longest answer.
+    """
+
+    is_correct: Callable[[Any, str], bool] = is_correct
+    extract: Callable[[str], int | None] = extract_answer
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+
+PIVOT = Grading()
 
 
 @dataclass(frozen=True)
@@ -83,8 +111,8 @@ class Run:
 class Evaluator:
     """Asks one server; shows one progress bar per sampler."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
+    def __init__(self, client: httpx.AsyncClient, grading: Grading = PIVOT) -> None:
+        self._client, self._grading = client, grading
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def plain(self, name: str, problems: Sequence[Problem], temperature: float) -> Run:
@@ -92,7 +120,8 @@ class Evaluator:
         params = {"temperature": temperature}
 
         async def one(problem: Problem, seed: int) -> Outcome:  # noqa: ARG001  (plain draws take no seed)
-            return _outcome(problem, await self._ask(problem, params))
+            answer = await self._ask(problem, params)
+            return self._pooled(problem, answer, [answer])
 
         return await self._run(name, params, problems, one)
 
@@ -112,7 +141,7 @@ class Evaluator:
             answer = await self._ask(problem, {"custom_params": custom})
             report = report_of(answer["meta_info"].get("power"), sampler)
             return Outcome(
-                correct=is_correct(problem, answer["text"]),
+                correct=self._grading.is_correct(problem, answer["text"]),
                 returned=len(answer["output_ids"]),
                 decoded=report["decoded_tokens"],
                 prefilled=report["prefilled_tokens"],
@@ -126,19 +155,27 @@ class Evaluator:
     async def controls(self, problems: Sequence[Problem], plain: Run, own: Run) -> tuple[Run, Run]:
         """best_of (by likelihood) and majority vote over the same plain draws, at `own`'s decoded tokens."""
         samples = math.ceil(own.total("decoded") / plain.total("decoded"))
-        draws: dict[str, list[Answer]] = {}
+        cost = f" @ {own.sampler}"
+        best, draws = await self.drawn("best_of" + cost, problems, samples)
+        voted = tuple(
+            self._pooled(problem, self._majority(drawn), drawn)
+            for problem, drawn in zip(problems, draws, strict=True)
+        )
+        return best, Run("vote" + cost, {"samples": samples}, voted, best.seconds)
+
+    async def drawn(
+        self, name: str, problems: Sequence[Problem], samples: int
+    ) -> tuple[Run, list[Sequence[Answer]]]:
+        """Return the likeliest of so many plain draws per problem, and all draws, problem by problem."""
+        draws: dict[str, Sequence[Answer]] = {}
 
         async def draw(problem: Problem, seed: int) -> Outcome:  # noqa: ARG001
-            drawn = await asyncio.gather(
-                *(self._ask(problem, {"temperature": 1.0}, logprobs=True) for _ in range(samples))
-            )
-            draws[problem.text] = drawn
-            return _pooled(problem, max(drawn, key=_log_p), drawn)
+            asked = (self._ask(problem, {"temperature": 1.0}, logprobs=True) for _ in range(samples))
+            drawn = draws[problem.text] = await asyncio.gather(*asked)
+            return self._pooled(problem, max(drawn, key=log_p), drawn)
 
-        cost = f" @ {own.sampler}"
-        best = await self._run("best_of" + cost, {"samples": samples, "by": "log p"}, problems, draw)
-        voted = tuple(_pooled(one, _majority(draws[one.text]), draws[one.text]) for one in problems)
-        return best, Run("vote" + cost, {"samples": samples}, voted, best.seconds)
+        best = await self._run(name, {"samples": samples, "by": "log p"}, problems, draw)
+        return best, [draws[problem.text] for problem in problems]
 
     async def _run(
         self,
@@ -158,10 +195,31 @@ class Evaluator:
             outcomes = await asyncio.gather(*(tracked(p, seed) for seed, p in enumerate(problems)))
         return Run(name, params, tuple(outcomes), time.perf_counter() - started)
 
+    def _pooled(self, problem: Problem, chosen: Answer, drawn: Sequence[Answer]) -> Outcome:
+        """The chosen answer, with the cost of all that were drawn side by side."""
+        lengths = [len(answer["output_ids"]) for answer in drawn]
+        metas = [answer["meta_info"] for answer in drawn]
+        return Outcome(
+            correct=self._grading.is_correct(problem, chosen["text"]),
+            returned=len(chosen["output_ids"]),
+            decoded=sum(lengths),
+            prefilled=sum(meta["prompt_tokens"] - meta["cached_tokens"] for meta in metas),
+            depth=LAUNCH_STEPS + max(lengths),
+        )
+
+    def _majority(self, drawn: Sequence[Answer]) -> Answer:
+        """The first draw of the most frequent answer; a draw without an answer cannot win."""
+        votes = Counter(self._grading.extract(answer["text"]) for answer in drawn)
+        votes.pop(None, None)
+        if not votes:
+            return drawn[0]
+        winner = votes.most_common(1)[0][0]
+        return next(answer for answer in drawn if self._grading.extract(answer["text"]) == winner)
+
     async def _ask(self, problem: Problem, params: dict[str, Any], *, logprobs: bool = False) -> Answer:
         body = {
             "text": problem.text,
-            "sampling_params": {"max_new_tokens": MAX_NEW_TOKENS, **params},
+            "sampling_params": {"max_new_tokens": self._grading.max_new_tokens, **params},
             "return_logprob": logprobs,
         }
         async with self._slots:
@@ -171,35 +229,9 @@ class Evaluator:
         return answer
 
 
-def _outcome(problem: Problem, answer: Answer) -> Outcome:
-    return _pooled(problem, answer, [answer])
-
-
-def _pooled(problem: Problem, chosen: Answer, drawn: Sequence[Answer]) -> Outcome:
-    """The chosen answer, with the cost of all that were drawn side by side."""
-    lengths = [len(answer["output_ids"]) for answer in drawn]
-    metas = [answer["meta_info"] for answer in drawn]
-    return Outcome(
-        correct=is_correct(problem, chosen["text"]),
-        returned=len(chosen["output_ids"]),
-        decoded=sum(lengths),
-        prefilled=sum(meta["prompt_tokens"] - meta["cached_tokens"] for meta in metas),
-        depth=LAUNCH_STEPS + max(lengths),
-    )
-
-
-def _log_p(answer: Answer) -> float:
+def log_p(answer: Answer) -> float:
+    """Return the log probability of an answer that was asked for with logprobs, in nats."""
     return math.fsum(entry[0] for entry in answer["meta_info"]["output_token_logprobs"])
-
-
-def _majority(drawn: Sequence[Answer]) -> Answer:
-    """The first draw of the most frequent answer; a draw without an answer cannot win."""
-    votes = Counter(extract_answer(answer["text"]) for answer in drawn)
-    votes.pop(None, None)
-    if not votes:
-        return drawn[0]
-    winner = votes.most_common(1)[0][0]
-    return next(answer for answer in drawn if extract_answer(answer["text"]) == winner)
 
 
 def mcnemar_p(first: Run, second: Run) -> float:

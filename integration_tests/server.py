@@ -23,6 +23,7 @@ import torch
 
 PIVOT_MODEL = Path(__file__).parent / "pivot" / "model"
 PROSE_MODEL = Path(__file__).parent / "prose" / "model"
+ARITHMETIC_MODEL = Path(__file__).parent / "arithmetic" / "model"
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0

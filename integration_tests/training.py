@@ -118,6 +118,7 @@ def fit(
     model: PreTrainedModel,
     config: TrainingConfig,
     draw: Callable[[np.random.Generator], Sequence[Batch]],
+    enough: Callable[[int], bool] | None = None,
 ) -> None:
     """Run AdamW on an endless stream of fresh texts: no text repeats but by chance.
 
@@ -125,6 +126,7 @@ def fit(
         model: changed in place.
         config: the knobs; `batch_size` and `micro_batches` are for `draw` to obey.
         draw: the micro-batches of one step.
+        enough: asked after each step, with the number of steps so far, whether to stop here.
     """
     rng = np.random.default_rng(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=config.weight_decay)
@@ -137,6 +139,8 @@ def fit(
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_norm)
             optimizer.step()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if enough is not None and enough(step + 1):
+                break
     model.eval()
 
 

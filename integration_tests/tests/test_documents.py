@@ -38,8 +38,8 @@ from integration_tests.documents import (
     workplace,
 )
 
-NOT_RUN = 9
-"""Blocks that no test runs, each with its reason: installations, clusters, other people's users."""
+NOT_RUN = 17
+"""Blocks that no test runs, each with its reason: installations, clusters, other people's users, tools."""
 
 LINKED = (*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "kernels" / "benchmarks" / "README.md")
 
