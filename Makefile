@@ -63,7 +63,7 @@ demo-results: $(STAMP)  ## the same, renewing the committed results and the docu
 	$(BIN)/python -m integration_tests.demo --full --write
 
 # A half that hangs is ended after LIMIT seconds, and shows where every thread stood.
-LIMIT := 2700
+LIMIT := 3300
 PYTEST := timeout --signal=ABRT --kill-after=30 $(LIMIT) \
 	$(BIN)/python -X faulthandler -m pytest -p no:randomly --durations=15
 SERVERS := integration_tests/tests

@@ -203,6 +203,7 @@ def test_the_exact_schedule_reaches_the_target() -> None:
     assert exact.g_test(case.sample(41_000_000), pi) > LEVEL
 
 
+@pytest.mark.long
 def test_the_paper_schedule_reaches_its_own_limit_and_is_rejected_against_the_target() -> None:
     case = long_run("paper")
     limit, pi = exact.paper_limit(MIXING, case.config), exact.target(MIXING, case.config)

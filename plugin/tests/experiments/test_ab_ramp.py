@@ -131,6 +131,7 @@ def crowd(log: Lines, declared: Experiment, phase: int, units: int) -> None:
         log.request(f"{phase}-{number}", arm, phase * WEEK + number, phase=phase)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_ramps_can_go_to_their_end(shipped: Path, tmp_path: Path) -> None:
     declared = read_experiment(shipped)

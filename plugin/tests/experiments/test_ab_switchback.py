@@ -118,6 +118,7 @@ def test_it_is_judged_at_planned_looks_only() -> None:
     assert (path[-1].low, path[-1].high) == (after(80).low, after(80).high)
 
 
+@pytest.mark.long
 def test_looking_at_all_planned_looks_keeps_alpha() -> None:
     """The union over the looks at 40, 80 and 160 windows; unspent alpha at each would exceed it."""
     missed = naive = 0
