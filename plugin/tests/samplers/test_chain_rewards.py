@@ -142,7 +142,7 @@ def test_without_leaves_early_rejection_as_it_was() -> None:
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_deadline_during_a_call_keeps_the_answer(at: int) -> None:
     whole = run(Asked(), 2)
-    result = run(Asked(at, how="hang"), 2, budget=Budget(10_000, deadline=time.time() + 0.5))
+    result = run(Asked(at, how="hang"), 2, budget=Budget(10_000, deadline=time.time() + 2.0))
     assert result.stopped_by == "deadline_ms"
     last = [info for info in result.infos if info.stage == CONFIG.stages]
     assert len(last) == max(at - 1, 0)

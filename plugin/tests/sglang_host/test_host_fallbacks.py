@@ -199,7 +199,7 @@ FALLBACKS: list[tuple[FallbackReason, Json, Json, Json]] = [
     ("temperature", {"temperature": 0.7}, {}, {}),
     ("temperature", {"temperature": 1.5}, {}, {"on_temperature": "alpha"}),
     ("unsupported_field", {"frequency_penalty": 0.5}, {}, {}),
-    ("unsupported_field", {"regex": "a"}, {}, {}),
+    ("unsupported_field", {"stop_regex": "a"}, {}, {}),
     ("limits", LONG, {}, {}),
     ("limits", {"max_new_tokens": 2000}, {}, {}),
     ("limits", {"n": 99}, {}, {}),
