@@ -72,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reports": {"errors"},
     "visible": set(),
+    "static_pages": set(),
     "viewer": {"errors", "visible", "viewer"},
     "evaluation": {
         "types",
@@ -79,12 +80,23 @@ ALLOWED: dict[str, set[str]] = {
         "answers",
         "fields",
         "reports",
+        "static_pages",
         "visible",
         "yaml_files",
         "evaluation",
     },
     "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
-    "experiments": {"types", "errors", "rng", "fields", "extensions", "yaml_files", "visible", "experiments"},
+    "experiments": {
+        "types",
+        "errors",
+        "rng",
+        "fields",
+        "extensions",
+        "yaml_files",
+        "visible",
+        "static_pages",
+        "experiments",
+    },
 }
 """What the modules of each layer may import of this package. `sglang_host` and `cli` stand on top."""
 

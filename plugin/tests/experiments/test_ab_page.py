@@ -18,6 +18,7 @@ from ab_reports import effect, full_report
 from jinja2 import Environment
 from planting import Place, places, planted
 from pydantic import ValidationError
+from sglang_power import static_pages
 from sglang_power.experiments.analysis import page, plots
 from sglang_power.experiments.analysis.results import Report
 
@@ -105,7 +106,9 @@ def test_attacks_are_shown_as_what_they_are() -> None:
 
 
 def test_control_a_careless_template_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "Environment", lambda **how: Environment(**{**how, "autoescape": False}))
+    monkeypatch.setattr(
+        static_pages, "Environment", lambda **how: Environment(**{**how, "autoescape": False})
+    )
     report = spoilt(("hypothesis",), ATTACKS[2])
     assert report is not None
     assert markup(page.rendered(report)) != benign()

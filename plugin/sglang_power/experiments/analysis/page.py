@@ -1,18 +1,13 @@
-"""Draws a report as one static HTML page, which opens from disk and asks nobody for anything.
+"""Draws a report as one static HTML page; `static_pages` says what keeps it harmless.
 
-Strings of a report reach the page only through an autoescaping template, never into pictures, styles or
-attributes. A content security policy forbids all scripts, and allows one style by its hash.
+Strings of a report reach the page only through its template, never into pictures, styles or attributes.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-from importlib import resources
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from sglang_power import static_pages
 from sglang_power.experiments.analysis import plots, wording
 from sglang_power.experiments.analysis.results import Effect, Report
 
@@ -22,30 +17,15 @@ FILTERS = ("visible", "number", "signed", "percent", "moment")
 
 def rendered(report: Report) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader(PACKAGE, "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters.update({name: getattr(wording, name) for name in FILTERS})
-    style = resources.files(PACKAGE).joinpath("page", "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        report=report,
-        wording=wording,
-        effects={role: _drawn(report, role) for role in ("primary", "guardrail", "shown")},
-        strips=_strips(report),
-        excluded=wording.excluded(report),
-    )
-
-
-def _shown(value: Any) -> Any:
-    """What every expression of the template goes through before it is escaped."""
-    return wording.visible(value) if type(value) is str else value
+    values = {
+        "report": report,
+        "wording": wording,
+        "effects": {role: _drawn(report, role) for role in ("primary", "guardrail", "shown")},
+        "strips": _strips(report),
+        "excluded": wording.excluded(report),
+    }
+    filters = {name: getattr(wording, name) for name in FILTERS}
+    return static_pages.rendered(PACKAGE, wording.visible, values, filters)
 
 
 def _drawn(report: Report, role: str) -> list[tuple[Effect, dict[str, str | None] | None]]:
