@@ -88,8 +88,8 @@ test-experiments: $(STAMP)  ## graded experiments from their requests to a verdi
 test-contract: $(STAMP)  ## every promise of every sampler of whole answers through every route; prints a table
 	$(PYTEST) integration_tests/contract_tests
 
-soak: $(STAMP)  ## 2,000 mixed requests from 32 clients, many of them aborted or abandoned: nothing is lost or left
-	$(PYTEST) -rP integration_tests/soak_tests
+soak: $(STAMP) $(ROUTER_STAMP)  ## half an hour of mixed requests, many of them aborted, abandoned or malformed; writes results/soak.json
+	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) -rP --write-results integration_tests/soak_tests
 
 test-router: $(STAMP) $(ROUTER_STAMP)  ## two servers behind SGLang's router, which `make test` does not need
 	SGLANG_ROUTER_PYTHON=$(abspath $(ROUTER_VENV))/bin/python $(PYTEST) integration_tests/router_tests

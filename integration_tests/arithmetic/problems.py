@@ -8,19 +8,13 @@ row by row, one digit of the second factor after another, and then the sum of th
 
 Every problem has one solution, and every text is one: nothing is guessed, skipped or drawn. A problem and its
 swap (86+347) are on the same side of the split.
-
-    python -m integration_tests.arithmetic.problems --count 200 --out problems.jsonl
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -164,22 +158,3 @@ def extract_answer(completion: str) -> int | None:
 def is_correct(problem: Problem, completion: str) -> bool:
     """Say whether the completion states the right answer, whatever its work is worth."""
     return extract_answer(completion) == problem.answer
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write held-out problems as a task: an object a line, with id, prompt, answer and kind."""
-    parser = argparse.ArgumentParser(description="Write held-out arithmetic problems as JSON lines.")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    options = parser.parse_args(argv)
-    lines = (
-        {"id": f"arithmetic-{number}", "prompt": each.text, "answer": str(each.answer), "kind": "number"}
-        for number, each in enumerate(problems(options.count, options.seed))
-    )
-    options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

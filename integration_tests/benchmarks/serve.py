@@ -44,9 +44,10 @@ CHAIN: dict[str, Any] = {
 
 PARTICLES: dict[str, Any] = {"alpha": 4.0, "proposal_temperature": 1.0, "block_size": BLOCK}
 VOTES: dict[Family, dict[str, Any]] = {
-    "Q": {"samples": 32, "window": 4, **ANSWER},
-    "R": {"samples": 8, "window": 4, "base": {"sampler": "power", **CHAIN}, **ANSWER},
+    "Q": {"samples": 32, **ANSWER},
+    "R": {"samples": 8, "base": {"sampler": "power", **CHAIN}, **ANSWER},
 }
+DECIDING = {"window": 4}
 LEFT_OUT: dict[Family, dict[str, str]] = {
     "Q": {},
     "R": {"perfect": "about 1e8 trials an answer are expected (1/Z), so it would be a chain"},
@@ -70,7 +71,8 @@ def workloads(answers: int, *, quick: bool) -> list[Workload]:
             one,
             chain={**one.chain, **QUICK_CHAIN},
             power={**one.power, **QUICK_CHAIN},
-            vote={**VOTES["R"], "samples": 2, "window": 1, "base": base},
+            vote={**VOTES["R"], "samples": 2, "base": base},
+            deciding={"window": 1},
         )
     ]
 
@@ -86,6 +88,7 @@ def _workload(family: Family, answers: int) -> Workload:
         power=POWER[family],
         particles=PARTICLES,
         vote=VOTES[family],
+        deciding=DECIDING,
         left_out=LEFT_OUT[family],
     )
 

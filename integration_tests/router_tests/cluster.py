@@ -75,8 +75,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         specs = [_worker(ground, f"worker-{number}") for number in range(2)]
         workers = tuple(stack.enter_context(running(spec, folder)) for spec in specs)
-        router = stack.enter_context(_router(workers, folder))
-        eventually(lambda: _models_behind(router) == [MODEL] * len(workers), "the router has its workers")
+        router = stack.enter_context(routing(workers, folder))
         yield Cluster(router, workers, ground)
 
 
@@ -105,7 +104,13 @@ def _worker(ground: Ground, name: str) -> ServerSpec:
 
 
 @contextmanager
-def _router(workers: Sequence[Server], folder: Path) -> Iterator[Server]:
+def routing(workers: Sequence[Server], folder: Path) -> Iterator[Server]:
+    """SGLang's router in front of servers of the built-in model, for the time of a with-block.
+
+    Args:
+        workers: the servers.
+        folder: for its log.
+    """
     if not (python := os.environ.get(ROUTER_PYTHON)):
         raise RuntimeError(f"{ROUTER_PYTHON} is not set: run these tests by `make test-router`")
     port = free_port()
@@ -116,6 +121,7 @@ def _router(workers: Sequence[Server], folder: Path) -> Iterator[Server]:
     ]
     here = Server(f"http://127.0.0.1:{port}", 0, folder / "router.log", "router")
     with started(here, command, "/health", {}) as router:
+        eventually(lambda: _models_behind(router) == [MODEL] * len(workers), "the router has its workers")
         yield router
 
 

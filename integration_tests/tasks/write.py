@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from integration_tests.arithmetic import problems as arithmetic_problems
 from integration_tests.pivot.problems import Family, problems
 from integration_tests.prose.facts import sample_fact
 
@@ -42,6 +43,20 @@ def pivot(family: Family) -> list[Line]:
     ]
 
 
+def arithmetic() -> list[Line]:
+    """Return held-out additions and multiplications of the arithmetic model."""
+    return [
+        {
+            "id": f"arithmetic{number}",
+            "prompt": problem.text,
+            "answer": str(problem.answer),
+            "kind": "regex",
+            "pattern": arithmetic_problems.ANSWER_REGEX,
+        }
+        for number, problem in enumerate(arithmetic_problems.problems(COUNT, SEED))
+    ]
+
+
 def prose() -> list[Line]:
     """Return different questions about the prose model's world; it was taught the facts, not these texts."""
     rng = np.random.default_rng(SEED)
@@ -65,6 +80,7 @@ TASKS: Final[Mapping[str, Callable[[], list[Line]]]] = {
     "pivot_q": lambda: pivot("Q"),
     "pivot_r": lambda: pivot("R"),
     "prose": prose,
+    "arithmetic": arithmetic,
 }
 
 

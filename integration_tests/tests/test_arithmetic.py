@@ -1,8 +1,7 @@
-"""The arithmetic task: its language, its split, its tokenizer, the weights, the figures. No server."""
+"""The arithmetic task: its language, its split, its tokenizer, the weights. No server."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Final
@@ -13,14 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from scipy import stats
 from sglang_power.answers import EXTRACTORS
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from integration_tests import serve
 from integration_tests.arithmetic import problems as language
 from integration_tests.arithmetic import tokenizer, train
-from integration_tests.arithmetic.correlation import Draw, correlation
 from integration_tests.arithmetic.problems import (
     DIGITS,
     MAX_NEW_TOKENS,
@@ -138,21 +135,6 @@ def test_the_same_seed_gives_the_same_distinct_problems() -> None:
     assert problems(100, 5) != problems(100, 6)
 
 
-def test_held_out_problems_are_written_as_a_task(tmp_path: Path) -> None:
-    out = tmp_path / "task.jsonl"
-    assert language.main(["--count", "30", "--out", str(out)]) == 0
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len({line["id"] for line in lines}) == len(lines) == 30
-    for line, problem in zip(lines, problems(30, 1), strict=True):
-        assert line | {"id": ""} == {
-            "id": "",
-            "prompt": problem.text,
-            "answer": str(problem.answer),
-            "kind": "number",
-        }
-        assert split_of(problem) == "held_out"
-
-
 # --- tokenizer and training ---
 
 
@@ -230,44 +212,6 @@ def test_greedy_solves_40_to_80_percent_of_held_out_problems(
     """Of 100 further problems: a share of 40 to 80% leaves 30 to 90% with a chance of 0.02 at most."""
     accuracy = train.greedy_accuracy(model, built, problems(100, seed=99))
     assert 0.3 <= accuracy <= 0.9
-
-
-# --- figures ---
-
-RIGHT, WRONG = Draw(-1.0, 10, True), Draw(-5.0, 10, False)
-
-
-def test_the_correlation_is_scipys_over_first_draws() -> None:
-    rng = np.random.default_rng(0)
-    draws = [
-        [Draw(float(rng.normal() + correct), 10 + number % 7, bool(correct)), WRONG]
-        for number, correct in enumerate(rng.integers(0, 2, size=60).tolist())
-    ]
-    found = correlation(draws)
-    firsts = [each[0] for each in draws]
-    for name, values in (
-        ("log_p", [draw.log_p for draw in firsts]),
-        ("mean_log_p", [draw.log_p / draw.tokens for draw in firsts]),
-    ):
-        expected = stats.pointbiserialr([draw.correct for draw in firsts], values)
-        assert found[name]["r"] == pytest.approx(expected.statistic)
-        assert found[name]["p"] == pytest.approx(expected.pvalue)
-        low, high = found[name]["ci95"]
-        assert low < found[name]["r"] < high
-
-
-def test_within_a_problem_right_draws_are_compared_with_wrong_ones() -> None:
-    """By hand: 3 of 4 pairs of the first problem, a tie in the second, none in the others."""
-    first = [Draw(-1.0, 1, True), Draw(-4.0, 1, True), Draw(-3.0, 1, False), Draw(-9.0, 1, False)]
-    tie = [Draw(-1.0, 1, True), Draw(-1.0, 1, False)]
-    found = correlation([first, tie, [WRONG, WRONG], [RIGHT], [Draw(-2.0, 9, False)]])["log_p"]
-    assert (found["within"], found["pairs"], found["mixed"]) == (pytest.approx((0.75 + 0.5) / 2), 5, 2)
-
-
-def test_no_correlation_is_told_where_all_draws_are_alike() -> None:
-    found = correlation([[RIGHT], [RIGHT]])["mean_log_p"]
-    assert found["r"] is None
-    assert found["within"] is None
 
 
 # --- serving it ---

@@ -105,8 +105,9 @@ def row_specs(workload: Workload, options: Options) -> list[RowSpec]:
         exponent = {} if alpha is None else {"alpha": alpha}
         rows += _power_rows(workload, exponent, options)
         rows += _other_rows(workload, exponent, options)
-    for name, stopping in (("vote", "never"), ("vote_decided", "decided")):
-        rows.append(RowSpec(name, "plugin", {"sampler": "vote", **workload.vote, "stopping": stopping}))
+    vote = {"sampler": "vote", **workload.vote}
+    rows.append(RowSpec("vote", "plugin", {**vote, "stopping": "never"}))
+    rows.append(RowSpec("vote_decided", "plugin", {**vote, "stopping": "decided", **workload.deciding}))
     return [row for row in rows if not options.rows or row.name in (PLAIN, *options.rows)]
 
 

@@ -50,6 +50,7 @@ class Workload:
         power: parameters of the row `power`, where they are others.
         particles: of the rows of `smc`, without N and K.
         vote: of the rows of `vote`, without `stopping`.
+        deciding: what only the vote that stops takes, such as its window.
         left_out: rows that make no sense here, with the reason.
     """
 
@@ -61,6 +62,7 @@ class Workload:
     power: Mapping[str, Any] = field(default_factory=lambda: {**CHAIN, "cut": "entropy"})
     particles: Mapping[str, Any] = field(default_factory=lambda: PARTICLES)
     vote: Mapping[str, Any] = field(default_factory=lambda: {"samples": 8})
+    deciding: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property

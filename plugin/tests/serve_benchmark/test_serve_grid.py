@@ -39,7 +39,11 @@ def test_the_default_grid_holds_every_row_of_the_comparison() -> None:
     assert (rows["smc"].params["particles"], rows["smc"].params["runs"]) == (16, 1)
     assert rows["fast_exact"].params == {"preset": "fast-exact"}
     assert rows["vote"].params["stopping"] == "never"
-    assert rows["vote_decided"].params == {**rows["vote"].params, "stopping": "decided"}
+    assert rows["vote_decided"].params == {
+        **rows["vote"].params,
+        "stopping": "decided",
+        **workload().deciding,
+    }
 
 
 def test_the_compared_chains_have_the_same_parameters() -> None:
