@@ -1,0 +1,108 @@
+"""How long a chain waits between two children, in decode steps of a plain answer. One server, one run.
+
+A child's first token comes from the pass that launches it, each further one from a decode pass.
+So of a chain alone on the server
+
+    gap = (wall - (decoded - children) * step) / children
+
+where `step` is the time of a decode pass: what a plain answer of 96 tokens takes longer than one of 16,
+by 80. The gap holds everything between two children: the scheduler's result, the tokenizer process, acceptance, the
+next request and its extend pass. Chains and plain answers alternate; medians are reported.
+
+    python -m integration_tests.benchmarks.child_to_child [--model pivot|smollm2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sglang_power.reports import report_of
+from tqdm import tqdm
+
+from integration_tests.demo import hardware
+from integration_tests.outputs import add_outputs, results_of
+from integration_tests.real.preparing import folder_of
+from integration_tests.server import PIVOT_MODEL, ServerSpec, running
+
+RESULTS = Path(__file__).parents[1] / "results"
+SHORT, LONG = 16, 96
+CHAIN: dict[str, Any] = {"sampler": "power", "block_size": LONG, "steps": 10, "early_rejection": False}
+PROMPTS = {"pivot": "R7+3*2-8:", "smollm2": "Once upon a time there was a lighthouse"}
+BOUNDS = {"pivot": 3.0, "smollm2": 0.2}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write child_to_child_MODEL.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=PROMPTS, default="pivot")
+    parser.add_argument("--rounds", type=int, default=12)
+    add_outputs(parser, "benchmarks", RESULTS)
+    options = parser.parse_args(argv)
+    folder = PIVOT_MODEL if options.model == "pivot" else folder_of(options.model)
+    spec = ServerSpec(folder, options.model, ["--page-size", "1"])
+    with tempfile.TemporaryDirectory() as logs, running(spec, Path(logs)) as server:
+        record = measure(server.url, PROMPTS[options.model], options.rounds)
+    bound = BOUNDS[options.model]
+    record |= {
+        "target": f"at most {bound:g} decode steps",
+        "result": "met" if record["gap_in_steps"] <= bound else "missed",
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
+        "command": f"child_to_child --model {options.model} --rounds {options.rounds}",
+    }
+    path = results_of(options) / f"child_to_child_{options.model}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+def measure(url: str, prompt: str, rounds: int) -> dict[str, Any]:
+    """Return the medians over rounds, seconds and steps."""
+    steps, gaps = [], []
+    with httpx.Client(timeout=600) as client:
+        for number in tqdm(range(rounds + 1), unit="round"):
+            step = (_plain(client, url, prompt, LONG) - _plain(client, url, prompt, SHORT)) / (LONG - SHORT)
+            gap = _gap(client, url, prompt, number, step)
+            if number:  # the first round warms up
+                steps.append(step)
+                gaps.append(gap)
+    ratios = [gap / step for gap, step in zip(gaps, steps, strict=True)]
+    return {
+        "step_s": statistics.median(steps),
+        "gap_s": statistics.median(gaps),
+        "gap_in_steps": statistics.median(ratios),
+        "gap_in_steps_quartiles": statistics.quantiles(ratios, n=4),
+    }
+
+
+def _plain(client: httpx.Client, url: str, prompt: str, tokens: int) -> float:
+    params = {"max_new_tokens": tokens, "ignore_eos": True}
+    return _asked(client, url, {"text": prompt, "sampling_params": params})[0]
+
+
+def _gap(client: httpx.Client, url: str, prompt: str, seed: int, step: float) -> float:
+    params = {"max_new_tokens": LONG, "ignore_eos": True, "custom_params": {**CHAIN, "seed": seed}}
+    wall, meta = _asked(client, url, {"text": prompt, "sampling_params": params})
+    report = report_of(meta.get("power"), "power")
+    children = int(report["children"])
+    return (wall - (int(report["decoded_tokens"]) - children) * step) / children
+
+
+def _asked(client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    started = time.perf_counter()
+    response = client.post(url + "/generate", json=body)
+    meta: dict[str, Any] = response.raise_for_status().json()["meta_info"]
+    return time.perf_counter() - started, meta
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
