@@ -1,13 +1,14 @@
 """How long a chain waits between two children, in decode steps of a plain answer. One server, one run.
 
-A child's first token comes from the pass that launches it, each further one from a decode pass.
-So of a chain alone on the server
+A child's first token comes from the pass that launches it, each further one from a decode pass. So a chain
+that is alone on the server takes
 
-    gap = (wall - (decoded - children) * step) / children
+    wall = children * gap + (decoded - children) * step
 
-where `step` is the time of a decode pass: what a plain answer of 96 tokens takes longer than one of 16,
-by 80. The gap holds everything between two children: the scheduler's result, the tokenizer process, acceptance, the
-next request and its extend pass. Chains and plain answers alternate; medians are reported.
+and two chains, one of few long children and one of many short ones, give both. The gap holds everything
+between two children: the scheduler's result, the tokenizer process, acceptance, the next request and its
+extend pass. It is told in plain decode steps: what a plain answer of 96 tokens takes longer than one of 16,
+by 80. Chains and plain answers alternate; medians over rounds are reported.
 
     python -m integration_tests.benchmarks.child_to_child [--model pivot|smollm2]
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from sglang_power.reports import report_of
 from tqdm import tqdm
 
@@ -35,7 +37,10 @@ from integration_tests.server import PIVOT_MODEL, ServerSpec, running
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHORT, LONG = 16, 96
-CHAIN: dict[str, Any] = {"sampler": "power", "block_size": LONG, "steps": 10, "early_rejection": False}
+CHAIN: dict[str, Any] = {"sampler": "power", "early_rejection": False}
+CHAINS = ((LONG, 10), (8, 60))
+"""Tokens of the answer and steps: few long children, many short ones."""
+
 PROMPTS = {"pivot": "R7+3*2-8:", "smollm2": "Once upon a time there was a lighthouse"}
 BOUNDS = {"pivot": 3.0, "smollm2": 0.2}
 
@@ -66,38 +71,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(url: str, prompt: str, rounds: int) -> dict[str, Any]:
-    """Return the medians over rounds, seconds and steps."""
-    steps, gaps = [], []
+    """Return the medians over rounds: seconds, and plain decode steps."""
+    plain, found = [], []
     with httpx.Client(timeout=600) as client:
         for number in tqdm(range(rounds + 1), unit="round"):
             step = (_plain(client, url, prompt, LONG) - _plain(client, url, prompt, SHORT)) / (LONG - SHORT)
-            gap = _gap(client, url, prompt, number, step)
+            solved = _gap_and_step(client, url, prompt, number)
             if number:  # the first round warms up
-                steps.append(step)
-                gaps.append(gap)
-    ratios = [gap / step for gap, step in zip(gaps, steps, strict=True)]
+                plain.append(step)
+                found.append(solved)
+    ratios = [gap / step for (gap, _), step in zip(found, plain, strict=True)]
     return {
-        "step_s": statistics.median(steps),
-        "gap_s": statistics.median(gaps),
+        "plain_step_s": statistics.median(plain),
+        "chain_step_s": statistics.median(step for _, step in found),
+        "gap_s": statistics.median(gap for gap, _ in found),
         "gap_in_steps": statistics.median(ratios),
         "gap_in_steps_quartiles": statistics.quantiles(ratios, n=4),
     }
 
 
 def _plain(client: httpx.Client, url: str, prompt: str, tokens: int) -> float:
-    params = {"max_new_tokens": tokens, "ignore_eos": True}
-    return _asked(client, url, {"text": prompt, "sampling_params": params})[0]
+    return _asked(client, url, prompt, {"max_new_tokens": tokens})[0]
 
 
-def _gap(client: httpx.Client, url: str, prompt: str, seed: int, step: float) -> float:
-    params = {"max_new_tokens": LONG, "ignore_eos": True, "custom_params": {**CHAIN, "seed": seed}}
-    wall, meta = _asked(client, url, {"text": prompt, "sampling_params": params})
-    report = report_of(meta.get("power"), "power")
-    children = int(report["children"])
-    return (wall - (int(report["decoded_tokens"]) - children) * step) / children
+def _gap_and_step(client: httpx.Client, url: str, prompt: str, seed: int) -> tuple[float, float]:
+    """Return what lies between two children, and a decode pass of a chain, in seconds."""
+    counts, walls = [], []
+    for tokens, steps in CHAINS:
+        chain = {
+            "sampler": "power",
+            "block_size": tokens,
+            "steps": steps,
+            "early_rejection": False,
+            "seed": seed,
+        }
+        wall, meta = _asked(client, url, prompt, {"max_new_tokens": tokens, "custom_params": chain})
+        report = report_of(meta.get("power"), "power")
+        counts.append([int(report["children"]), int(report["decoded_tokens"]) - int(report["children"])])
+        walls.append(wall)
+    gap, step = np.linalg.solve(np.array(counts, dtype=float), np.array(walls))
+    return float(gap), float(step)
 
 
-def _asked(client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+def _asked(
+    client: httpx.Client, url: str, prompt: str, params: dict[str, Any]
+) -> tuple[float, dict[str, Any]]:
+    body = {"text": prompt, "sampling_params": {"ignore_eos": True, **params}}
     started = time.perf_counter()
     response = client.post(url + "/generate", json=body)
     meta: dict[str, Any] = response.raise_for_status().json()["meta_info"]
