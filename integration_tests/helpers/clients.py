@@ -240,9 +240,9 @@ def scheduled(server: Server) -> float:
     return metric(server, "sglang:queue_time_seconds_count")
 
 
-def active(server: Server) -> float:
-    """Calls of /generate that are at work."""
-    return metric(server, "sglang:http_requests_active", endpoint="/generate")
+def active(server: Server, endpoint: str = "/generate") -> float:
+    """Calls of a route that are at work."""
+    return metric(server, "sglang:http_requests_active", endpoint=endpoint)
 
 
 def unfinished(server: Server) -> int:

@@ -23,6 +23,7 @@ from integration_tests.helpers.clients import (
     PROMPT,
     QUICK,
     abort,
+    active,
     events,
     eventually,
     leave,
@@ -30,6 +31,7 @@ from integration_tests.helpers.clients import (
     quiet,
     running,
     scheduled,
+    standstill,
 )
 from integration_tests.server import Server
 from integration_tests.tests.test_entropix_branch import PIVOTS
@@ -330,6 +332,26 @@ def check_abort(server: Server, row: Row, door: Door) -> None:
     assert re.search(r'"abort"', text)
 
 
+def check_early_abort(server: Server, row: Row, door: Door) -> None:
+    """An abort before the prompt is even read gives an empty answer that says so, and is counted once."""
+
+    def attempt(number: int) -> tuple[Counter[str], str]:
+        rid = f"contract-early-{row.name}-{door}-{number}".replace(" ", "-")
+        before, at_work = endings(server, row.name), active(server, door.path)
+        ask = functools.partial(_text_of, server, door, door.body(row.quick, rid=rid))
+        with standstill(server) as resume, running(ask) as call:
+            eventually(lambda: call.done() or active(server, door.path) > at_work, "it has arrived")
+            abort(server, rid=rid)
+            resume()
+            text = call.result()
+        quiet(server)
+        return endings(server, row.name) - before, text
+
+    counted, text = overtaken(attempt, lambda outcome: "abort" in outcome[0])
+    assert counted == {"abort": 1}
+    assert re.search(r'"stopped_by":\s*"abort"', text)
+
+
 def _text_of(server: Server, door: Door, body: Json) -> str:
     """All that the server sent; 200."""
     response = post(server, door.path, body)
@@ -363,6 +385,7 @@ CHECKS: dict[str, Check] = {
     "max_total_tokens": check_max_total_tokens,
     "deadline": check_deadline,
     "abort": check_abort,
+    "early abort": check_early_abort,
     "leaving": check_leaving,
 }
 

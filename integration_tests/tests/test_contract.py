@@ -11,6 +11,7 @@ from sglang_power.samplers.registry import served
 
 from integration_tests.helpers.clients import HTTP
 from integration_tests.helpers.contract import (
+    CHAT,
     CHAT_STREAM,
     CHECKS,
     CONTRACT,
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.server
 CASES: list[tuple[str, Door]] = [
     *[("answer", door) for door in (GENERATE, CHAT_STREAM)],
     *[(check, GENERATE) for check in ("n", "refusal", "max_total_tokens", "deadline", "abort")],
+    ("early abort", CHAT),
     ("leaving", GENERATE_STREAM),
 ]
 """`make test-contract` runs every check through every route."""

@@ -22,7 +22,13 @@ from sglang_power.samplers.tasks import gather_or_cancel
 from sglang_power.sglang_host.tokenizer import support
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.answer_plan import AnswerPlan
-from sglang_power.sglang_host.tokenizer.answer_writer import Answer, AnswerWriter, ChoiceStream, Emit
+from sglang_power.sglang_host.tokenizer.answer_writer import (
+    Answer,
+    AnswerWriter,
+    ChoiceStream,
+    Emit,
+    weight_version_of,
+)
 from sglang_power.sglang_host.tokenizer.children import (
     ChildEngine,
     Prompt,
@@ -224,7 +230,8 @@ class AnswerRun:
         return writer.aborted(outcome.tokens, f"request {self._parent.obj.rid} was aborted", power)
 
     def _aborted_before_any_answer(self, message: str, streams: Sequence[ChoiceStream]) -> list[Answer]:
-        nothing = Prompt([], {"cached_tokens": 0}, Usage())
+        told = {"cached_tokens": 0, "weight_version": weight_version_of(self._manager)}
+        nothing = Prompt([], told, Usage())
         writer = AnswerWriter(self._parent, nothing, self._stop, self._text)
         answers = []
         for stream in streams:

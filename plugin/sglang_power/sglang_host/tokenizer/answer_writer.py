@@ -171,9 +171,22 @@ class ChoiceStream:
         self._sent = answer
 
 
-def empty_answer(rid: str, reason: dict[str, Any]) -> Answer:
+def weight_version_of(manager: Any) -> str | None:
+    """Return the version of the weights that a server serves, which chats and completions tell of any answer.
+
+    SGLang 0.5.23 keeps it apart from the server's arguments, where older versions have it.
+    """
+    config_value = getattr(manager, "config_value", None)
+    version: str | None = (
+        manager.server_args.weight_version if config_value is None else config_value("weight_version")
+    )
+    return version
+
+
+def empty_answer(manager: Any, rid: str, reason: dict[str, Any]) -> Answer:
     """Return the answer to a request that generated nothing, in SGLang's own form."""
     meta = {"id": rid, "finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}
+    meta |= {"weight_version": weight_version_of(manager)}
     meta |= {"cached_tokens": 0, "output_token_logprobs": [], "output_token_logprobs_length": 0}
     return {"text": "", "output_ids": [], "meta_info": meta}
 

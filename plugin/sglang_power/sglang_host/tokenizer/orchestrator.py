@@ -166,7 +166,7 @@ async def _stream(
     except Exception as error:
         if is_ollamas or (host.request is None and type(error) not in STATUS):
             raise  # Ollama's chunks have no form of an error (see `ollama`); an Engine's caller sees defects
-        yield _failed_chunk(prompts[0], error)
+        yield _failed_chunk(host, prompts[0], error)
     finally:
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
@@ -181,7 +181,7 @@ def _first_indices(prompts: Sequence[Any]) -> list[int]:
     return firsts
 
 
-def _failed_chunk(obj: Any, error: Exception) -> Answer:
+def _failed_chunk(host: Host, obj: Any, error: Exception) -> Answer:
     """A stream can no longer change its HTTP status: SGLang's own form of a server error inside it."""
     status = STATUS.get(type(error)) if isinstance(error, PowerError) else None
     message = str(error)
@@ -191,4 +191,4 @@ def _failed_chunk(obj: Any, error: Exception) -> Answer:
         logger.error("a stream of a sampler failed", exc_info=error)
         status = HTTPStatus.INTERNAL_SERVER_ERROR
     reason = {"type": "abort", "message": message, "status_code": status}
-    return {**empty_answer(obj.rid, reason), "index": 0}
+    return {**empty_answer(host.manager, obj.rid, reason), "index": 0}

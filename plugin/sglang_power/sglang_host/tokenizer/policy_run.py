@@ -64,7 +64,7 @@ class PolicyRun:
     def _aborted(self, emit: Emit | None, index: int) -> Answer:
         """One sample of a request that was aborted before any of them began."""
         rid = self._obj.rid
-        answer = empty_answer(rid, {"type": "abort", "message": f"request {rid} was aborted"})
+        answer = empty_answer(self._manager, rid, {"type": "abort", "message": f"request {rid} was aborted"})
         answer["meta_info"]["power"] = policy_report(self._plan.policy, self._seed, None)
         self._count("abort", 1)
         if emit is not None:
