@@ -14,6 +14,7 @@ from sglang_power.ab_cli import add_ab, run_ab
 from sglang_power.bench_cli import add_serve, run_serve
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
+from sglang_power.diagnose_cli import add_diagnose, run_diagnose
 from sglang_power.errors import RecordError
 from sglang_power.eval_cli import add_eval, run_eval
 from sglang_power.hooks_cli import add_hooks, run_hooks
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_tune(commands)
     add_hooks(commands)
     add_eval(commands)
+    add_diagnose(commands)
     options = parser.parse_args(arguments)
     if options.command == "check":
         return run_check(options)
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["sglang-power", *arguments])
     if options.command == "eval":
         return run_eval(options, command)
+    if options.command == "diagnose":
+        return run_diagnose(options, command)
     return (
         run_serve(options, command) if options.benchmark == "serve" else run_bench_kernels(options, command)
     )

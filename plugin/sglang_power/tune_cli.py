@@ -18,6 +18,7 @@ import sglang_power
 from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError
 from sglang_power.gateways import server_of
+from sglang_power.prompt_files import read_prompts
 
 if TYPE_CHECKING:
     from sglang_power.model_rows import Measured
@@ -57,14 +58,14 @@ def add_tune(commands: Commands) -> None:
 
 def run_tune(options: argparse.Namespace) -> int:
     """Measure, and write the section; 0 when it is written."""
-    from sglang_power.model_rows import measure, read_prompts  # Imports numpy, which the parser does without.
+    from sglang_power.model_rows import measure  # Imports numpy, which the parser does without.
 
     if problem := _wrong_option(options):
         options.parser.error(problem)
     server = server_of(options.url)
     headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
     try:
-        prompts = read_prompts(options.prompts, chat=options.chat)[: options.limit]
+        prompts = read_prompts(options.prompts, chat=options.chat, fewest=2)[: options.limit]
         with httpx.Client(base_url=server, headers=headers, timeout=options.timeout) as client:
             code, status = status_of(client, server, key_given=options.api_key is not None)
             if not isinstance(status, dict):
