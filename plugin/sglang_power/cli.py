@@ -18,7 +18,7 @@ from sglang_power.diagnose_cli import add_diagnose, run_diagnose
 from sglang_power.errors import RecordError
 from sglang_power.eval_cli import add_eval, run_eval
 from sglang_power.hooks_cli import add_hooks, run_hooks
-from sglang_power.tune_cli import add_tune, run_tune
+from sglang_power.tune_cli import add_tune, run_tune, with_kind
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_hooks(commands)
     add_eval(commands)
     add_diagnose(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_kind(arguments))
     if options.command == "check":
         return run_check(options)
     if options.command == "config":
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_ab(options)
     if options.command == "hooks":
         return run_hooks(options)
-    if options.command == "tune":
-        return run_tune(options)
     command = shlex.join(["sglang-power", *arguments])
+    if options.command == "tune":
+        return run_tune(options, command)
     if options.command == "eval":
         return run_eval(options, command)
     if options.command == "diagnose":

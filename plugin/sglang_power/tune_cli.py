@@ -1,6 +1,6 @@
-"""The command `sglang-power tune thresholds`: measure a served model, write its `parameters`.
+"""The commands `sglang-power tune`: `sampler`, and `thresholds`, which measures a model's `parameters`.
 
-`model_rows` measures, `tuning` computes.
+Of `thresholds`, `model_rows` measures and `tuning` computes; `tune_sampler_cli` has the other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError
 from sglang_power.gateways import server_of
 from sglang_power.prompt_files import read_prompts
+from sglang_power.tune_sampler_cli import add_sampler, run_sampler
 
 if TYPE_CHECKING:
     from sglang_power.model_rows import Measured
@@ -30,9 +31,11 @@ ROWS_PER_FIRING: Final = 20
 
 
 def add_tune(commands: Commands) -> None:
-    """The options of `tune thresholds`."""
-    tune = commands.add_parser("tune", help="measure the served model")
-    thresholds = tune.add_subparsers(dest="tuned", required=True).add_parser(
+    """The options of `tune thresholds` and `tune sampler`."""
+    tune = commands.add_parser("tune", help="measure the served model, or pick its sampler (the default)")
+    kinds = tune.add_subparsers(dest="tuned", required=True)
+    add_sampler(kinds)
+    thresholds = kinds.add_parser(
         "thresholds",
         help="thresholds of branch triggers and of entropix, at which they fire at a share of the rows",
     )
@@ -56,7 +59,20 @@ def add_tune(commands: Commands) -> None:
     thresholds.set_defaults(parser=thresholds)
 
 
-def run_tune(options: argparse.Namespace) -> int:
+def with_kind(arguments: list[str]) -> list[str]:
+    """Return a command line in which `tune --OPTION ...` says `tune sampler --OPTION ...`."""
+    match arguments:
+        case ["tune", option, *_] if option.startswith("--") and option != "--help":
+            return ["tune", "sampler", *arguments[1:]]
+    return arguments
+
+
+def run_tune(options: argparse.Namespace, command: str) -> int:
+    """Run one of the two; 0 when its file is written."""
+    return run_sampler(options, command) if options.tuned == "sampler" else run_thresholds(options)
+
+
+def run_thresholds(options: argparse.Namespace) -> int:
     """Measure, and write the section; 0 when it is written."""
     from sglang_power.model_rows import measure  # Imports numpy, which the parser does without.
 

@@ -98,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "yaml_files",
         "evaluation",
     },
+    "sampler_tuning": {"errors", "evaluation", "sampler_tuning"},
     "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
     "experiments": {
         "types",
