@@ -1,4 +1,4 @@
-"""`sglang-power diagnose` and `tune sampler` on the real server, from a command line to its files. Error rate 0."""
+"""`sglang-power diagnose` and `tune sampler` on the real server, from command line to files. Error rate 0."""
 
 from __future__ import annotations
 

@@ -7,7 +7,19 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from exact import AMPLE, Masses, MemoModel, chain_law, make_config, target, total_variation
+from exact import (
+    AMPLE,
+    ENTROPY,
+    NARROW,
+    Masses,
+    MemoModel,
+    chain_law,
+    endless_model,
+    make_config,
+    target,
+    total_variation,
+)
+from scipy import stats
 from sglang_power.algorithms.coupling import CoupledPair, Move, Place, moved, moves
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.diagnosis import bounds
@@ -39,6 +51,17 @@ def trap_model(share: float, *, vocab: int = 4, horizon: int = 3) -> MemoModel:
 TRAP = trap_model(0.3)
 TRAPPED = make_config(TRAP, alpha=4.0, law=ProposalLaw(1.0), block_size=3, steps=1)
 """Finds the likely answer with probability 0.1 a step, and is there with probability 0.92 in the end."""
+
+
+CASES = {
+    "trap": (TRAP, TRAPPED),
+    "uniform cuts": (NARROW, make_config(NARROW, block_size=5, steps=1)),
+    "entropy cuts": (NARROW, make_config(NARROW, block_size=5, steps=1, cut=ENTROPY)),
+    "tau 1, two steps at first": (NARROW, make_config(NARROW, block_size=5, law=ProposalLaw(1.0), steps=2)),
+    "no stops": (endless_model(3), make_config(endless_model(3), block_size=4, steps=1)),
+}
+
+LAG, STEPS = 12, 8
 
 
 def maker(model: TabularModel, config: MHConfig) -> Maker:
@@ -102,3 +125,8 @@ def coverage(pairs: Sequence[CoupledPair], exact: Sequence[float]) -> list[float
     return [
         float(np.mean([bound[t] >= distance for bound in repetitions])) for t, distance in enumerate(exact)
     ]
+
+
+def fewest_covering(repetitions: int, error: float = 1e-4) -> float:
+    """The share of covering repetitions that falls short by chance with probability `error` at 95%."""
+    return float(stats.binom.ppf(error, repetitions, CONFIDENCE)) / repetitions

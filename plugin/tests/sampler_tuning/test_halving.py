@@ -64,9 +64,11 @@ def test_the_best_is_found_as_often_as_stated() -> None:
     errors = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        end, by_round, _ = run(
-            plan, State(tuple(shares)), lambda name, _, r=rng: (r.random() < shares[name], 10)
-        )
+
+        def answer(name: str, _: int, rng: np.random.Generator = rng) -> tuple[bool, int]:
+            return rng.random() < shares[name], 10
+
+        end, by_round, _ = run(plan, State(tuple(shares)), answer)
         errors += end.alive != ("d",)
     assert by_round == [40, 120, 280]
     bound = error_bound(8, 0.4, by_round)
@@ -79,7 +81,11 @@ def test_control_without_a_difference_the_first_one_is_no_better_than_others() -
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        end, _, _ = run(plan, State(tuple("abcd")), lambda *_, r=rng: (r.random() < 0.5, 10))
+
+        def answer(*_: object, rng: np.random.Generator = rng) -> tuple[bool, int]:
+            return rng.random() < 0.5, 10
+
+        end, _, _ = run(plan, State(tuple("abcd")), answer)
         found.append(end.alive[0])
     assert found.count("a") < 100
     assert error_bound(4, 0.0, [20, 60]) == 1.0
