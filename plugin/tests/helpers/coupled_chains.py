@@ -119,9 +119,13 @@ def bounds_of(pairs: Sequence[CoupledPair]) -> list[float]:
     return bounds.distances(change, bounds.rate(unmet, pairs[0].lag))
 
 
-def coverage(pairs: Sequence[CoupledPair], exact: Sequence[float]) -> list[float]:
-    """By t, the share of repetitions whose bound covers; one repetition is REPLICAS pairs."""
-    repetitions = [bounds_of(pairs[at : at + REPLICAS]) for at in range(0, len(pairs), REPLICAS)]
+def repeated(pairs: Sequence[CoupledPair], replicas: int = REPLICAS) -> list[list[float]]:
+    """The bounds of each repetition, which is so many pairs."""
+    return [bounds_of(pairs[at : at + replicas]) for at in range(0, len(pairs), replicas)]
+
+
+def coverage(repetitions: Sequence[Sequence[float]], exact: Sequence[float]) -> list[float]:
+    """By t, the share of repetitions whose bound covers the distance."""
     return [
         float(np.mean([bound[t] >= distance for bound in repetitions])) for t, distance in enumerate(exact)
     ]
