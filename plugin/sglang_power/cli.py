@@ -14,10 +14,11 @@ from sglang_power.ab_cli import add_ab, run_ab
 from sglang_power.bench_cli import add_serve, run_serve
 from sglang_power.check_cli import add_check, run_check
 from sglang_power.config_cli import add_config, run_config
+from sglang_power.diagnose_cli import add_diagnose, run_diagnose
 from sglang_power.errors import RecordError
 from sglang_power.eval_cli import add_eval, run_eval
 from sglang_power.hooks_cli import add_hooks, run_hooks
-from sglang_power.tune_cli import add_tune, run_tune
+from sglang_power.tune_cli import add_tune, run_tune, with_kind
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_tune(commands)
     add_hooks(commands)
     add_eval(commands)
-    options = parser.parse_args(arguments)
+    add_diagnose(commands)
+    options = parser.parse_args(with_kind(arguments))
     if options.command == "check":
         return run_check(options)
     if options.command == "config":
@@ -47,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_ab(options)
     if options.command == "hooks":
         return run_hooks(options)
-    if options.command == "tune":
-        return run_tune(options)
     command = shlex.join(["sglang-power", *arguments])
+    if options.command == "tune":
+        return run_tune(options, command)
     if options.command == "eval":
         return run_eval(options, command)
+    if options.command == "diagnose":
+        return run_diagnose(options, command)
     return (
         run_serve(options, command) if options.benchmark == "serve" else run_bench_kernels(options, command)
     )

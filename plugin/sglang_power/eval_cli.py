@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     task = load(options.task, options.data)
     if options.data is not None and known_digest(options.task, options.data) is False:
         print(f"{options.data}: its checksum is none that `eval tasks` knows", file=sys.stderr)
-    code, server = _server(options)
+    code, server = evaluated_server(options)
     if server is None:
         return code
     return _tell(_evaluated(server, task, settings, options.output), options.output)
@@ -221,7 +221,7 @@ def _params(told: str | None) -> dict[str, dict[str, Any]]:
     return values
 
 
-def _server(options: argparse.Namespace) -> tuple[int, Server | None]:
+def evaluated_server(options: argparse.Namespace) -> tuple[int, Server | None]:
     """What the server says of itself; None with an exit status where it cannot be evaluated."""
     from sglang_power.evaluation.session import Server
 

@@ -6,12 +6,10 @@ and which returns its rows. Knows routes and reports, not SGLang.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import httpx
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from sglang_power.algorithms.triggers import Signals, signals_along
 from sglang_power.errors import ConfigError
 from sglang_power.fields import UNTEMPERED
+from sglang_power.prompt_files import PromptLine
 from sglang_power.types import ROW_FIELDS
 
 Json: TypeAlias = dict[str, Any]
@@ -36,55 +35,6 @@ GREEDY: Final[Json] = {
     "return_rows": True,
 }
 DRAWN: Final[Json] = {**GREEDY, "continuation_policy": {"sampler": "temperature", "value": 1.0}}
-
-
-@dataclass(frozen=True, slots=True)
-class PromptLine:
-    """One line of the prompts' file: a text, or the messages of a chat."""
-
-    text: str | None = None
-    messages: list[Json] | None = None
-
-
-def read_prompts(path: Path, *, chat: bool) -> list[PromptLine]:
-    """Return the prompts of a file, in order.
-
-    Raises:
-        ConfigError: unreadable, fewer than two prompts, or a line that is none; with its number.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    as_json = path.suffix == ".jsonl"
-    prompts = [
-        _json_prompt(path, number, line, chat=chat) if as_json else _text_prompt(line, chat=chat)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if len(prompts) < 2:
-        raise ConfigError(
-            f"{path}: {len(prompts)} prompts; give at least two, better 50, of the kind you serve"
-        )
-    return prompts
-
-
-def _text_prompt(text: str, *, chat: bool) -> PromptLine:
-    return PromptLine(messages=[{"role": "user", "content": text}]) if chat else PromptLine(text=text)
-
-
-def _json_prompt(path: Path, number: int, line: str, *, chat: bool) -> PromptLine:
-    where = f"{path}, line {number}"
-    try:
-        told = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
-    if isinstance(told, dict) and isinstance(told.get("messages"), list):
-        return PromptLine(messages=told["messages"])
-    text = (told.get("text") or told.get("prompt")) if isinstance(told, dict) else None
-    if not isinstance(text, str):
-        raise ConfigError(f"{where}: an object with text, prompt or messages is needed")
-    return _text_prompt(text, chat=chat)
 
 
 @dataclass(frozen=True, slots=True)

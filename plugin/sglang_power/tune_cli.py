@@ -1,6 +1,6 @@
-"""The command `sglang-power tune thresholds`: measure a served model, write its `parameters`.
+"""The commands `sglang-power tune`: `sampler`, and `thresholds`, which measures a model's `parameters`.
 
-`model_rows` measures, `tuning` computes.
+Of `thresholds`, `model_rows` measures and `tuning` computes; `tune_sampler_cli` has the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sglang_power
 from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError
 from sglang_power.gateways import server_of
+from sglang_power.prompt_files import read_prompts
+from sglang_power.tune_sampler_cli import add_sampler, run_sampler
 
 if TYPE_CHECKING:
     from sglang_power.model_rows import Measured
@@ -29,9 +31,11 @@ ROWS_PER_FIRING: Final = 20
 
 
 def add_tune(commands: Commands) -> None:
-    """The options of `tune thresholds`."""
-    tune = commands.add_parser("tune", help="measure the served model")
-    thresholds = tune.add_subparsers(dest="tuned", required=True).add_parser(
+    """The options of `tune thresholds` and `tune sampler`."""
+    tune = commands.add_parser("tune", help="measure the served model, or pick its sampler (the default)")
+    kinds = tune.add_subparsers(dest="tuned", required=True)
+    add_sampler(kinds)
+    thresholds = kinds.add_parser(
         "thresholds",
         help="thresholds of branch triggers and of entropix, at which they fire at a share of the rows",
     )
@@ -55,16 +59,29 @@ def add_tune(commands: Commands) -> None:
     thresholds.set_defaults(parser=thresholds)
 
 
-def run_tune(options: argparse.Namespace) -> int:
+def with_kind(arguments: list[str]) -> list[str]:
+    """Return a command line in which `tune --OPTION ...` says `tune sampler --OPTION ...`."""
+    match arguments:
+        case ["tune", option, *_] if option.startswith("--") and option != "--help":
+            return ["tune", "sampler", *arguments[1:]]
+    return arguments
+
+
+def run_tune(options: argparse.Namespace, command: str) -> int:
+    """Run one of the two; 0 when its file is written."""
+    return run_sampler(options, command) if options.tuned == "sampler" else run_thresholds(options)
+
+
+def run_thresholds(options: argparse.Namespace) -> int:
     """Measure, and write the section; 0 when it is written."""
-    from sglang_power.model_rows import measure, read_prompts  # Imports numpy, which the parser does without.
+    from sglang_power.model_rows import measure  # Imports numpy, which the parser does without.
 
     if problem := _wrong_option(options):
         options.parser.error(problem)
     server = server_of(options.url)
     headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
     try:
-        prompts = read_prompts(options.prompts, chat=options.chat)[: options.limit]
+        prompts = read_prompts(options.prompts, chat=options.chat, fewest=2)[: options.limit]
         with httpx.Client(base_url=server, headers=headers, timeout=options.timeout) as client:
             code, status = status_of(client, server, key_given=options.api_key is not None)
             if not isinstance(status, dict):

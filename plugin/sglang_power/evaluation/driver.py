@@ -82,13 +82,16 @@ class Driver:
         self._answered = Counter(answer.arm for answer in kept.values())
         self._right = Counter(answer.arm for answer in kept.values() if answer.is_right)
 
-    async def run(self, asked: Sequence[Asked], arms: Sequence[Arm], clients: int) -> None:
+    async def run(
+        self, asked: Sequence[Asked], arms: Sequence[Arm], clients: int, *, shown: bool = True
+    ) -> None:
         """Ask whatever is not answered yet, item by item.
 
         Args:
             asked: the items.
             arms: the samplers.
             clients: requests at once.
+            shown: whether there is a progress bar.
 
         Raises:
             PowerError: the server or the disk is gone; what was answered is kept.
@@ -96,7 +99,14 @@ class Driver:
         wanted = list(questions(asked, arms))
         waiting = iter([question for question in wanted if question.key not in self.kept])
         done = sum(question.key in self.kept for question in wanted)
-        with tqdm(total=len(wanted), initial=done, desc="answers", unit="answer", file=sys.stderr) as bar:
+        with tqdm(
+            total=len(wanted),
+            initial=done,
+            desc="answers",
+            unit="answer",
+            file=sys.stderr,
+            disable=not shown,
+        ) as bar:
             workers = [asyncio.create_task(self._work(waiting, bar)) for _ in range(clients)]
             try:
                 await asyncio.gather(*workers)
