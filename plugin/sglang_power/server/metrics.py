@@ -27,6 +27,7 @@ class _Metrics:
     fallbacks: Any
     kernels: Any
     passes: Any
+    key_refusals: Any
 
 
 @functools.cache
@@ -66,6 +67,7 @@ def _metrics() -> _Metrics:
             "Forward passes with rows of a sampler in them: extend (launches children), decode.",
             ["kind"],
         ),
+        key_refusals=Total("sglang_power_key_refusals", "Prompts refused: their key had used its tokens."),
     )
 
 
@@ -119,6 +121,12 @@ def declare_fallbacks(reasons: Iterable[str], enabled: bool) -> None:
 def observe_pass(kind: Literal["extend", "decode"]) -> None:
     """Count one forward pass that had rows of a sampler in it."""
     _metrics().passes.labels(kind).inc()
+
+
+def observe_key_refusal(enabled: bool) -> None:
+    """Count one prompt whose key had no tokens left; keys are no label, since there may be any number."""
+    if enabled:
+        _metrics().key_refusals.inc()
 
 
 class KernelMetrics:

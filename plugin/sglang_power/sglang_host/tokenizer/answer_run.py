@@ -84,6 +84,8 @@ class AnswerRun:
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """Return all answers; chunks and answers also go to `emit`, numbered from `first_index`."""
         chains = self._plan.chains
+        if (account := self._parent.account) is not None:
+            account.check(enabled=self._manager.enable_metrics)
         incremental = bool(self._manager.incremental_streaming_output)
         streams = [ChoiceStream(emit, first_index + number, incremental) for number in range(chains)]
         pair = self._plan.needs.second_prompt is not None

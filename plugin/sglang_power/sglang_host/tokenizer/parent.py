@@ -33,6 +33,7 @@ from sglang_power.algorithms.engine import Recall
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.fields import UNTEMPERED
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
+from sglang_power.sglang_host.tokenizer.keys import account_of, spending
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
 
@@ -71,12 +72,14 @@ class Parent(Placeholder):
 
     Attributes:
         retractions: how often SGLang retracted one of its children.
+        account: the key's whose tokens it uses; None where the server does not limit keys.
         answers, reports: how many answers were counted, and how many of them say what they cost.
     """
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._meter, self._reported = Meter(), Counter[str]()
+        self.account = account_of(host)
+        self._meter, self._reported = Meter(spending(self.account)), Counter[str]()
         self._metered = replace(host, original=self._meter.around(host.original))
         self._limits = host.config.limits
         self.params: Mapping[str, Any] = host.obj.sampling_params
