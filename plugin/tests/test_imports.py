@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"types"},
     "algorithms": {"types", "errors", "rng", "algorithms"},
-    "engines": {"types", "errors", "rng", "algorithms", "fields", "engines"},
+    "engines": {"types", "errors", "rng", "algorithms", "clock", "fields", "engines"},
+    "clock": set(),
     "fields": set(),
     "routes": set(),
     "gateways": set(),
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "rewards": {"errors", "fields", "extensions", "rewards"},
     "samplers": {
+        "clock",
         "types",
         "errors",
         "rng",

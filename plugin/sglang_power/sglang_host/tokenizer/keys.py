@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from typing import Any
 
+from sglang_power import clock
 from sglang_power.errors import KeyLimitError
 from sglang_power.server import metrics
 from sglang_power.server.allowance import Allowance
@@ -40,20 +40,20 @@ class KeyAccount:
         Raises:
             KeyLimitError: it has none.
         """
-        wait_s = self._allowance.wait_s(self._key, time.monotonic())
+        wait_s = self._allowance.wait_s(self._key, clock.now())
         if wait_s > 0:
             metrics.observe_key_refusal(enabled)
             raise KeyLimitError(self._limit.header, self._limit.tokens_per_minute, wait_s)
 
     def spend(self, tokens: int) -> None:
         """Withdraw tokens that were decoded."""
-        self._allowance.spend(self._key, tokens, time.monotonic())
+        self._allowance.spend(self._key, tokens, clock.now())
 
 
 def account_of(host: Host) -> KeyAccount | None:
     """Return the account that a call is on; None where the server limits no keys, or it came by no HTTP."""
-    limit, allowance = host.config.limits.per_key, host.state.allowance
-    if limit is None or allowance is None or host.request is None:
+    limit = host.config.limits.per_key
+    if limit is None or host.request is None or (allowance := host.state.allowance) is None:
         return None
     return KeyAccount(allowance, limit, key_of(host.request, limit.header))
 

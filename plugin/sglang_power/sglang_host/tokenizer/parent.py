@@ -12,7 +12,6 @@ import contextlib
 import copy
 import functools
 import itertools
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -29,6 +28,7 @@ from tenacity import (
     wait_random,
 )
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import Recall
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.fields import UNTEMPERED
@@ -148,7 +148,7 @@ class Parent(Placeholder):
 
         Args:
             child: made by `child`.
-            deadline: unix time in seconds; None: no limit.
+            deadline: seconds of `clock.now`; None: no limit.
             recall: ends it from outside.
 
         Raises:
@@ -163,7 +163,7 @@ class Parent(Placeholder):
         """For the time of a with-block, end a child at its deadline or when it is recalled."""
         end = functools.partial(self._end_late, rid)
         if deadline is not None:
-            wait_s = max(0.0, deadline - time.time())
+            wait_s = max(0.0, deadline - clock.now())
             self._timers[rid] = asyncio.get_running_loop().call_later(wait_s, end)
         try:
             with contextlib.nullcontext() if recall is None else recall.told_to(end):
