@@ -17,7 +17,6 @@ from integration_tests.helpers.clients import (
     PROMPT,
     QUICK,
     eventually,
-    generate,
     metric,
     power_of,
     raw_generate,
@@ -56,7 +55,8 @@ def test_a_reward_that_gives_no_score_is_named_or_done_without(
 
 
 def test_control_a_reward_that_is_well_scores(fault_server: Server) -> None:
-    report = power_of(generate(fault_server, **{**SCORED, "reward": "well"}))
+    seen = ask(fault_server, "/generate", GENERATE.body({**SCORED, "reward": "well"}, 24))
+    report = power_of(json.loads(seen.text))
     assert report["reward"]["calls"] >= 1
 
 

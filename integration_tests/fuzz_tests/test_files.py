@@ -83,13 +83,14 @@ def as_yaml(document: Any) -> str:
 
 def of_files(*patterns: str) -> st.SearchStrategy[str]:
     """Spoilt YAML files."""
-    return spoilt(st.sampled_from(yaml_files(*patterns))).map(as_yaml) | st.sampled_from(ROUGH) | texts()
+    right = st.sampled_from(yaml_files(*patterns))
+    return spoilt(right).map(as_yaml) | right.map(as_yaml) | st.sampled_from(ROUGH) | texts()
 
 
 def of_saved(*names: str) -> st.SearchStrategy[str]:
     """Spoilt JSON files."""
-    right = [json.loads((SAVED / name).read_text()) for name in names]
-    return spoilt(st.sampled_from(right)).map(json.dumps) | st.sampled_from(ROUGH) | texts()
+    right = st.sampled_from([json.loads((SAVED / name).read_text()) for name in names])
+    return spoilt(right).map(json.dumps) | right.map(json.dumps) | st.sampled_from(ROUGH) | texts()
 
 
 def _configuration(path: Path) -> None:

@@ -47,7 +47,8 @@ ATTACKS = (
     f"{MARK}; DROP TABLE x --",
     f"%s%n{{0}}{MARK}",
     "cos\nsystem\n(S'" + MARK + "'\ntR.",
-    "\ud83d\ude00\u202e\u0000\ufffe",
+    "\U0001f600\u202e\u0000\ufffe",
+    "\ud83d half of a pair",
     "x" * 5000,
 )
 
@@ -70,9 +71,8 @@ NUMBERS: tuple[Any, ...] = (
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Strings of every kind, hostile ones among them; halves of surrogate pairs are no JSON."""
-    any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-    return st.sampled_from(ATTACKS[:-2]) | any_text | st.sampled_from(ATTACKS[-2:])
+    """Strings of every kind, hostile ones among them."""
+    return st.sampled_from(ATTACKS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 def values() -> st.SearchStrategy[Any]:
