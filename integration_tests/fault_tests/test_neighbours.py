@@ -77,7 +77,7 @@ def test_a_pattern_without_end_holds_up_nobody(pattern: str, fault_server: Serve
 
 # --- tokens of a key ---------------------------------------------------------------------------------
 
-SPENDING: dict[str, Any] = {"sampler": "vote", "samples": 16, "stopping": "all"}
+SPENDING: dict[str, Any] = {"sampler": "vote", "samples": 16, "stopping": "never"}
 
 
 def spent(server: Server, key: str) -> None:

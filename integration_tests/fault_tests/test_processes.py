@@ -29,7 +29,17 @@ from integration_tests.helpers.clients import (
     power_of,
 )
 from integration_tests.helpers.contract import CHAT, CHAT_STREAM, COMPLETIONS, GENERATE, GENERATE_STREAM, Door
-from integration_tests.helpers.faults import Seen, ask, clients, idle, processes, stopped, wait_for_end
+from integration_tests.helpers.faults import (
+    Seen,
+    ask,
+    clients,
+    detokenizer_of,
+    idle,
+    scheduler_of,
+    stopped,
+    tokenizers_of,
+    wait_for_end,
+)
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
 
 pytestmark = pytest.mark.server
@@ -56,14 +66,14 @@ def test_a_killed_scheduler_ends_the_server_and_every_request_at_once(logs: Path
     """No client hangs, and who supervises it starts it anew on its port."""
     spec = ServerSpec(PIVOT_MODEL, "killed", ARGUMENTS)
     doors = [GENERATE, GENERATE_STREAM, COMPLETIONS, CHAT, CHAT_STREAM]
-    with server.running(spec, logs) as running:
+    with server.running(spec, logs, preloaded.fork) as running:
+        scheduler = scheduler_of(running)
         calls = [
             *[asking(running, door) for door in doors],
             partial(ask, running, "/generate", PLAIN, HANGS_S),
         ]
         with clients([*calls, *calls]) as ended:
             eventually(lambda: power_starts(running), "chains are at work")
-            (scheduler,) = processes(running, "scheduler")
             os.kill(scheduler, signal.SIGKILL)
             seen = ended()
         wait_for_end(running.pid)
@@ -76,7 +86,7 @@ def test_a_killed_scheduler_ends_the_server_and_every_request_at_once(logs: Path
             and "[DONE]" not in each.text
             and each.text.startswith("data:")
         ], "a torn stream that looks whole"
-    with server.running(spec, tmp_path) as again:
+    with server.running(spec, tmp_path, preloaded.fork) as again:
         assert power_of(generate(again))["sampler"] == "power"
 
 
@@ -84,7 +94,7 @@ def test_a_killed_tokenizer_worker_takes_its_own_requests_with_it_and_no_others(
     """Uvicorn starts another one, with the plugin; what the dead one had asked for ends in the scheduler."""
     spec = ServerSpec(PIVOT_MODEL, "workers", [*ARGUMENTS, "--tokenizer-worker-num", "2"])
     with server.running(spec, logs, preloaded.fork) as running:
-        workers = processes(running, "tokenizer_worker")
+        workers = tokenizers_of(running, 2)
         assert len(workers) == 2
         with clients([asking(running, GENERATE, timeout=240.0) for _ in range(8)]) as ended:
             eventually(lambda: metric(running, "sglang:num_running_reqs") >= 2, "chains are at work")
@@ -106,7 +116,7 @@ def test_requests_outlast_a_detokenizer_that_stands_still(fault_server: Server) 
     """They wait, and go on when it does; a deadline that passed meanwhile ends its answer then."""
     short = {**QUICK, "seed": 3}
     expected = generate(fault_server, **short)
-    (detokenizer,) = processes(fault_server, "detokenizer")
+    detokenizer = detokenizer_of(fault_server)
     late = partial(
         ask, fault_server, "/generate", GENERATE.body({**LONG, "deadline_ms": 1000}, 96, ignore_eos=True)
     )
@@ -125,7 +135,7 @@ def test_requests_outlast_a_detokenizer_that_stands_still(fault_server: Server) 
 
 
 def test_a_scheduler_that_stands_still_is_told_by_the_health_check_and_recovers(fault_server: Server) -> None:
-    (scheduler,) = processes(fault_server, "scheduler")
+    scheduler = scheduler_of(fault_server)
     with (
         stopped([scheduler]),
         clients([partial(ask, fault_server, "/generate", GENERATE.body(QUICK, 24))]) as ended,

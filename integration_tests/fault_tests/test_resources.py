@@ -118,7 +118,7 @@ def test_a_server_without_descriptors_goes_on_with_what_it_has(fault_server: Ser
     with clients([chain]) as ended, ExitStack() as stack:
         eventually(lambda: at_work(fault_server)["requests"] == 1, "it runs")
         with limited(fault_server.pid, resource.RLIMIT_NOFILE, descriptors(fault_server.pid) + 4):
-            for _ in range(40):
+            for _ in range(300):
                 connection = socket.create_connection((address.hostname, address.port), timeout=10)
                 stack.enter_context(connection)
             (seen,) = ended()

@@ -28,21 +28,42 @@ from integration_tests.server import Server
 Json = dict[str, Any]
 
 
-def processes(server: Server, role: str) -> list[int]:
-    """Return the pids of a server's processes of a role: "scheduler", "detokenizer", "tokenizer_worker"."""
-    wanted = f"sglang::{role}"
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            titled = " ".join(process.cmdline()).startswith(wanted) or process.name().startswith(wanted[:15])
-            if titled and _belongs(process, server):
-                found.append(process.pid)
+def scheduler_of(server: Server) -> int:
+    """Return the pid of a server's scheduler."""
+    (scheduler,) = {each["pid"] for each in _reports(server) if each["role"] == "scheduler"}
+    return int(scheduler)
+
+
+def tokenizers_of(server: Server, count: int) -> list[int]:
+    """Return the pids of a server's tokenizer processes, once so many have answered."""
+    found: set[int] = set()
+
+    def all_told() -> bool:
+        found.update(each["pid"] for each in _reports(server) if each["role"] == "tokenizer")
+        return len(found) >= count
+
+    eventually(all_told, f"{count} tokenizer processes answer")
     return sorted(found)
 
 
-def _belongs(process: psutil.Process, server: Server) -> bool:
-    """Servers of the tests lead a session of their own, whoever their processes were forked from."""
-    return os.getsid(process.pid) == os.getsid(server.pid)
+def detokenizer_of(server: Server) -> int:
+    """Return the pid of the detokenizer of a server with one tokenizer process: started beside its scheduler."""
+    scheduler = psutil.Process(scheduler_of(server))
+    parent = scheduler.parent()
+    assert parent is not None
+    (detokenizer,) = [
+        child.pid
+        for child in parent.children()
+        if child.pid != scheduler.pid
+        and child.status() != psutil.STATUS_ZOMBIE
+        and "resource_tracker" not in " ".join(child.cmdline())
+    ]
+    return int(detokenizer)
+
+
+def _reports(server: Server) -> list[Json]:
+    reports: list[Json] = HTTP.get(server.url + "/sglang_power/status").json()["processes"]
+    return reports
 
 
 def is_alive(pid: int) -> bool:

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"types", "errors", "rng", "algorithms"},
     "engines": {"types", "errors", "rng", "algorithms", "clock", "fields", "engines"},
     "clock": set(),
+    "counting": set(),
     "fields": set(),
     "routes": set(),
     "gateways": set(),
@@ -57,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "rewards",
         "samplers",
     },
-    "server": {"errors", "experiments", "request", "rewards", "server", "yaml_files"},
+    "server": {"counting", "errors", "experiments", "request", "rewards", "server", "yaml_files"},
     "frontend": {
         "types",
         "errors",
@@ -89,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
     "experiments": {
+        "counting",
         "types",
         "errors",
         "rng",
