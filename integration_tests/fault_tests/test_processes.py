@@ -23,10 +23,11 @@ from integration_tests.helpers.clients import (
     LONG,
     PROMPT,
     QUICK,
+    active,
     eventually,
     generate,
-    metric,
     power_of,
+    unfinished,
 )
 from integration_tests.helpers.contract import CHAT, CHAT_STREAM, COMPLETIONS, GENERATE, GENERATE_STREAM, Door
 from integration_tests.helpers.faults import (
@@ -96,8 +97,10 @@ def test_a_killed_tokenizer_worker_takes_its_own_requests_with_it_and_no_others(
     with server.running(spec, logs, preloaded.fork) as running:
         workers = tokenizers_of(running, 2)
         assert len(workers) == 2
-        with clients([asking(running, GENERATE, timeout=240.0) for _ in range(8)]) as ended:
-            eventually(lambda: metric(running, "sglang:num_running_reqs") >= 2, "chains are at work")
+        lasting = {**LONG, "max_steps": 40}
+        calls = [asking(running, GENERATE, 240.0, lasting) for _ in range(8)]
+        with clients(calls) as ended:
+            eventually(lambda: unfinished(running) >= 2, "chains are at work")
             os.kill(workers[0], signal.SIGKILL)
             seen = ended()
         statuses = {each.status for each in seen}
@@ -108,7 +111,7 @@ def test_a_killed_tokenizer_worker_takes_its_own_requests_with_it_and_no_others(
             return cli.main(["check", "--url", running.url, "--timeout", "10"]) == 0
 
         eventually(whole, "both workers have the plugin again")
-        eventually(lambda: metric(running, "sglang:num_running_reqs") == 0, "no orphan runs on")
+        eventually(lambda: unfinished(running) == 0, "no orphan runs on")
         assert power_of(generate(running))["sampler"] == "power"
 
 
@@ -125,8 +128,8 @@ def test_requests_outlast_a_detokenizer_that_stands_still(fault_server: Server) 
     with ExitStack() as stack:
         with stopped([detokenizer]):
             ended = stack.enter_context(clients([early, late, leaving]))
-            eventually(lambda: faults.at_work(fault_server)["requests"] >= 2, "they have arrived")
-            eventually(lambda: faults.at_work(fault_server)["requests"] == 2, "who left is not waited for")
+            eventually(lambda: active(fault_server) == 3, "they have arrived")
+            eventually(lambda: active(fault_server) == 2, "who left is not waited for")
         first, second, third = ended()
     assert first.status == second.status == httpx.codes.OK, (first, second)
     assert third.status == -1

@@ -47,7 +47,7 @@ def tokenizers_of(server: Server, count: int) -> list[int]:
 
 
 def detokenizer_of(server: Server) -> int:
-    """Return the pid of the detokenizer of a server with one tokenizer process: started beside its scheduler."""
+    """Return the pid of the detokenizer of a server with one tokenizer process: its scheduler's sibling."""
     scheduler = psutil.Process(scheduler_of(server))
     parent = scheduler.parent()
     assert parent is not None
