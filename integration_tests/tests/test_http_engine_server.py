@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sglang_power import clock
 from sglang_power.algorithms.cot import GREEDY, CotConfig
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import equivalence, spelled
@@ -200,7 +200,7 @@ async def test_the_vocabulary_bounds_the_ranking_and_the_server_lives_on(plain_s
 
 @pytest.mark.server
 async def test_a_passed_deadline_still_gives_a_token(plain_server: Server) -> None:
-    call = ContinuationCall((), LONGEST, BASE, 1, deadline=time.time())
+    call = ContinuationCall((), LONGEST, BASE, 1, deadline=clock.now())
     async with Remote(plain_server.url) as remote:
         engine = await remote.engine(PROMPT_Q)
         late = await engine.generate(call)

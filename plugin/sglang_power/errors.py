@@ -12,6 +12,7 @@
       HostError                    the server cannot do what was promised: HTTP 500
         ParticlesDiedError         no particle (or candidate) has a weight that is a number
       OverloadedError              try again later: HTTP 503
+      KeyLimitError                a key has used its tokens: HTTP 429
       RewardError                  a reward gave no usable score: HTTP 502
       RecordError                  a file that holds no trace: the command ends
       WeightsChangedError          the weights were updated during the chain: HTTP 503
@@ -24,6 +25,7 @@ RequestError is one; the other statuses are mapped in `sglang_host.orchestrator`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,6 +109,24 @@ class ParticlesDiedError(HostError):
 
 class OverloadedError(PowerError):
     """The server stayed too busy for every retry."""
+
+
+class KeyLimitError(PowerError):
+    """A key has no decoded tokens left for now.
+
+    Args:
+        header: of the HTTP request that holds the key; its value is told to nobody.
+        tokens_per_minute: what the server allows.
+        wait_s: seconds until there are some again.
+    """
+
+    def __init__(self, header: str, tokens_per_minute: int, wait_s: float) -> None:
+        self.wait_s = wait_s
+        super().__init__(
+            f"{header}: this key has used more than the {tokens_per_minute} decoded tokens per minute that "
+            f"this server allows a key. Try again in {math.ceil(wait_s)} s, ask for fewer tokens "
+            "(max_new_tokens, max_total_tokens, n), or raise limits.per_key.tokens_per_minute of the server"
+        )
 
 
 class RewardError(PowerError):

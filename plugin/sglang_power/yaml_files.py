@@ -5,7 +5,8 @@ Used by `server.config` and `experiments`; knows no model of a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,12 @@ from pydantic_core import ErrorDetails, to_json
 
 from sglang_power.errors import ConfigError
 from sglang_power.fields import CONFLICT
+
+MAX_VALUES = 20_000
+"""Of one file, what an alias stands for counted as often as it stands: eight lines could say a billion."""
+
+MAX_SHOWN = 200
+"""Characters of a wrong value in an error."""
 
 Loc: TypeAlias = Sequence[int | str]
 """The way to a value: keys, and indices of lists."""
@@ -65,13 +72,13 @@ def read_yaml(path: Path) -> YamlFile:
     """Read one file.
 
     Raises:
-        ConfigError: unreadable, not YAML, a key twice, or a value that contains itself.
+        ConfigError: unreadable, not YAML, a key twice, a value that contains itself, too many values.
     """
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         file = YamlFile(path, root, {})
-        _check(file, root, (), ())
+        _check(file, root, (), (), itertools.count(1))
         values = None if root is None else loader.construct_document(root)
     except (OSError, ValueError, yaml.YAMLError) as error:  # a date of month 13 is a ValueError
         raise ConfigError(f"{path}: {error}") from error
@@ -87,13 +94,24 @@ def loc_of(field: str) -> Loc:
 
 def problem_of(error: ErrorDetails) -> str:
     """What pydantic found wrong, with the value unless it is what holds the missing one."""
-    return error["msg"] if error["type"] == "missing" else f"{error['msg']}, got {error['input']!r}"
+    if error["type"] == "missing":
+        return error["msg"]
+    shown = repr(error["input"])
+    return f"{error['msg']}, got {shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + '...'}"
 
 
 def _check(
-    file: YamlFile, node: yaml.Node | None, loc: tuple[int | str, ...], around: tuple[int, ...]
+    file: YamlFile,
+    node: yaml.Node | None,
+    loc: tuple[int | str, ...],
+    around: tuple[int, ...],
+    visits: Iterator[int],
 ) -> None:
     """YAML forbids duplicate keys; PyYAML keeps the last one without a word. Aliases may form a circle."""
+    if next(visits) > MAX_VALUES:
+        raise file.at(
+            loc[:1], f"more than {MAX_VALUES} values in this file; an alias counts as what it stands for"
+        )
     if id(node) in around:
         raise file.at(loc, "contains itself")
     seen: set[object] = set()
@@ -102,7 +120,7 @@ def _check(
             raise _duplicate(file, key, loc)
         seen.add(str(key.value))
     for part, (_, child) in _children(node).items():
-        _check(file, child, (*loc, part), (*around, id(node)))
+        _check(file, child, (*loc, part), (*around, id(node)), visits)
 
 
 def _duplicate(file: YamlFile, key: yaml.Node, loc: Loc) -> ConfigError:

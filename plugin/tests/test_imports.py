@@ -24,7 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "rng": {"types"},
     "algorithms": {"types", "errors", "rng", "algorithms"},
-    "engines": {"types", "errors", "rng", "algorithms", "fields", "engines"},
+    "engines": {"types", "errors", "rng", "algorithms", "clock", "fields", "engines"},
+    "clock": set(),
+    "counting": set(),
     "fields": set(),
     "routes": set(),
     "gateways": set(),
@@ -45,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "rewards": {"errors", "fields", "extensions", "rewards"},
     "samplers": {
+        "clock",
         "types",
         "errors",
         "rng",
@@ -55,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "rewards",
         "samplers",
     },
-    "server": {"errors", "experiments", "request", "rewards", "server", "yaml_files"},
+    "server": {"counting", "errors", "experiments", "request", "rewards", "server", "yaml_files"},
     "frontend": {
         "types",
         "errors",
@@ -101,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampler_tuning": {"errors", "evaluation", "sampler_tuning"},
     "serve_benchmark": {"errors", "fields", "gateways", "reports", "serve_benchmark", "types"},
     "experiments": {
+        "counting",
         "types",
         "errors",
         "rng",

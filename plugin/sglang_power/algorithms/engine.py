@@ -53,7 +53,7 @@ class ContinuationCall:
         seed: the draws of this call are a function of it and of the position.
         forced: begin with these ids instead of drawing, and report the statistics of their rows.
         rules: stop behind the first row at which one of them says so; one of a kind.
-        deadline: unix time in seconds after which a proposal may be cut short.
+        deadline: seconds of `clock.now` after which a proposal may be cut short.
         recall: ends the call from outside; None where nobody will.
     """
 

@@ -7,11 +7,11 @@ short and forces tokens exactly as a server's child requests do. A public test d
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 import numpy as np
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.rng import PHILOX
 from sglang_power.types import Continuation, FloatArray, ProposalLaw, Tokens, Usage
@@ -133,7 +133,7 @@ class TabularEngine:
             ids = (*ids, token)
             rows.append(row)
             cut_short = any(monitor.ends(len(rows) - 1, row) for monitor in monitors)
-            cut_short |= call.deadline is not None and time.time() > call.deadline
+            cut_short |= call.deadline is not None and clock.now() > call.deadline
             cut_short |= call.recalled
         finished = self.model.ends(ids)
         count = len(rows)

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from sglang_power.counting import tolerant
 from sglang_power.experiments.log import Trouble
 from sglang_power.experiments.model import Experiment
 from sglang_power.experiments.providers import NoAnswer
@@ -100,6 +101,7 @@ class Counters:
         self._enabled = enabled
         self._loaded: set[str] = set()
 
+    @tolerant
     def changed(self, experiment: Experiment, phase: int, enrolling: bool) -> None:
         """An experiment was loaded or killed. Not to be called before the server has started."""
         if self._enabled:
@@ -108,17 +110,20 @@ class Counters:
             _metrics().enrolling.labels(experiment.name).set(enrolling)
             _metrics().phase.labels(experiment.name).set(phase)
 
+    @tolerant
     def removed(self, name: str) -> None:
         """The file of an experiment is gone; a name that was never loaded is no label."""
         if name in self._loaded:
             _metrics().enrolling.labels(name).set(0)
 
+    @tolerant
     def enrolled(self, experiment: Experiment, line: Enrolment) -> None:
         """A request was given an arm."""
         if self._enabled:
             arm = _labels(experiment, line.arm)
             _metrics().enrolments.labels(*arm).inc()
 
+    @tolerant
     def not_enrolled(self, experiment: Experiment, reason: NotEnrolledReason) -> None:
         """A request was not; where the assignment failed, the alarm counts, too."""
         if self._enabled:
@@ -126,6 +131,7 @@ class Counters:
             if reason in get_args(AssignmentTrouble):
                 _metrics().assignment_trouble.labels(reason).inc()
 
+    @tolerant
     def completed(self, experiment: Experiment, line: Completion) -> None:
         """An enrolled request ended."""
         if self._enabled:
@@ -134,6 +140,7 @@ class Counters:
             _metrics().seconds.labels(*arm).observe(line.e2e_s)
             _count(arm, line.tokens)
 
+    @tolerant
     def shadow_ran(self, experiment: Experiment, line: ShadowRun) -> None:
         """A shadow arm ran."""
         if self._enabled:
@@ -141,16 +148,19 @@ class Counters:
             _metrics().shadows.labels(*arm, line.outcome).inc()
             _count(arm, line.tokens)
 
+    @tolerant
     def feedback(self, result: FeedbackResult) -> None:
         """Feedback was posted."""
         if self._enabled:
             _metrics().feedback.labels(result).inc()
 
+    @tolerant
     def reload_problems(self, problems: int) -> None:
         """Edits were not taken; the last good files stay."""
         if self._enabled:
             _metrics().reload_problems.inc(problems)
 
+    @tolerant
     def log_trouble(self, trouble: Trouble, dropped: int) -> None:
         """The log failed: what `LineLog` tells."""
         if self._enabled:

@@ -24,6 +24,8 @@ def request_error(model: type[BaseModel], error: ValidationError, values: dict[s
     if first["type"] == "missing":
         hint = "Name it, or set it for the model in SGLANG_POWER_CONFIG"
         return RequestError(field, None, "required", hint)
+    if not first["loc"]:  # a name that is no unicode, half of a surrogate pair for example
+        return RequestError("parameters", first["input"], problem, "Correct this name")
     return RequestError(field, first["input"], problem, _remedy(model, str(first["loc"][0])))
 
 

@@ -6,10 +6,10 @@ horizon are reserved before any proposal is made.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_power import clock
 from sglang_power.errors import HostError
 
 StoppedBy = Literal[
@@ -22,7 +22,7 @@ def late(deadline: float | None) -> StoppedBy:
     """Return what a response says of a run that its deadline ended; nothing else makes that value.
 
     Args:
-        deadline: of the run, unix time in seconds.
+        deadline: of the run, seconds of `clock.now`.
 
     Raises:
         HostError: it has none, so that something else ended it: to blame the deadline would be a lie.
@@ -41,7 +41,7 @@ class Budget:
     Args:
         max_total_tokens: decoded tokens of all calls together.
         max_steps: Metropolis-Hastings steps of all stages together; None means no limit.
-        deadline: unix time in seconds; None means no limit.
+        deadline: seconds of `clock.now`; None means no limit.
     """
 
     max_total_tokens: int
@@ -58,8 +58,8 @@ class Budget:
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 behind it; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+        return None if self.deadline is None else max(0.0, self.deadline - clock.now())
 
     def expired(self) -> bool:
         """True when the deadline has passed."""
-        return self.deadline is not None and time.time() > self.deadline
+        return self.deadline is not None and clock.now() > self.deadline

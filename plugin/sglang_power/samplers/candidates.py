@@ -185,7 +185,7 @@ def stopped_by(aborted: bool, cut_short: bool, deadline: float | None) -> Stoppe
     Args:
         aborted: something was left unknown, or undone, because of an abort.
         cut_short: the same because of the deadline.
-        deadline: of the run, unix time in seconds; None: no limit.
+        deadline: of the run, seconds of `clock.now`; None: no limit.
 
     Raises:
         HostError: cut short without a deadline.

@@ -50,7 +50,7 @@ class Cot:
         aggregate: sum confidences over equal answers; otherwise take the most confident path.
         forced_prefix: ids that every answer begins with.
         after: where in a whole answer to fork instead of at its first token: ids -> index, None if nowhere.
-        deadline: unix time in seconds after which paths are cut short.
+        deadline: seconds of `clock.now` after which paths are cut short.
     """
 
     def __init__(

@@ -7,11 +7,11 @@ stays unknown and says so, so that the answers that are there can still be chose
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from sglang_power import clock
 from sglang_power.answers import LlmRelation, Relation, Verdict, undecided
 from sglang_power.answers.equivalence import Keyed, unreadable
 from sglang_power.errors import ChainAbortedError
@@ -39,7 +39,7 @@ class Deadline:
 
     Args:
         watched: awaits what is no call of an engine.
-        at: unix time in seconds; None: no limit.
+        at: seconds of `clock.now`; None: no limit.
 
     Attributes:
         aborted, late: something was left unknown because of an abort, or because the deadline had passed.
@@ -82,7 +82,7 @@ class Deadline:
 
     def _remaining(self) -> float | None:
         """Seconds until the deadline, 0 behind it; None without one."""
-        return None if self.at is None else max(0.0, self.at - time.time())
+        return None if self.at is None else max(0.0, self.at - clock.now())
 
 
 @dataclass(frozen=True)

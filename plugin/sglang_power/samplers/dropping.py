@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.low_confidence import LowConfidence, falls_at
 from sglang_power.types import Continuation, Usage
@@ -38,7 +38,7 @@ async def generate_unless_low(
         at = falls_at(rule, whole.tokens.rows, ended=not whole.cut_short)
         if at is not None:
             return _first(whole, at + 1), True
-        if not whole.cut_short or (call.deadline is not None and time.time() > call.deadline):
+        if not whole.cut_short or (call.deadline is not None and clock.now() > call.deadline):
             return whole, False
         behind = rule.behind(whole.tokens.rows)
         rest = await engine.generate(

@@ -53,7 +53,7 @@ class Flights:
 
     Args:
         engine: generates them.
-        deadline: unix time in seconds after which they may be cut short.
+        deadline: seconds of `clock.now` after which they may be cut short.
 
     Attributes:
         ahead: proposals that were launched before the step in front of them was decided.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.low_confidence import LowConfidence, group_of, lowest_confidence, threshold
 from sglang_power.algorithms.mh import MHConfig
@@ -54,7 +54,7 @@ class Samples:
         base: the law of single draws, the chain that every answer is the end of, or trials.
         tokens_each: cap on the decoded tokens of one answer.
         max_steps: cap on the steps of one chain.
-        deadline: unix time in seconds.
+        deadline: seconds of `clock.now`.
         dropping: which single draws are ended for their low confidence; None: none are.
     """
 
@@ -226,7 +226,7 @@ class SampledSelection:
     def _may_go_on(self) -> bool:
         """Whether another round may begin: the first one always may, later ones before abort and deadline."""
         deadline = self._samples.deadline
-        self._late |= self._begun > 0 and deadline is not None and time.time() > deadline
+        self._late |= self._begun > 0 and deadline is not None and clock.now() > deadline
         return not self.is_cut_off
 
     @property

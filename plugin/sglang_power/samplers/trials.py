@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sglang_power import clock
 from sglang_power.algorithms import perfect
 from sglang_power.algorithms.engine import ContinuationCall, Engine
 from sglang_power.algorithms.perfect import Judged, PerfectConfig, Trial
@@ -51,7 +51,7 @@ class Trials:
         engine: continues the request's prompt.
         config: the algorithm.
         key: the draw's random key.
-        deadline: unix time in seconds, behind which no trial begins and each ends; None means no limit.
+        deadline: seconds of `clock.now`, behind which no trial begins and each ends; None means no limit.
         reward: scores whole answers; needed if and only if the configuration has a tilt.
         observer: told of the number of trials that have ended.
         rejection_check: counts wrong early ends; None where nobody checks.
@@ -247,14 +247,14 @@ class Trials:
         survivor = not so_far.cut_short and perfect.survives(drawn, so_far.tokens)
         if self._tilt is None or self._reward is None or not survivor:
             return None
-        left = None if self._deadline is None else max(0.0, self._deadline - time.time())
+        left = None if self._deadline is None else max(0.0, self._deadline - clock.now())
         async with asyncio.timeout(left):
             value = await self._reward(so_far.tokens.ids, so_far.finished)
         self.untilted |= value is None
         return value
 
     def _expired(self) -> bool:
-        return self._deadline is not None and time.time() > self._deadline
+        return self._deadline is not None and clock.now() > self._deadline
 
     # --- an answer where none was accepted ---
 

@@ -34,6 +34,22 @@ ENVIRONMENT_VARIABLE = "SGLANG_POWER_CONFIG"
 Positive = Annotated[int, Field(ge=1)]
 
 
+class KeyLimit(BaseModel):
+    """What one key may use, where several clients share a server.
+
+    Args:
+        tokens_per_minute: decoded tokens of samplers of whole answers, per tokenizer process. A request
+            begins while its key has some left, and may overdraw; then the key's requests are answered 429
+            until that is made up for.
+        header: of the HTTP request; a hash of its value is the key. Requests without it are of one key.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    tokens_per_minute: Positive
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")] = "authorization"
+
+
 class Limits(BaseModel):
     """What one server allows.
 
@@ -49,6 +65,7 @@ class Limits(BaseModel):
         max_inflight_children: children of samplers of whole answers that run at once, per tokenizer process;
             more wait.
         busy_retries, busy_backoff_s: retries of a child that the scheduler's full queue refused.
+        per_key: see KeyLimit; keys are not limited where absent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -64,6 +81,7 @@ class Limits(BaseModel):
     max_inflight_children: Positive = 256
     busy_retries: Annotated[int, Field(ge=0)] = 8
     busy_backoff_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.05
+    per_key: KeyLimit | None = None
 
 
 class Diagnostics(BaseModel):

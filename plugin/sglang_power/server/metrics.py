@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sglang_power.counting import tolerant
+
 Ending = Literal["abort", "disconnect", "refused", "error"]
 """How a request ends that gives no answer; "refused" is SGLang's 400, after our own checks had passed."""
 
@@ -27,6 +29,7 @@ class _Metrics:
     fallbacks: Any
     kernels: Any
     passes: Any
+    key_refusals: Any
 
 
 @functools.cache
@@ -66,9 +69,11 @@ def _metrics() -> _Metrics:
             "Forward passes with rows of a sampler in them: extend (launches children), decode.",
             ["kind"],
         ),
+        key_refusals=Total("sglang_power_key_refusals", "Prompts refused: their key had used its tokens."),
     )
 
 
+@tolerant
 def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
     """Count one ended answer from its `meta_info.power`."""
     if not enabled:
@@ -83,30 +88,35 @@ def observe(power: dict[str, Any], seconds: float, enabled: bool) -> None:
         metrics.steps.labels(sampler, "rejected").inc(power["steps"] - power["accepted"])
 
 
+@tolerant
 def observe_requests(sampler: str, ending: Ending, enabled: bool, chains: int) -> None:
     """Count chains that gave no answer."""
     if enabled and chains:
         _metrics().requests.labels(sampler, ending).inc(chains)
 
 
+@tolerant
 def observe_tokens(sampler: str, tokens: Mapping[str, int], enabled: bool) -> None:
     """Count tokens of children that no answer reports, by kind."""
     for kind, count in tokens.items() if enabled else ():
         _metrics().tokens.labels(sampler, kind).inc(count)
 
 
+@tolerant
 def observe_policy(policy: str, finish: str, enabled: bool, answers: int = 1) -> None:
     """Count answers of a per-step policy, by the type of their finish reason, or by their Ending."""
     if enabled and answers:
         _metrics().policies.labels(policy, finish).inc(answers)
 
 
+@tolerant
 def observe_fallback(reason: str, enabled: bool) -> None:
     """Count one prompt that ran on another sampler than the one that was meant for it."""
     if enabled:
         _metrics().fallbacks.labels(reason).inc()
 
 
+@tolerant
 def declare_fallbacks(reasons: Iterable[str], enabled: bool) -> None:
     """Start the counters of fallbacks at 0: `increase()` does not see the first count of a new series.
 
@@ -116,9 +126,17 @@ def declare_fallbacks(reasons: Iterable[str], enabled: bool) -> None:
         _metrics().fallbacks.labels(reason)
 
 
+@tolerant
 def observe_pass(kind: Literal["extend", "decode"]) -> None:
     """Count one forward pass that had rows of a sampler in it."""
     _metrics().passes.labels(kind).inc()
+
+
+@tolerant
+def observe_key_refusal(enabled: bool) -> None:
+    """Count one prompt whose key had no tokens left; keys are no label, since there may be any number."""
+    if enabled:
+        _metrics().key_refusals.inc()
 
 
 class KernelMetrics:
@@ -127,6 +145,7 @@ class KernelMetrics:
     def __init__(self) -> None:
         self._exported: Counter[str] = Counter()
 
+    @tolerant
     def export(self, calls: Mapping[str, int]) -> None:
         """Bring the metric up to `calls`, keyed "<backend>.<function>"."""
         for name, count in calls.items():

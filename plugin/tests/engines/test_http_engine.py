@@ -7,7 +7,6 @@ real ones. No time is measured; what would wait for ever is given up after a min
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from remote_answers import FORCED, LETTER, PROMPT, RECORDED, STOP, Played, ok, recorded, scored, served
+from sglang_power import clock
 from sglang_power.algorithms.cuts import EntropyCut
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
@@ -106,7 +106,7 @@ async def test_what_stays_is_not_tried_again(
 async def test_a_deadline_aborts_and_gives_what_there_is() -> None:
     played = Played([recorded("aborted")], hang=True)
     async with engine_on(played) as engine:
-        late = await engine.generate(ContinuationCall((), 48, BASE, 1, deadline=time.time()))
+        late = await engine.generate(ContinuationCall((), 48, BASE, 1, deadline=clock.now()))
     assert (late.cut_short, late.finished) == (True, False)
     assert list(late.tokens.ids) == RECORDED["aborted"]["answer"]["output_ids"]
     assert set(played.aborts) == {played.bodies[0]["rid"]}
@@ -114,7 +114,7 @@ async def test_a_deadline_aborts_and_gives_what_there_is() -> None:
 
 async def test_a_deadline_leaves_one_token_at_least() -> None:
     played = Played([recorded("aborted_at_once"), ok(scored(FORCED[:1]))], hang=True)
-    call = ContinuationCall((), 48, BASE, 1, forced=(*FORCED, 53, 63), deadline=time.time())
+    call = ContinuationCall((), 48, BASE, 1, forced=(*FORCED, 53, 63), deadline=clock.now())
     async with engine_on(played) as engine:
         late = await engine.generate(call)
     assert (late.tokens.ids, late.finished, late.cut_short) == (FORCED[:1], False, True)
@@ -147,7 +147,7 @@ async def test_a_deadline_aborts_though_no_connection_is_free() -> None:
     options = QUICK.model_copy(update={"max_connections": 1})
     async with served(played) as url, Remote(url, options) as remote, asyncio.timeout(60):
         engine = await remote.engine(PROMPT)
-        late = await engine.generate(ContinuationCall((), 48, BASE, 1, deadline=time.time()))
+        late = await engine.generate(ContinuationCall((), 48, BASE, 1, deadline=clock.now()))
     assert late.cut_short
 
 

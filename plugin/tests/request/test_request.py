@@ -245,3 +245,8 @@ def test_requests_cannot_be_changed() -> None:
     request = PowerRequest()
     with pytest.raises(ValueError, match="frozen"):
         request.alpha = 2.0
+
+
+def test_a_name_that_is_no_unicode_is_refused_like_any_other() -> None:
+    with pytest.raises(RequestError, match=r"parameters='\\ud83d'"):
+        parse_request({"sampler": "power", "\ud83d": 1})

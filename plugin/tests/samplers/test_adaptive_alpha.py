@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from typing import Any
 
@@ -13,6 +12,7 @@ from exact_tools import ExactTools
 from hypothesis import given
 from hypothesis import strategies as st
 from selection_cases import EXACT, MODEL, AbortedAfter, L, LastDigit
+from sglang_power import clock
 from sglang_power.algorithms.adaptive_alpha import agreement, finished_round, gradient
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError, RequestError
@@ -155,7 +155,7 @@ async def test_an_abort_leaves_the_rounds_before_it() -> None:
 
 
 async def test_behind_the_deadline_no_round_begins() -> None:
-    selection = await voted(1, deadline=time.time() - 1.0)
+    selection = await voted(1, deadline=clock.now() - 1.0)
     assert (selection.notes["rounds"], selection.stopped_by) == (1, "deadline_ms")
 
 

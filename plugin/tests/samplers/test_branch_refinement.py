@@ -7,7 +7,6 @@ and for all); each control is rejected below 1e-6 at the same sample size.
 from __future__ import annotations
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_tree import SEEDS, L, Ledger, model
 from selection_cases import AbortedAfter
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularEngine, TabularModel
@@ -161,13 +161,13 @@ class Slow(TabularEngine):
 
     async def generate(self, call: ContinuationCall) -> Continuation:
         if call.deadline is not None and call.law == chain(self.model, 1).law:
-            await asyncio.sleep(max(0.0, call.deadline - time.time() + 0.001))
+            await asyncio.sleep(max(0.0, call.deadline - clock.now() + 0.001))
         return await super().generate(call)
 
 
 async def test_a_deadline_during_refinement_is_told() -> None:
     plain = await chosen(model(3))
-    budget = Budget(100_000, None, deadline=time.time() + 0.2)
+    budget = Budget(100_000, None, deadline=clock.now() + 0.2)
     selection = await chosen(model(3), engine=Slow(model(3)), budget=budget, refine=chain(model(3), 50))
     assert selection.stopped_by == "deadline_ms"
     assert len(selection.candidates) == len(plain.candidates)

@@ -11,11 +11,11 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 
 import exact
 import numpy as np
 import pytest
+from sglang_power import clock
 from sglang_power.algorithms import acceptance
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig, Schedule
@@ -324,7 +324,7 @@ def test_a_deadline_at_any_moment_leaves_the_answer_whole(
     for seed, moment in itertools.product(range(3), range(0, 80, 3)):
         whole = unlimited(config, seed)
         with monkeypatch.context() as patch:
-            patch.setattr(time, "time", Clock())
+            patch.setattr(clock, "now", Clock())
             recorded = record(config, seed, budget=Budget(10_000, deadline=float(moment)))
         result = recorded.result
         assert is_whole(result)
@@ -341,7 +341,7 @@ def test_an_undecided_proposal_at_the_deadline_counts_as_waste(monkeypatch: pyte
     wasted = 0
     for seed, moment in itertools.product(range(3), range(0, 80, 3)):
         with monkeypatch.context() as patch:
-            patch.setattr(time, "time", Clock())
+            patch.setattr(clock, "now", Clock())
             recorded = record(config, seed, budget=Budget(10_000, deadline=float(moment)))
         usage = recorded.result.usage
         decided = {id(info.proposal) for info in recorded.result.infos}
@@ -360,7 +360,7 @@ def test_a_deadline_never_makes_up_a_rejection(monkeypatch: pytest.MonkeyPatch) 
     config = exact.make_config(LONG, alpha=1.0, law=ProposalLaw(2.0), block_size=12, steps=6)
     for moment in range(30, 60):
         with monkeypatch.context() as patch:
-            patch.setattr(time, "time", Clock())
+            patch.setattr(clock, "now", Clock())
             result = record(config, 2, budget=Budget(10_000, deadline=float(moment))).result
         assert_begins_like(result, unlimited(config, 2))
         assert not any(info.early_rejected for info in result.infos)

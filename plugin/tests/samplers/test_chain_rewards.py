@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ import exact
 import exact_tilt
 import pytest
 from exact_tools import power_report
+from sglang_power import clock
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix
 from sglang_power.errors import ChainAbortedError, RewardError
@@ -142,7 +142,7 @@ def test_without_leaves_early_rejection_as_it_was() -> None:
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_deadline_during_a_call_keeps_the_answer(at: int) -> None:
     whole = run(Asked(), 2)
-    result = run(Asked(at, how="hang"), 2, budget=Budget(10_000, deadline=time.time() + 2.0))
+    result = run(Asked(at, how="hang"), 2, budget=Budget(10_000, deadline=clock.now() + 2.0))
     assert result.stopped_by == "deadline_ms"
     last = [info for info in result.infos if info.stage == CONFIG.stages]
     assert len(last) == max(at - 1, 0)

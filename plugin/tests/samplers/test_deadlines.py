@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from typing import Any
 
 import pytest
 from selection_cases import LastDigit
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import EQUAL, ComparisonOutcome, LlmRelation, equivalence, undecided
 from sglang_power.answers.equivalence import FunctionRelation
@@ -54,7 +54,7 @@ async def test_a_deadline_ends_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = NamedReward("r", FunctionReward("r", stuck))
     asked = {**DRAWN, "score": "reward", "reward": "r"}
     async with asyncio.timeout(HUNG_S):
-        selection = await selected(monkeypatch, asked, reward=reward, deadline=time.time() + SOON_S)
+        selection = await selected(monkeypatch, asked, reward=reward, deadline=clock.now() + SOON_S)
     assert selection.stopped_by == "deadline_ms"
     assert selection.scores == (None,) * 4
     assert selection.best.mean_log_p == max(one.mean_log_p for one in selection.candidates)
@@ -84,7 +84,7 @@ def answers(selection: Selection) -> list[str]:
 
 async def test_a_deadline_ends_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = Stuck()
-    selection = await voted(monkeypatch, FunctionRelation(stuck), deadline=time.time() + SOON_S)
+    selection = await voted(monkeypatch, FunctionRelation(stuck), deadline=clock.now() + SOON_S)
     assert selection.stopped_by == "deadline_ms"
     assert {one["reason"] for one in selection.notes["undecided"]} == {LATE}
     assert answers(selection) == sorted({one.value for one in selection.candidates if one.value})
@@ -104,7 +104,7 @@ async def test_an_abort_ends_a_comparison(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_comparisons_in_time_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    selection = await voted(monkeypatch, FunctionRelation(lambda *_: True), deadline=time.time() + HUNG_S)
+    selection = await voted(monkeypatch, FunctionRelation(lambda *_: True), deadline=clock.now() + HUNG_S)
     assert (selection.stopped_by, len(answers(selection))) == ("completed", 1)
     assert "undecided" not in selection.notes
 
@@ -122,7 +122,7 @@ async def test_a_timeout_of_the_work_itself_is_no_deadline() -> None:
     async def failing() -> None:
         raise TimeoutError
 
-    deadline = Deadline(StubParent().watched, time.time() + HUNG_S)
+    deadline = Deadline(StubParent().watched, clock.now() + HUNG_S)
     with pytest.raises(TimeoutError):
         await deadline.for_others(failing)
     assert not deadline.late
@@ -163,7 +163,7 @@ async def test_children_that_run_at_the_deadline_end_by_themselves() -> None:
             await asyncio.sleep(2 * SOON_S)
             return float(bool(question)), Usage(children=1)
 
-    deadline = Deadline(StubParent().watched, time.time() + SOON_S)
+    deadline = Deadline(StubParent().watched, clock.now() + SOON_S)
     verdict = await bounded(LlmRelation(Slow()), deadline).same("a", "b")
     assert (verdict.outcome, verdict.usage) == (ComparisonOutcome.EQUAL, Usage(children=1))
     assert not deadline.late

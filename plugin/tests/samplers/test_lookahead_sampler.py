@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from exact import NARROW, g_test, normalised, random_model, seeds
 from exact_lookahead import answers_law, enumerated_block
 from exact_tools import ExactTools
 from selection_cases import AbortedAfter, LastDigit
+from sglang_power import clock
 from sglang_power.algorithms import lookahead
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.engines.tabular import TabularEngine, TabularModel
@@ -247,7 +247,7 @@ async def test_a_deadline_leaves_an_answer(right: int) -> None:
 
 
 async def test_behind_its_deadline_it_draws_from_the_proposal() -> None:
-    found = await outcome(asked(), budget=Budget(10**6, None, time.time() - 1.0))
+    found = await outcome(asked(), budget=Budget(10**6, None, clock.now() - 1.0))
     assert (found.stopped_by, found.report["blocks"], found.usage.children) == ("deadline_ms", 0, 1)
     assert found.finished or len(found.tokens) == L
 

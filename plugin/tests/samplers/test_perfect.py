@@ -7,7 +7,6 @@ test says otherwise.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from exact_tools import ExactTools
 from naive_tree import model
 from perfect_cases import SteppingEngine, answers, config_of, drawn
 from selection_cases import LastDigit
+from sglang_power import clock
 from sglang_power.algorithms import perfect
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.engines.tabular import TabularEngine
@@ -241,7 +241,7 @@ class Passing(Trials):
 
 async def late_trials(whole: set[int], key: Key) -> Trials:
     config = config_of(MODEL, 1.3, width=6, max_trials=60)
-    trials = Passing(Late(whole), config, key, deadline=time.time() + 1e6)
+    trials = Passing(Late(whole), config, key, deadline=clock.now() + 1e6)
     await trials.run(range(6))
     return trials
 

@@ -12,13 +12,13 @@ import asyncio
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Iterable, Sequence
 
 import exact
 import exact_tilt
 import pytest
 from early_rejection_cases import assert_same_tokens
+from sglang_power import clock
 from sglang_power.algorithms.cuts import CutLaw
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.algorithms.mh import MHConfig
@@ -343,7 +343,7 @@ def test_a_deadline_at_any_moment_leaves_the_answer_whole(
     for seed, moment in itertools.product(range(2), range(0, 200, 23)):
         whole = run(config, seed)
         with monkeypatch.context() as patch:
-            patch.setattr(time, "time", Clock())
+            patch.setattr(clock, "now", Clock())
             result = run(ahead(config, 8), seed, Budget(10_000, deadline=float(moment)))
         assert is_whole(result)
         assert_same_steps(result, whole)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from exact import NARROW, g_test, normalised, random_model, seeds
 from exact_smc import masses
 from exact_tools import ExactTools
 from selection_cases import AbortedAfter, LastDigit
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.engines.tabular import TabularEngine, TabularModel
 from sglang_power.errors import ChainAbortedError, ParticlesDiedError
@@ -256,7 +256,7 @@ async def test_tokens_say_beforehand_how_many_runs_there_are() -> None:
 async def test_a_deadline_leaves_an_answer(result: Any) -> None:
     reading = {"answer": "text"} if result == "vote" else {}
     request = asked(block_size=3, runs=2, result=result, **reading)
-    found = await outcome(request, budget=Budget(10**6, None, time.time() - 1.0))
+    found = await outcome(request, budget=Budget(10**6, None, clock.now() - 1.0))
     assert (found.stopped_by, found.law) == ("deadline_ms", "approximate")
     assert len(found.tokens) >= 1
     if result != "vote":
@@ -266,7 +266,7 @@ async def test_a_deadline_leaves_an_answer(result: Any) -> None:
 
 async def test_behind_its_deadline_a_draft_is_the_answer() -> None:
     request = asked(initial_ids=[1, 2, 1, 1, 0])
-    found = await outcome(request, budget=Budget(10**6, None, time.time() - 1.0))
+    found = await outcome(request, budget=Budget(10**6, None, clock.now() - 1.0))
     assert found.tokens.ids == (1, 2, 1, 1, 0)
     assert found.law == "approximate"
 

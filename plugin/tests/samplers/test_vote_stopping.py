@@ -231,8 +231,8 @@ async def test_an_abort_in_mid_vote_leaves_the_rounds_before_it() -> None:
 
 
 async def test_no_round_begins_behind_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 2.0])
-    monkeypatch.setattr(samples_module, "time", SimpleNamespace(time=lambda: next(clock)))
+    moments = iter([0.0, 2.0])
+    monkeypatch.setattr(samples_module, "clock", SimpleNamespace(now=lambda: next(moments)))
     vote = vote_of(TabularEngine(MODEL), 30, 1, deadline=1.0)
     monkeypatch.setattr(TabularEngine, "generate", _unhurried(TabularEngine.generate))
     selection = await vote.run(EXACT, "count", 1.0, UntilDecided(30, 5))

@@ -6,13 +6,13 @@ Deterministic: fixed seeds on the exact language model. Error rate 0.
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import pytest
 from exact import make_config
 from naive_tree import model
 from selection_cases import LastDigit
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall
 from sglang_power.answers import equivalence
 from sglang_power.engines.tabular import TabularEngine
@@ -144,7 +144,7 @@ class Late(TabularEngine):
 
 
 async def test_a_draw_that_the_deadline_cut_weighs_nothing() -> None:
-    samples = Samples(8, TABLE.horizon, ProposalLaw(1.0), tokens_each=ROOM, deadline=time.time() + 3600.0)
+    samples = Samples(8, TABLE.horizon, ProposalLaw(1.0), tokens_each=ROOM, deadline=clock.now() + 3600.0)
     selection = await Vote(Late(TABLE), LastDigit(), samples, Key(3)).run(EXACT, "power", alpha=4.0)
     assert [score is None for score in selection.scores] == [False, True] * 4
     assert selection.stopped_by == "deadline_ms"

@@ -266,3 +266,22 @@ def test_what_a_stopping_rule_takes_is_dropped_with_the_rule() -> None:
     again = config.resolve({"preset": "sure", "window": 2})
     assert isinstance(again, VoteRequest)
     assert (again.rule, again.error, again.window) == ("certain", 0.1, 2)
+
+
+def test_aliases_that_multiply_are_refused_before_anybody_walks_them(tmp_path: Path) -> None:
+    """Eight levels of eight references each are 130 million values in 500 characters."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefgh", "abcdefg", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]")
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="more than 20000 values"):
+        load_config(file)
+
+
+def test_a_wrong_value_is_shown_in_part_where_it_is_long(tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    file.write_text(f"limits: {{max_horizon: {'x' * 10_000}}}")
+    with pytest.raises(ConfigError, match="max_horizon") as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 500

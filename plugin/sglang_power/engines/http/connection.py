@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from tenacity import (
     wait_random,
 )
 
+from sglang_power import clock
 from sglang_power.errors import HostError, OverloadedError, RequestError, message_of
 from sglang_power.fields import Positive, PositiveFloat
 
@@ -122,7 +122,7 @@ class Connection:
         Args:
             body: without `rid`.
             dp_rank: the data-parallel rank that is to serve it.
-            deadline: unix time in seconds at which it is aborted; the answer then holds what there is.
+            deadline: seconds of `clock.now` at which it is aborted; the answer then holds what there is.
 
         Raises:
             RequestError: the server refused it.  OverloadedError: it stayed too busy for every retry.
@@ -157,7 +157,7 @@ class Connection:
         sending = self._send("POST", "/generate", {**body, "rid": rid}, headers)
         request = asyncio.ensure_future(sending)
         try:
-            wait_s = None if deadline is None else max(0.0, deadline - time.time())
+            wait_s = None if deadline is None else max(0.0, deadline - clock.now())
             await asyncio.wait({request}, timeout=wait_s)
             while not request.done():
                 await self._abort(rid)

@@ -7,13 +7,13 @@ sent and how answers are read, `connection` how. Knows no driver of `samplers`.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.http import capabilities, wire
@@ -239,7 +239,7 @@ def ending(answer: Json, asked: int, deadline: float | None) -> tuple[bool, bool
     Args:
         answer: of the server.
         asked: tokens at most.
-        deadline: unix time in seconds.
+        deadline: seconds of `clock.now`.
 
     Raises:
         ChainAbortedError: it was aborted, and not by its deadline.
@@ -247,7 +247,7 @@ def ending(answer: Json, asked: int, deadline: float | None) -> tuple[bool, bool
     """
     reason, count = answer["meta_info"]["finish_reason"], len(answer["output_ids"])
     if reason["type"] == "abort":
-        if deadline is None or time.time() < deadline:
+        if deadline is None or clock.now() < deadline:
             raise ChainAbortedError(f"the server gave up: {reason.get('message')}", [answer])
         return False, True
     finished = reason["type"] == "stop"

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import RankingEngine
 from sglang_power.errors import ChainAbortedError
 from sglang_power.rng import Key, fresh_seed
@@ -83,13 +84,15 @@ class AnswerRun:
         self._host, self._plan, self._manager = host, plan, host.manager
         self._parent = Parent(host)
         self._seed = fresh_seed() if plan.request.seed is None else plan.request.seed
-        self._deadline = None if plan.deadline_ms is None else time.time() + plan.deadline_ms / 1000
+        self._deadline = None if plan.deadline_ms is None else clock.now() + plan.deadline_ms / 1000
         params = self._parent.params
         self._stop, self._text = StopRule.of(self._manager, params), TextRule.of(self._manager, params)
 
     async def answers(self, emit: Emit | None, first_index: int) -> list[Answer]:
         """Return all answers; chunks and answers also go to `emit`, numbered from `first_index`."""
         chains = self._plan.chains
+        if (account := self._parent.account) is not None:
+            account.check(enabled=self._manager.enable_metrics)
         incremental = bool(self._manager.incremental_streaming_output)
         streams = [ChoiceStream(emit, first_index + number, incremental) for number in range(chains)]
         pair = self._plan.needs.second_prompt is not None

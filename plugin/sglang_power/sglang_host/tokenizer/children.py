@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import (
@@ -163,7 +163,7 @@ class ChildEngine:
         late = Continuation(Tokens.EMPTY, finished=False, cut_short=True, usage=Usage())
         if call.recalled:
             return late
-        if call.deadline is None or call.deadline > time.time():
+        if call.deadline is None or call.deadline > clock.now():
             try:
                 part = await self._one_child(call, call.deadline)
             except RecalledError:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sglang_power.samplers.tasks import check_cancelled
+from sglang_power.server.allowance import Allowance
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer.governor import Governor
 from sglang_power.sglang_host.tokenizer.launches import Launches
@@ -28,6 +29,7 @@ class ManagerState:
     Args:
         max_concurrent: requests of samplers of whole answers at work at once.
         max_children: children at work at once.
+        allowance: tokens of each key, where keys are limited.
 
     Attributes:
         live: requests of which parts run in SGLang, by their ids.
@@ -38,6 +40,7 @@ class ManagerState:
 
     max_concurrent: int
     max_children: int
+    allowance: Allowance | None = None
     live: dict[str, Placeholder] = field(default_factory=dict)
     parts: dict[str, Sequence[str]] = field(default_factory=dict)
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
@@ -70,8 +73,11 @@ _states: weakref.WeakKeyDictionary[Any, ManagerState] = weakref.WeakKeyDictionar
 def state_of(manager: Any, config: ServerConfig) -> ManagerState:
     """Return what is kept for a TokenizerManager, made when it is first asked for."""
     if manager not in _states:
+        limits = config.limits
         _states[manager] = ManagerState(
-            config.limits.max_concurrent_requests, config.limits.max_inflight_children
+            limits.max_concurrent_requests,
+            limits.max_inflight_children,
+            None if limits.per_key is None else Allowance(limits.per_key.tokens_per_minute),
         )
     return _states[manager]
 

@@ -6,7 +6,7 @@ counted there, as far as they have come. So nobody needs to know who answered, o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Tokens of all that was asked of SGLang through `around`."""
+    """Tokens of all that was asked of SGLang through `around`.
 
-    def __init__(self) -> None:
+    Args:
+        told: is told of decoded tokens as they are counted.
+    """
+
+    def __init__(self, told: Callable[[int], None] | None = None) -> None:
         self._decoded = self._prefilled = 0
+        self._told = told
 
     @property
     def tokens(self) -> TokenCounts:
@@ -40,6 +45,8 @@ class Meter:
                         told[index] = _tokens_of(answer["meta_info"], decoded, prefilled)
                         self._decoded += told[index][0] - decoded
                         self._prefilled += told[index][1] - prefilled
+                        if self._told is not None and told[index][0] > decoded:
+                            self._told(told[index][0] - decoded)
                     yield response
 
         return counted

@@ -19,6 +19,7 @@ from fastapi import HTTPException
 
 from sglang_power.errors import (
     HostError,
+    KeyLimitError,
     OverloadedError,
     PowerError,
     RequestError,
@@ -43,6 +44,7 @@ logger = logging.getLogger("sglang_power")
 
 STATUS: dict[type[PowerError], HTTPStatus] = {
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    KeyLimitError: HTTPStatus.TOO_MANY_REQUESTS,
     WeightsChangedError: HTTPStatus.SERVICE_UNAVAILABLE,
     RewardError: HTTPStatus.BAD_GATEWAY,
     HostError: HTTPStatus.INTERNAL_SERVER_ERROR,

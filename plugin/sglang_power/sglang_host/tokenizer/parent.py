@@ -12,7 +12,6 @@ import contextlib
 import copy
 import functools
 import itertools
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -29,10 +28,12 @@ from tenacity import (
     wait_random,
 )
 
+from sglang_power import clock
 from sglang_power.algorithms.engine import Recall
 from sglang_power.errors import ChainAbortedError, OverloadedError, WeightsChangedError
 from sglang_power.fields import UNTEMPERED
 from sglang_power.sglang_host.tokenizer.host import Host, ManagerState
+from sglang_power.sglang_host.tokenizer.keys import account_of, spending
 from sglang_power.sglang_host.tokenizer.meter import Meter
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_id
 
@@ -71,12 +72,14 @@ class Parent(Placeholder):
 
     Attributes:
         retractions: how often SGLang retracted one of its children.
+        account: the key's whose tokens it uses; None where the server does not limit keys.
         answers, reports: how many answers were counted, and how many of them say what they cost.
     """
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._meter, self._reported = Meter(), Counter[str]()
+        self.account = account_of(host)
+        self._meter, self._reported = Meter(spending(self.account)), Counter[str]()
         self._metered = replace(host, original=self._meter.around(host.original))
         self._limits = host.config.limits
         self.params: Mapping[str, Any] = host.obj.sampling_params
@@ -145,7 +148,7 @@ class Parent(Placeholder):
 
         Args:
             child: made by `child`.
-            deadline: unix time in seconds; None: no limit.
+            deadline: seconds of `clock.now`; None: no limit.
             recall: ends it from outside.
 
         Raises:
@@ -160,7 +163,7 @@ class Parent(Placeholder):
         """For the time of a with-block, end a child at its deadline or when it is recalled."""
         end = functools.partial(self._end_late, rid)
         if deadline is not None:
-            wait_s = max(0.0, deadline - time.time())
+            wait_s = max(0.0, deadline - clock.now())
             self._timers[rid] = asyncio.get_running_loop().call_later(wait_s, end)
         try:
             with contextlib.nullcontext() if recall is None else recall.told_to(end):
