@@ -11,6 +11,7 @@ from typing import Any
 
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.request.needs import ForcedTokens, Needs
@@ -43,6 +44,7 @@ class AnswerPlan:
         neutralised: sampling fields that are not applied.
         readout: of the judge; None where nothing is judged.
         reward: what scores; None where nothing does.
+        penalties: of the base law; None where it has none.
         strict: what would fall back to another sampler is an error.
     """
 
@@ -58,6 +60,7 @@ class AnswerPlan:
     neutralised: list[str]
     readout: Readout | None
     reward: NamedReward | None
+    penalties: Penalties | None = None
     strict: bool = False
 
     @property
@@ -129,6 +132,7 @@ def answer_plan(
         if needs.judge is None
         else Readout.of(manager.tokenizer, needs.judge.field, needs.judge.value),
         reward=reward_of(needs, config.rewards),
+        penalties=support.penalties_of(named, needs),
         strict=strict,
     )
 

@@ -187,7 +187,15 @@ class AnswerRun:
     def _engine(self, prompts: Prompts, number: int, rank: int | None) -> RankingEngine:
         asked = AlternativesRequest.of(self._manager, self._parent.obj)
         grammar = grammar_of(self._parent)
-        main = ChildEngine(self._parent, prompts.main, self._stop, rank, asked=asked, grammar=grammar)
+        main = ChildEngine(
+            self._parent,
+            prompts.main,
+            self._stop,
+            rank,
+            asked=asked,
+            grammar=grammar,
+            penalties=self._plan.penalties,
+        )
         if prompts.second is None:
             return main
         # The twin repeats the main prompt's tokens, whatever they spell behind its own.

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import (
     APART,
@@ -93,6 +94,7 @@ class ChildEngine:
         min_new_tokens: before which nothing stops; None: the request's own.
         asked: what the client asks of the rows; None: nothing.
         grammar: what constrains the answer, as sampling parameters; it has seen none of the prompt.
+        penalties: of the base law, by the tokens of the answer alone; None where it has none.
     """
 
     def __init__(
@@ -104,9 +106,10 @@ class ChildEngine:
         min_new_tokens: int | None = None,
         asked: AlternativesRequest | None = None,
         grammar: Mapping[str, Any] = MappingProxyType({}),
+        penalties: Penalties | None = None,
     ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
-        self._asked, self._grammar = asked, grammar
+        self._asked, self._grammar, self._penalties = asked, grammar, penalties
         own: int = parent.params.get("min_new_tokens") or 0
         self._min_new_tokens = own if min_new_tokens is None else min_new_tokens
 
@@ -226,7 +229,8 @@ class ChildEngine:
                 origin=len(input_ids) - 1,
                 forced=forced or None,
                 known=known,
-                kept=len(call.prefix) - known if self._grammar else 0,
+                kept=len(call.prefix) - known if self._grammar or self._penalties else 0,
+                penalties=self._penalties,
                 rules=call.rules,
                 coupling=coupling,
             ).to_custom_params(),
