@@ -41,7 +41,7 @@ SEED, ANSWERS = 1_300_000, 400
 BLOCK = 2
 
 CASES: dict[str, Json] = {
-    "power": {"sampler": "power", "alpha": 1.8, "block_size": BLOCK, "steps": 20},
+    "power": {"sampler": "power", "alpha": 1.8, "block_size": BLOCK, "steps": 12},
     "power, entropy cuts, ahead": {
         "sampler": "power",
         "alpha": 1.8,
@@ -52,7 +52,7 @@ CASES: dict[str, Json] = {
         "prefetch": 4,
     },
     "perfect": {"sampler": "perfect", "alpha": 1.8},
-    "smc, 16 runs": {"sampler": "smc", "alpha": 1.8, "particles": 8, "runs": 16, "block_size": BLOCK},
+    "smc, 8 runs": {"sampler": "smc", "alpha": 1.8, "particles": 8, "runs": 8, "block_size": BLOCK},
 }
 
 Logits = dict[Prefix, FloatArray]

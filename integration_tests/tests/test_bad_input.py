@@ -145,11 +145,15 @@ BUDGETS_AND_DRAFTS = [
     ],
 ]
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-
 UNSUPPORTED = [
     Bad("stop_regex", "'A.'", "out", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
-    Bad("lora_path", "'adapter'", "out", body={"lora_path": "adapter"}, openai={"lora_path": "adapter"}),
+    Bad(
+        "lora_path",
+        "'adapter'",
+        "--enable-lora",
+        body={"lora_path": "adapter"},
+        openai={"lora_path": "adapter"},
+    ),
     Bad("session_params", "{'id': 's'}", "out", body={"session_params": {"id": "s"}}, openai=None),
     Bad(
         "image_data",
@@ -174,7 +178,6 @@ UNSUPPORTED = [
         body={"return_hidden_states": True},
         openai={"return_hidden_states": True},
     ),
-    Bad("tools", "[{'type': 'function'", "out", openai={"tools": [TOOL]}, chat_only=True),
 ]
 
 POLICY_BASES: dict[str, dict[str, Any]] = {

@@ -46,6 +46,7 @@ class AnswerPlan:
         reward: what scores; None where nothing does.
         penalties: of the base law; None where it has none.
         strict: what would fall back to another sampler is an error.
+        calls_tools: the answer may call tools, which SGLang reads off the pieces of a stream.
     """
 
     sampler: Sampler[Any]
@@ -62,6 +63,7 @@ class AnswerPlan:
     reward: NamedReward | None
     penalties: Penalties | None = None
     strict: bool = False
+    calls_tools: bool = False
 
     @property
     def answers(self) -> int:
@@ -103,6 +105,7 @@ def answer_plan(
     """
     needs, limits = served.needs, config.limits
     support.check_request(obj, params, named)
+    support.check_adapter(manager, obj)
     support.check_grammar(params, needs)
     _check_truncation(needs, named)
     support.check_caps(limits, needs.capped)

@@ -152,12 +152,14 @@ class AnswerRun:
         progress = _Progress(writer, streams, self._plan.name)
         tools = self._tools(prompts, Key(self._seed, number), rank, progress)
         answers: list[Answer] = []
+        outcome_tokens = Tokens.EMPTY
         try:
             outcome = await self._plan.sampler.run(self._plan.request, tools)
         except ChainAbortedError as error:
             report = unanswered_report(self._plan.name)
             answers += [writer.aborted(progress.certain, str(error), dict(report)) for _ in streams]
         else:
+            outcome_tokens = outcome.tokens
             usage = prompts.usage if number == 0 else Usage()
             answers.append(self._written(writer, outcome, prompts, usage))
             if not outcome.tied or outcome.ended_early:
@@ -165,8 +167,15 @@ class AnswerRun:
                 answers += [self._written(writer, copy, prompts, Usage()) for _ in streams[1:]]
         for answer, stream in zip(answers, streams, strict=False):
             writer.count(answer)
+            if self._plan.calls_tools and stream.open:
+                self._send_pieces(writer, outcome_tokens, stream)
             stream.send(answer)
         return answers
+
+    def _send_pieces(self, writer: AnswerWriter, tokens: Tokens, stream: ChoiceStream) -> None:
+        """Stream an answer a token at a time: SGLang's parsers of tool calls lose what comes at once."""
+        for count in range(1, len(tokens)):
+            stream.send(writer.partial(tokens.first(count), {"sampler": self._plan.name, "progress": {}}))
 
     def _tools(self, prompts: Prompts, key: Key, rank: int | None, observer: Observer) -> HostTools:
         return HostTools(

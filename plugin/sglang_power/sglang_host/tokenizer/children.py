@@ -27,6 +27,7 @@ from sglang_power.sglang_host.child_params import (
 )
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.parent import Parent, RecalledError
+from sglang_power.sglang_host.tokenizer.places import internal_of
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
@@ -73,8 +74,13 @@ async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Promp
 
 
 def grammar_of(parent: Parent) -> dict[str, Any]:
-    """Return what constrains the answers of a request, as sampling parameters of a child."""
-    return {name: parent.params[name] for name in GRAMMARS if parent.params.get(name)}
+    """Return what constrains the answers of a request, as sampling parameters of a child.
+
+    What SGLang has put into `custom_params` says where in an answer with reasoning a grammar begins.
+    """
+    grammar = {name: parent.params[name] for name in GRAMMARS if parent.params.get(name)}
+    internal = internal_of(parent.params)
+    return {**grammar, "custom_params": internal} if grammar and internal else grammar
 
 
 async def _cached(parent: Parent, child: Any) -> Prompt:
@@ -235,7 +241,8 @@ class ChildEngine:
                 coupling=coupling,
             ).to_custom_params(),
         )
-        child.sampling_params |= {**self._grammar, **params}
+        custom = {**self._grammar.get("custom_params", {}), **child.sampling_params["custom_params"]}
+        child.sampling_params |= {**self._grammar, "custom_params": custom, **params}
         if self._asked is not None:
             self._asked.ask(child)
         return child

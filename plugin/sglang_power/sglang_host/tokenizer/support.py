@@ -16,7 +16,7 @@ from sglang_power.errors import LimitError, RequestError, ServerSettingsError, U
 from sglang_power.request import STATISTICS, Capped, Needs
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.child_params import GRAMMARS
-from sglang_power.sglang_host.tokenizer.body import Fields
+from sglang_power.sglang_host.tokenizer.body import Body, Fields
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ def server_refusals(server_args: Any, features: Sequence[tuple[str, object, str]
 
 # What the client wrote comes before what SGLang made of it.
 _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
-    "tools": (([],), "tool calls are not supported yet"),
     "stop_regex": (("", []), "stop patterns are not supported, stop strings are"),
     "beam_width": ((1,), "beam search is another sampler"),
     "best_of": ((1,), "it is another sampler"),
@@ -74,7 +73,6 @@ _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 _REQUEST: dict[str, str] = {
-    "lora_path": "LoRA adapters are not supported yet",
     "session_params": "sessions are not supported yet",
     "image_data": "multimodal prompts are not supported yet",
     "video_data": "multimodal prompts are not supported yet",
@@ -133,6 +131,25 @@ def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> 
 def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
     """Raises UnsupportedError for a field of this prompt that power sampling does not support."""
     _check_fields(obj, params, named, _SAMPLING, _REQUEST)
+
+
+def check_adapter(manager: Any, obj: Any) -> None:
+    """Raise UnsupportedError for a LoRA adapter on a server without any, which refuses the children."""
+    asked = obj.lora_path if isinstance(obj.lora_path, list) else [obj.lora_path]
+    if any(asked) and not getattr(manager, "enable_lora", False):
+        problem = "this server has no LoRA adapters"
+        raise UnsupportedError(
+            "lora_path", obj.lora_path, problem, "Leave it out, or start with --enable-lora"
+        )
+
+
+def check_tools(body: Body) -> None:
+    """Raise UnsupportedError for tools on a route that does not read their calls off our answers."""
+    if body.tools and not body.route.calls_tools:
+        problem = "this route does not read calls of tools off an answer that is there at once"
+        raise UnsupportedError(
+            "tools", body.tools, problem, "Ask /v1/chat/completions, or leave the sampler out"
+        )
 
 
 def check_grammar(params: Mapping[str, Any], needs: Needs) -> None:
