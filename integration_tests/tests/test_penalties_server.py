@@ -81,7 +81,7 @@ def test_a_penalty_out_of_its_range_is_refused_before_any_token(pivot_server: Se
     for value in (2.5, -2.5):
         answer = post(pivot_server, "/generate", asked(POWER, **{field: value}))
         assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text
-        assert field in answer.json()["error"]["message"]
+        assert field in answer.text
 
 
 @pytest.mark.parametrize("name", sorted(PAIRED))
