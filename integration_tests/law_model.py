@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sglang_power.algorithms.cuts import EntropyCut
 from sglang_power.algorithms.mh import MHConfig
 from sglang_power.engines.tabular import Prefix, TabularModel
+from sglang_power.policies.base import softmax
 from sglang_power.types import FloatArray, ProposalLaw
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -103,24 +104,32 @@ def _model(seed: int) -> Qwen2ForCausalLM:
 def tabular_model(folder: Path, prompt: str, horizon: int) -> TabularModel:
     """The exact law of what a server generates after `prompt`, up to `horizon` tokens.
 
-    One batch holds every string of letters of length `horizon` - 1; each of its rows is
-    p(. | prompt, prefix) of one prefix, softmax in float64 of the model's float32 logits.
+    Its rows are p(. | prompt, prefix), softmax in float64 of the model's float32 logits.
     """
-    model = Qwen2ForCausalLM.from_pretrained(folder).eval()
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
-    return enumerated(model, tokenizer.encode(prompt), horizon)
+    rows = logits_behind(folder, prompt, horizon)
+    return TabularModel(lambda prefix: softmax(rows[prefix]), horizon=horizon, eos=EOS)
 
 
 def enumerated(model: Qwen2ForCausalLM, prompt: list[int], horizon: int) -> TabularModel:
     """See `tabular_model`."""
+    rows = _logits_of(model, prompt, horizon)
+    return TabularModel(lambda prefix: softmax(rows[prefix]), horizon=horizon, eos=EOS)
+
+
+def logits_behind(folder: Path, prompt: str, horizon: int) -> dict[Prefix, FloatArray]:
+    """The served model's logits, [vocab] float64, behind every string of fewer than `horizon` letters."""
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+    return _logits_of(Qwen2ForCausalLM.from_pretrained(folder).eval(), tokenizer.encode(prompt), horizon)
+
+
+def _logits_of(model: Qwen2ForCausalLM, prompt: list[int], horizon: int) -> dict[Prefix, FloatArray]:
+    """One batch holds every string of letters of length `horizon` - 1; each of its rows is of one prefix."""
     letters = range(1, 1 + len(LETTERS))
     longest = [np.array(ids) + 1 for ids in np.ndindex(*[len(letters)] * (horizon - 1))]
     batch = torch.tensor(np.array([[*prompt, *ids] for ids in longest]), dtype=torch.int64)
     with torch.inference_mode():
-        logits = model(input_ids=batch).logits[:, len(prompt) - 1 :].double()
-    probs = torch.softmax(logits, dim=-1).numpy()
-    rows = {tuple(ids[:t].tolist()): probs[i, t] for i, ids in enumerate(longest) for t in range(horizon)}
-    return TabularModel(rows.__getitem__, horizon=horizon, eos=EOS)
+        logits = model(input_ids=batch).logits[:, len(prompt) - 1 :].double().numpy()
+    return {tuple(ids[:t].tolist()): logits[i, t] for i, ids in enumerate(longest) for t in range(horizon)}
 
 
 # --- exact laws ---------------------------------------------------------------------------------------

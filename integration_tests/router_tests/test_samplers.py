@@ -150,7 +150,7 @@ def test_streams_carry_text_progress_and_the_report(routed: Cluster, path: str) 
         (CHAT, {"metadata": {"sglang_power": "[]"}}, "metadata.sglang_power='[]': not a JSON object"),
         (CHAT, carried({**QUICK, "alpha": 0.5}), "alpha=0.5"),
         (CHAT, carried({"preset": "unknown"}), "preset='unknown'"),
-        (CHAT, {**carried(QUICK), "frequency_penalty": 0.5}, "frequency_penalty=0.5"),
+        (CHAT, {**carried(QUICK), "temperature": 0.5}, "temperature=0.5"),
         (
             CHAT,
             {**carried({**QUICK, "top_p": 0.5}), "top_p": 0.9},

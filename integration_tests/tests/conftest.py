@@ -78,9 +78,18 @@ def pivot_server(logs: Path, third_party: Path) -> Iterator[Server]:
     spec = ServerSpec(
         PIVOT_MODEL,
         "pivot",
-        ["--page-size", "1", "--enable-metrics", "--enable-cache-report"],
+        ["--page-size", "1", "--enable-metrics", "--enable-cache-report", "--tool-call-parser", "qwen25"],
         {"SGLANG_POWER_CONFIG": str(TEST_CONFIG), **with_third_party(third_party)},
     )
+    with server.running(spec, logs, preloaded.fork) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def changing_server(logs: Path) -> Iterator[Server]:
+    """The pivot model with a reasoning parser, whose weights tests may change."""
+    arguments = ["--page-size", "1", "--enable-metrics", "--reasoning-parser", "qwen3"]
+    spec = ServerSpec(PIVOT_MODEL, "changing", arguments, {"SGLANG_POWER_CONFIG": str(TEST_CONFIG)})
     with server.running(spec, logs, preloaded.fork) as running:
         yield running
 

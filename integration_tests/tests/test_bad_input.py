@@ -145,21 +145,15 @@ BUDGETS_AND_DRAFTS = [
     ],
 ]
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-
 UNSUPPORTED = [
-    Bad("frequency_penalty", "0.5", "out", {}, {"frequency_penalty": 0.5}, openai={"frequency_penalty": 0.5}),
-    Bad("presence_penalty", "-0.5", "out", {}, {"presence_penalty": -0.5}, openai={"presence_penalty": -0.5}),
-    Bad(
-        "repetition_penalty",
-        "1.2",
-        "out",
-        {},
-        {"repetition_penalty": 1.2},
-        openai={"repetition_penalty": 1.2},
-    ),
     Bad("stop_regex", "'A.'", "out", {}, {"stop_regex": "A."}, openai={"stop_regex": "A."}),
-    Bad("lora_path", "'adapter'", "out", body={"lora_path": "adapter"}, openai={"lora_path": "adapter"}),
+    Bad(
+        "lora_path",
+        "'adapter'",
+        "--enable-lora",
+        body={"lora_path": "adapter"},
+        openai={"lora_path": "adapter"},
+    ),
     Bad("session_params", "{'id': 's'}", "out", body={"session_params": {"id": "s"}}, openai=None),
     Bad(
         "image_data",
@@ -184,7 +178,6 @@ UNSUPPORTED = [
         body={"return_hidden_states": True},
         openai={"return_hidden_states": True},
     ),
-    Bad("tools", "[{'type': 'function'", "out", openai={"tools": [TOOL]}, chat_only=True),
 ]
 
 POLICY_BASES: dict[str, dict[str, Any]] = {

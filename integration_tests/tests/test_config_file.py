@@ -182,7 +182,6 @@ def test_a_default_applies_and_says_so(default_server: Server) -> None:
 def test_a_default_that_does_not_fit_runs_plain_and_says_why(default_server: Server) -> None:
     for fields, reason in (
         ({"temperature": 0.7}, "temperature=0.7"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty=0.5"),
         ({"max_tokens": 200}, "max_new_tokens=200"),
         ({"extra_body": {"stop_regex": "A[0-9]"}}, "stop_regex"),
     ):
@@ -240,7 +239,7 @@ def test_who_asks_for_the_default_strictly_gets_it_or_an_error(default_server: S
     assert power_of(served)["sampler"] == "power"
     one = raw_generate(default_server, sampling_params={"max_new_tokens": 1, **strict})
     assert power_of(one)["sampler"] == "power"
-    for fields in ({"temperature": 0}, {"temperature": 0.7}, {"frequency_penalty": 0.5}, {"max_tokens": 200}):
+    for fields in ({"temperature": 0}, {"temperature": 0.7}, {"max_tokens": 200}):
         for stream in (False, True):
             with pytest.raises(openai.BadRequestError):
                 client(default_server).chat.completions.create(

@@ -238,6 +238,20 @@ def test_min_new_tokens_is_counted_once_whatever_was_retracted(
         assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": EOS}
 
 
+PENALTIES = {"frequency_penalty": 0.8, "presence_penalty": 0.5, "repetition_penalty": 1.3}
+
+
+def test_penalties_count_the_same_tokens_whatever_was_retracted(
+    matrix_server: Server, pivot_server: Server
+) -> None:
+    """A retracted row is counted anew from what it had: chunks, pages and ranks change no answer."""
+    chain = {"sampler": "power", "block_size": 20, "steps": 2}
+    answers = together(policy_calls(matrix_server, chain, range(10), **PENALTIES))
+    expected = together(policy_calls(pivot_server, chain, range(10), **PENALTIES))
+    assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
+    assert sum(retracted(answer) for answer in answers) > 0, "this server retracts"
+
+
 SEARCH = {"sampler": "branch", "policy": "beam", "beam": 3, "max_branches": 24, "return_tree": True}
 
 

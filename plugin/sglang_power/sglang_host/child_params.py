@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from sglang_power.algorithms.monitors import RowRule, flat_rules, rules_of
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.policies import Policy, policies
 from sglang_power.types import ProposalLaw
 
@@ -72,7 +73,9 @@ class ChildParams:
         origin: absolute position of the row that the first new token is drawn from.
         forced: ids to emit instead of drawing.
         known: how many of them, at the start, are not new: no rule sees their rows.
-        kept: how many tokens at the end of the prompt belong to the answer: its grammar has to know them.
+        kept: how many tokens at the end of the prompt belong to the answer: its grammar, and its penalties,
+            have to know them.
+        penalties: of the base law; None where it has none. To SGLang the child has none, either.
         rules: when to end the request early.
         probe: report this process's state instead of statistics.
         coupling: the request that has to be in the same step; None where there is none.
@@ -85,6 +88,7 @@ class ChildParams:
     forced: tuple[int, ...] | None = None
     known: int = 0
     kept: int = 0
+    penalties: Penalties | None = None
     rules: tuple[RowRule, ...] = ()
     probe: bool = False
     coupling: Coupling | None = None
@@ -112,6 +116,7 @@ class ChildParams:
             "pair": None if self.coupling is None else self.coupling.name,
             "role": None if self.coupling is None else self.coupling.role,
             **flat_rules(self.rules),
+            **({} if self.penalties is None else self.penalties.flat()),
         }
         if self.policy is not None:
             flat |= flat_policy(self.policy)
@@ -134,6 +139,7 @@ class ChildParams:
             forced=None if forced is None else tuple(forced),
             known=flat.get("known", 0),
             kept=flat.get("kept", 0),
+            penalties=Penalties.of(flat),
             rules=rules_of(flat),
             probe=flat.get("probe", False),
             coupling=Coupling(flat["pair"], flat["role"]) if "pair" in flat else None,

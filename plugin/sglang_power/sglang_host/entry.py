@@ -8,7 +8,14 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
-from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    GenerateReqInput,
+    TokenizedGenerateReqInput,
+    UpdateWeightFromDiskReqInput,
+    UpdateWeightsFromDistributedReqInput,
+    UpdateWeightsFromIPCReqInput,
+    UpdateWeightsFromTensorReqInput,
+)
 
 from sglang_power.errors import RequestError
 from sglang_power.server.config import ServerConfig, server_config
@@ -21,6 +28,14 @@ from sglang_power.sglang_host.tokenizer.host import Host, state_of
 from sglang_power.sglang_host.tokenizer.placeholder import parent_id
 from sglang_power.sglang_host.tokenizer.places import Written, places_of, without_own, written
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, Plan, is_users, plan_request
+
+WEIGHT_UPDATES = (
+    UpdateWeightFromDiskReqInput,
+    UpdateWeightsFromDistributedReqInput,
+    UpdateWeightsFromIPCReqInput,
+    UpdateWeightsFromTensorReqInput,
+)
+"""Messages to the scheduler after which it may compute by other weights."""
 
 
 def generate_request(
@@ -92,8 +107,12 @@ def abort_request(
 
 
 def dispatch_to_scheduler(original: Callable[[Any, Any], None], manager: Any, obj: Any) -> None:
-    """Around TokenizerManager._dispatch_to_scheduler: children that are ready together are sent together."""
+    """Around TokenizerManager._dispatch_to_scheduler: children that are ready together are sent together.
+
+    Updates of weights leave here, too, and are counted: they have a version only where a client names one.
+    """
     state = state_of(manager, server_config())
+    state.weight_updates += isinstance(obj, WEIGHT_UPDATES)
     send = functools.partial(original, manager)
     if isinstance(obj, TokenizedGenerateReqInput) and parent_id(obj.rid) in state.live:
         state.launches.hold(obj, send)

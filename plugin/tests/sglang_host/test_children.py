@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from letters import Letters
 from sglang_power.algorithms.engine import ContinuationCall
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.errors import HostError
 from sglang_power.policies.kl_guided import KLGuided
 from sglang_power.server.config import ServerConfig
-from sglang_power.sglang_host.child_params import APART, META_KEY
+from sglang_power.sglang_host.child_params import APART, META_KEY, ChildParams
 from sglang_power.sglang_host.tokenizer.children import ChildEngine, Prompt
 from sglang_power.sglang_host.tokenizer.host import Host
 from sglang_power.sglang_host.tokenizer.parent import Parent
@@ -184,12 +185,28 @@ async def test_a_child_has_the_grammar_and_says_how_many_tokens_it_has_to_see(
     assert sent.input_ids == [*PROMPT.ids, *prefix]
 
 
-async def test_what_follows_an_answer_has_no_grammar() -> None:
+async def test_a_child_has_penalties_of_ours_and_none_of_sglangs() -> None:
+    """A child that goes on behind a retracted one has what was kept of that counted, too."""
+    parent = ScriptedParent(2, scripted([1, 2, 3, 3], 4, retractions=1), scripted([4, EOS], 2))
+    penalties = Penalties(0.5, repetition=1.5)
+    parent.params = {**parent.params, **penalties.flat()}
+    behind = ChildEngine(parent, PROMPT, parent.stop, None, penalties=penalties)
+    await behind.generate(ContinuationCall((), 4, LAW, seed=1))
+    sent = [child.sampling_params for child in parent.children]
+    assert [params["custom_params"].get("kept", 0) for params in sent] == [0, 2]
+    for params in sent:
+        assert ChildParams.from_custom_params(params["custom_params"]).penalties == penalties
+        assert Penalties.of(params) is None
+
+
+async def test_what_follows_an_answer_has_neither_grammar_nor_penalties() -> None:
     """The judge's question behind it, for one."""
     parent = ScriptedParent(None, scripted([4, 5], 2))
     stop = StopRule(Letters(), (), frozenset({EOS}), 1)
-    engine = ChildEngine(parent, PROMPT, stop, None, grammar={"regex": "a*"}).behind([6])
-    await engine.generate(ContinuationCall((7,), 3, LAW, seed=1))
+    whole = ChildEngine(
+        parent, PROMPT, stop, None, grammar={"regex": "a*"}, penalties=Penalties(presence=1.0)
+    )
+    await whole.behind([6]).generate(ContinuationCall((7,), 3, LAW, seed=1))
     (sent,) = parent.children
     assert "regex" not in sent.sampling_params
-    assert "kept" not in sent.sampling_params["custom_params"]
+    assert sent.sampling_params["custom_params"].keys().isdisjoint({"kept", "presence_penalty"})

@@ -198,7 +198,6 @@ FALLBACKS: list[tuple[FallbackReason, Json, Json, Json]] = [
     ("greedy", {"top_k": 1}, {}, {"on_temperature": "ignore"}),
     ("temperature", {"temperature": 0.7}, {}, {}),
     ("temperature", {"temperature": 1.5}, {}, {"on_temperature": "alpha"}),
-    ("unsupported_field", {"frequency_penalty": 0.5}, {}, {}),
     ("unsupported_field", {"stop_regex": "a"}, {}, {}),
     ("limits", LONG, {}, {}),
     ("limits", {"max_new_tokens": 2000}, {}, {}),

@@ -31,6 +31,7 @@ from sglang.srt.entrypoints.ollama.serving import OllamaServing
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest, ResponsesRequest
 from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.errors import RequestError
 from sglang_power.request import PowerRequest
 from sglang_power.sglang_host import entry
@@ -145,12 +146,9 @@ async def test_what_the_client_names_counts_on_every_route(manager: Manager, pat
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("field", ["temperature", "frequency_penalty"])
 @pytest.mark.usefixtures("manager")
-async def test_what_power_refuses_is_refused_on_every_route(path: str, field: str) -> None:
-    if path == MESSAGES and field == "frequency_penalty":
-        path = OLLAMA  # Anthropic's API has none
-    body = body_for(path, {field: 0.5}, {"sampler": "power"})
+async def test_what_power_refuses_is_refused_on_every_route(path: str) -> None:
+    body = body_for(path, {"temperature": 0.5}, {"sampler": "power"})
     try:
         response = await send(path, body)
     except RequestError as error:  # SGLang's servings, for which OpenAI stands here, make a 400 of it
@@ -159,7 +157,18 @@ async def test_what_power_refuses_is_refused_on_every_route(path: str, field: st
     else:
         assert response.status_code == httpx.codes.BAD_REQUEST
         told = response.text
-    assert f"{field}=0.5" in told
+    assert "temperature=0.5" in told
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_penalties_that_the_client_names_are_the_base_laws_on_every_route(
+    manager: Manager, path: str
+) -> None:
+    """That of the model's generation config is not, and Anthropic's API has none."""
+    named = {} if path == MESSAGES else {"frequency_penalty": 0.5}
+    plan = await plan_of(manager, path, named, {"sampler": "power"})
+    assert isinstance(plan, AnswerPlan)
+    assert plan.penalties == (Penalties(frequency=0.5) if named else None)
 
 
 @pytest.mark.parametrize("path", [OLLAMA, OLLAMA_CHAT])
@@ -168,9 +177,10 @@ async def test_ollamas_options_hold_samplers_and_penalties_of_its_names(manager:
     assert isinstance(plan, AnswerPlan)
     assert isinstance(plan.request, PowerRequest)
     assert (plan.request.alpha, plan.request.min_p, plan.request.seed) == (2.0, 0.1, 3)
-    refused = await send(path, body_for(path, {"sampler": "power", "repeat_penalty": 1.2}, {}))
-    assert refused.status_code == httpx.codes.BAD_REQUEST
-    assert "repetition_penalty=1.2" in refused.text
+    named = await plan_of(manager, path, {"sampler": "power", "repeat_penalty": 1.2}, {})
+    assert isinstance(named, AnswerPlan)
+    assert named.penalties == Penalties(repetition=1.2)
+    assert "repetition_penalty" not in named.neutralised
 
 
 async def test_responses_with_a_text_format_take_the_clients_words_only(manager: Manager) -> None:

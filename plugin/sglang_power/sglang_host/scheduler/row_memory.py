@@ -1,4 +1,4 @@
-"""What policies remember of a request, and what they see of the token before. Scheduler process.
+"""What policies remember of a request, and what rows see of the token before. Scheduler process.
 
 Memory is one number per request, on the device: it lives on the request and not with the batch's rows, so
 that filtering, merging and retraction cannot lose it, and is read and written without a synchronisation.
@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+
+from sglang_power.sglang_host.scheduler.penalties import penalise, table_of
 
 NOTHING = -1
 """Memory of a request whose policy has not said anything yet."""
@@ -113,7 +115,8 @@ def sample(original: Callable[..., Any], runner: Any, logits_output: Any, forwar
     """Around ModelRunner.sample: hands the sampler the tokens that its rows follow, and the model's logits.
 
     On the device, so under overlap scheduling too they are the tokens really drawn. Logits as the model gave
-    them, before SGLang's penalties, are kept for reported rows that have some.
+    them, before SGLang's penalties, are kept for reported rows that have some. Those of children with
+    penalties become those of their base law, before SGLang adds its masks and biases.
     """
     info = forward_batch.sampling_info
     reported = getattr(info, "power_reported", None)
@@ -122,6 +125,11 @@ def sample(original: Callable[..., Any], runner: Any, logits_output: Any, forwar
     block = getattr(info, "power_rows", None)
     if block is not None and "ends_line" in block.needs:
         info.power_previous = _previous_ids(forward_batch)
+    if block is not None and block.penalised:
+        logits = logits_output.next_token_logits
+        table = table_of(logits)
+        previous, positions = _previous_ids(forward_batch), _positions(forward_batch)
+        penalise(logits, block.counted_in(table), table, previous, positions)
     return original(runner, logits_output, forward_batch)
 
 
@@ -131,3 +139,9 @@ def _previous_ids(forward_batch: Any) -> torch.Tensor:
     if forward_batch.forward_mode.is_decode():
         return ids
     return ids.index_select(0, forward_batch.extend_seq_lens.long().cumsum(0) - 1)
+
+
+def _positions(forward_batch: Any) -> torch.Tensor:
+    """[batch] absolute position of the last input token of every row, as SGLang hands it to its sampler."""
+    positions: torch.Tensor = forward_batch.positions
+    return positions if forward_batch.forward_mode.is_decode() else forward_batch.seq_lens - 1

@@ -29,6 +29,7 @@ from sglang_power.sglang_host.child_params import (
 )
 from sglang_power.sglang_host.host_sampling import law_of
 from sglang_power.sglang_host.scheduler.batch_rows import BatchRows, merged, some
+from sglang_power.sglang_host.scheduler.penalties import CountedRow, CountedRows, CountTable
 from sglang_power.sglang_host.scheduler.reported import ReportedRows, reported_row
 from sglang_power.sglang_host.scheduler.row_memory import RowMemory, begins_line
 from sglang_power.sglang_host.scheduler.row_tensors import RowTensors
@@ -52,6 +53,7 @@ class PowerRow:
         line: whether a line begins (1) or not (0) in front of the last token that the row follows; for
             policies that look at text.
         banned: tokens that the request's logit_bias bans, for rows with a policy.
+        counted: the tokens of its answer, for rows with penalties.
     """
 
     params: ChildParams
@@ -59,6 +61,7 @@ class PowerRow:
     tokenizer: Any = None
     line: RowMemory | None = None
     banned: tuple[int, ...] = ()
+    counted: CountedRow | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,19 @@ class RowBlock(BatchRows[PowerRow]):
     def needs(self) -> frozenset[str]:
         """What the policies of this batch look at beside the logits."""
         return frozenset().union(*(row.policy.needs for row in self.active if row.policy is not None))
+
+    @cached_property
+    def penalised(self) -> dict[int, CountedRow]:
+        """The rows with penalties, by their positions in the batch."""
+        rows = zip(self.indices, self.members, strict=True)
+        return {index: row.counted for index, row in rows if row.counted is not None}
+
+    def counted_in(self, table: CountTable) -> CountedRows:
+        """The rows with penalties in a table; made once per composition of the batch."""
+        if "_counted" not in self.__dict__:
+            self.__dict__["_counted"] = table.place(list(self.penalised), list(self.penalised.values()))
+        rows: CountedRows = self.__dict__["_counted"]
+        return rows
 
     @property
     def whole(self) -> bool:
@@ -176,8 +192,9 @@ def _power_row(req: Any, params: ChildParams) -> PowerRow:
 
     Where a line begins is read again from the whole sequence instead, which is known whenever rows are made.
     """
+    counted = _counted(req, params)
     if params.policy is None:
-        return PowerRow(params)
+        return PowerRow(params, counted=counted)
     needs, banned = params.policy.needs, banned_tokens(req.sampling_params.logit_bias)
     memory = tokenizer = line = None
     if "memory" in needs:
@@ -187,7 +204,16 @@ def _power_row(req: Any, params: ChildParams) -> PowerRow:
         tokenizer = req.tokenizer
         backwards = itertools.chain(reversed(req.output_ids), reversed(req.origin_input_ids))
         line = RowMemory(int(begins_line(backwards, tokenizer)))
-    return PowerRow(params, memory, tokenizer, line, banned)
+    return PowerRow(params, memory, tokenizer, line, banned, counted)
+
+
+def _counted(req: Any, params: ChildParams) -> CountedRow | None:
+    """The row's answer so far, as far as the host knows it whenever rows are made: all that is prefilled."""
+    if params.penalties is None:
+        return None
+    prompt, output = req.origin_input_ids, req.output_ids
+    answer = [*prompt[len(prompt) - params.kept :], *output]
+    return CountedRow(params.penalties, answer, last=len(prompt) + len(output) - 1)
 
 
 def banned_tokens(logit_bias: Mapping[str, float] | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.answers import EXTRACTORS, LLM, Extractor, Regex, equivalence
 from sglang_power.errors import RequestError, UnsupportedError
 from sglang_power.request.needs import ForcedTokens, Needs
@@ -43,7 +44,9 @@ class AnswerPlan:
         neutralised: sampling fields that are not applied.
         readout: of the judge; None where nothing is judged.
         reward: what scores; None where nothing does.
+        penalties: of the base law; None where it has none.
         strict: what would fall back to another sampler is an error.
+        calls_tools: the answer may call tools, which SGLang reads off the pieces of a stream.
     """
 
     sampler: Sampler[Any]
@@ -58,7 +61,9 @@ class AnswerPlan:
     neutralised: list[str]
     readout: Readout | None
     reward: NamedReward | None
+    penalties: Penalties | None = None
     strict: bool = False
+    calls_tools: bool = False
 
     @property
     def answers(self) -> int:
@@ -100,6 +105,7 @@ def answer_plan(
     """
     needs, limits = served.needs, config.limits
     support.check_request(obj, params, named)
+    support.check_adapter(manager, obj)
     support.check_grammar(params, needs)
     _check_truncation(needs, named)
     support.check_caps(limits, needs.capped)
@@ -129,6 +135,7 @@ def answer_plan(
         if needs.judge is None
         else Readout.of(manager.tokenizer, needs.judge.field, needs.judge.value),
         reward=reward_of(needs, config.rewards),
+        penalties=support.penalties_of(named, needs),
         strict=strict,
     )
 

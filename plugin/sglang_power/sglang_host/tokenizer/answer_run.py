@@ -158,15 +158,17 @@ class AnswerRun:
         """
         rank = self._rank(prompts, number)
         writer = AnswerWriter(self._parent, prompts.main, self._stop, self._text, rank)
-        progress = _Progress(writer, streams, self._plan.name)
+        progress = _Progress(writer, streams, self._plan)
         tools = self._tools(prompts, Key(self._seed, number), rank, progress)
         answers: list[Answer] = []
+        whole = Tokens.EMPTY
         try:
             outcome = await self._plan.sampler.run(self._plan.request, tools)
         except ChainAbortedError as error:
             report = unanswered_report(self._plan.name)
             answers += [writer.aborted(progress.certain, str(error), dict(report)) for _ in streams]
         else:
+            whole = outcome.tokens
             usage = prompts.usage if number == 0 else Usage()
             answers.append(self._written(writer, outcome, prompts, usage))
             if not outcome.tied or outcome.ended_early:
@@ -174,6 +176,8 @@ class AnswerRun:
                 answers += [self._written(writer, copy, prompts, Usage()) for _ in streams[1:]]
         for answer, stream in zip(answers, streams, strict=False):
             writer.count(answer)
+            if self._plan.calls_tools:
+                progress.send_pieces(stream, whole)
             stream.send(answer)
         return answers
 
@@ -196,7 +200,15 @@ class AnswerRun:
     def _engine(self, prompts: Prompts, number: int, rank: int | None) -> RankingEngine:
         asked = AlternativesRequest.of(self._manager, self._parent.obj)
         grammar = grammar_of(self._parent)
-        main = ChildEngine(self._parent, prompts.main, self._stop, rank, asked=asked, grammar=grammar)
+        main = ChildEngine(
+            self._parent,
+            prompts.main,
+            self._stop,
+            rank,
+            asked=asked,
+            grammar=grammar,
+            penalties=self._plan.penalties,
+        )
         if prompts.second is None:
             return main
         # The twin repeats the main prompt's tokens, whatever they spell behind its own.
@@ -252,8 +264,8 @@ class _Progress:
         certain: the tokens that nothing can change any more.
     """
 
-    def __init__(self, writer: AnswerWriter, streams: Sequence[ChoiceStream], name: str) -> None:
-        self._writer, self._streams, self._name = writer, streams, name
+    def __init__(self, writer: AnswerWriter, streams: Sequence[ChoiceStream], plan: AnswerPlan) -> None:
+        self._writer, self._streams, self._plan = writer, streams, plan
         self._last = 0.0
         self.certain = Tokens.EMPTY
 
@@ -264,5 +276,15 @@ class _Progress:
             return
         self._last = now
         for stream in filter(lambda stream: stream.open, self._streams):
-            power = {"sampler": self._name, "progress": dict(progress)}
-            stream.send(self._writer.partial(certain, power))
+            if self._plan.calls_tools:
+                self.send_pieces(stream, certain)
+            self._send(stream, certain, progress)
+
+    def send_pieces(self, stream: ChoiceStream, certain: Tokens) -> None:
+        """Stream all tokens but the last, one by one: SGLang's parsers of calls lose what comes at once."""
+        for count in range(stream.tokens + 1, len(certain)) if stream.open else ():
+            self._send(stream, certain.first(count), {})
+
+    def _send(self, stream: ChoiceStream, certain: Tokens, progress: Mapping[str, Any]) -> None:
+        power = {"sampler": self._plan.name, "progress": dict(progress)}
+        stream.send(self._writer.partial(certain, power))

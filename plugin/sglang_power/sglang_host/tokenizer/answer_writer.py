@@ -163,6 +163,11 @@ class ChoiceStream:
         """Whether somebody listens."""
         return self._emit is not None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens were handed on so far."""
+        return 0 if self._sent is None else len(self._sent["output_ids"])
+
     def send(self, answer: Answer) -> None:
         """Hand on a chunk or the answer."""
         if self._emit is None:

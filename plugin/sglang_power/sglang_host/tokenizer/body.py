@@ -42,11 +42,13 @@ class Route:
         fields: where the client's sampling fields stand.
         takes_custom_params: whether SGLang hands the body's `custom_params` on; else nobody reads them.
         shows_reports: whether its answers have room for `meta_info.power`.
+        calls_tools: whether SGLang reads calls of the body's `tools` off the text of our answers.
     """
 
     fields: Where = "sampling_params"
     takes_custom_params: bool = False
     shows_reports: bool = True
+    calls_tools: bool = False
 
 
 NATIVE = Route()
@@ -61,7 +63,7 @@ def routes() -> dict[str, Route]:
         "/generate": NATIVE,
         os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate"): NATIVE,
         "/v1/completions": Route("top_level", takes_custom_params=True),
-        "/v1/chat/completions": Route("top_level", takes_custom_params=True),
+        "/v1/chat/completions": Route("top_level", takes_custom_params=True, calls_tools=True),
         "/invocations": Route("top_level", takes_custom_params=True),
         "/v1/responses": events,
         "/v1/messages": events,
@@ -103,6 +105,13 @@ class Body:
         """Return OpenAI's `metadata`; empty where there is none, or no object."""
         metadata = self.values.get("metadata")
         return metadata if isinstance(metadata, dict) else {}
+
+    @property
+    def tools(self) -> list[Any]:
+        """Return the tools that an answer may call; empty where it may call none."""
+        tools = self.values.get("tools")
+        may_call = isinstance(tools, list) and self.values.get("tool_choice") != "none"
+        return tools if may_call else []
 
     def named(self, params: Mapping[str, Any]) -> Fields:
         """Return the sampling fields that the client wrote, under SGLang's names; null is not written.

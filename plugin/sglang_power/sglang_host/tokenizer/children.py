@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_power import clock
 from sglang_power.algorithms.engine import ContinuationCall, RankedToken
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.errors import HostError
 from sglang_power.sglang_host.child_params import (
     APART,
@@ -26,6 +27,7 @@ from sglang_power.sglang_host.child_params import (
 )
 from sglang_power.sglang_host.tokenizer.alternatives import AlternativesRequest
 from sglang_power.sglang_host.tokenizer.parent import Parent, RecalledError
+from sglang_power.sglang_host.tokenizer.places import internal_of
 from sglang_power.sglang_host.tokenizer.stopping import StopRule
 from sglang_power.sglang_host.tokenizer.support import room_behind
 from sglang_power.types import Continuation, ProposalLaw, Tokens, Usage
@@ -72,8 +74,13 @@ async def prepare_other_prompt(parent: Parent, prompt: str | list[int]) -> Promp
 
 
 def grammar_of(parent: Parent) -> dict[str, Any]:
-    """Return what constrains the answers of a request, as sampling parameters of a child."""
-    return {name: parent.params[name] for name in GRAMMARS if parent.params.get(name)}
+    """Return what constrains the answers of a request, as sampling parameters of a child.
+
+    What SGLang has put into `custom_params` says where in an answer with reasoning a grammar begins.
+    """
+    grammar = {name: parent.params[name] for name in GRAMMARS if parent.params.get(name)}
+    internal = internal_of(parent.params)
+    return {**grammar, "custom_params": internal} if grammar and internal else grammar
 
 
 async def _cached(parent: Parent, child: Any) -> Prompt:
@@ -93,6 +100,7 @@ class ChildEngine:
         min_new_tokens: before which nothing stops; None: the request's own.
         asked: what the client asks of the rows; None: nothing.
         grammar: what constrains the answer, as sampling parameters; it has seen none of the prompt.
+        penalties: of the base law, by the tokens of the answer alone; None where it has none.
     """
 
     def __init__(
@@ -104,9 +112,10 @@ class ChildEngine:
         min_new_tokens: int | None = None,
         asked: AlternativesRequest | None = None,
         grammar: Mapping[str, Any] = MappingProxyType({}),
+        penalties: Penalties | None = None,
     ) -> None:
         self._parent, self._prompt, self._stop, self._dp_rank = parent, prompt, stop, dp_rank
-        self._asked, self._grammar = asked, grammar
+        self._asked, self._grammar, self._penalties = asked, grammar, penalties
         own: int = parent.params.get("min_new_tokens") or 0
         self._min_new_tokens = own if min_new_tokens is None else min_new_tokens
 
@@ -226,12 +235,14 @@ class ChildEngine:
                 origin=len(input_ids) - 1,
                 forced=forced or None,
                 known=known,
-                kept=len(call.prefix) - known if self._grammar else 0,
+                kept=len(call.prefix) - known if self._grammar or self._penalties else 0,
+                penalties=self._penalties,
                 rules=call.rules,
                 coupling=coupling,
             ).to_custom_params(),
         )
-        child.sampling_params |= {**self._grammar, **params}
+        custom = {**self._grammar.get("custom_params", {}), **child.sampling_params["custom_params"]}
+        child.sampling_params |= {**self._grammar, "custom_params": custom, **params}
         if self._asked is not None:
             self._asked.ask(child)
         return child

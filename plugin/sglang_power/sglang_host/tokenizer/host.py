@@ -36,6 +36,7 @@ class ManagerState:
         parts: id of a call -> the ids of its prompts, where SGLang gave them others.
         repeating: aborts that are being repeated.
         launches: children on their way to the scheduler.
+        weight_updates: how many of them this process has sent to the scheduler.
     """
 
     max_concurrent: int
@@ -45,6 +46,7 @@ class ManagerState:
     parts: dict[str, Sequence[str]] = field(default_factory=dict)
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
     launches: Launches = field(default_factory=Launches)
+    weight_updates: int = 0
 
     @cached_property
     def slots(self) -> asyncio.Semaphore:

@@ -7,7 +7,7 @@ can still become an HTTP 400. Tokenizer process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_power.errors import RequestError, UnsupportedError
@@ -230,7 +230,10 @@ def _own_plan(
     _check_policy_ids(manager, request)
     if (answered := served(request)) is not None:
         strict = config.is_strict(asked.values, manager.served_model_name)
-        return answer_plan(manager, obj, params, named, config, answered, strict)
+        body = written_by_client.body
+        support.check_tools(body)
+        plan = answer_plan(manager, obj, params, named, config, answered, strict)
+        return replace(plan, calls_tools=bool(body.tools))
     assert isinstance(request, Policy)
     return _policy_plan(obj, params, named, config, request, statistics=asked.statistics is not None)
 

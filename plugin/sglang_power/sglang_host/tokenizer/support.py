@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_power.algorithms.penalties import Penalties
 from sglang_power.errors import LimitError, RequestError, ServerSettingsError, UnsupportedError
 from sglang_power.request import STATISTICS, Capped, Needs
 from sglang_power.server.config import Limits
 from sglang_power.sglang_host.child_params import GRAMMARS
-from sglang_power.sglang_host.tokenizer.body import Fields
+from sglang_power.sglang_host.tokenizer.body import Body, Fields
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,6 @@ def server_refusals(server_args: Any, features: Sequence[tuple[str, object, str]
 
 # What the client wrote comes before what SGLang made of it.
 _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
-    "tools": (([],), "tool calls are not supported yet"),
-    "frequency_penalty": ((0, 0.0), "penalties are not supported yet"),
-    "presence_penalty": ((0, 0.0), "penalties are not supported yet"),
-    "repetition_penalty": ((1, 1.0), "penalties are not supported yet"),
     "stop_regex": (("", []), "stop patterns are not supported, stop strings are"),
     "beam_width": ((1,), "beam search is another sampler"),
     "best_of": ((1,), "it is another sampler"),
@@ -76,7 +73,6 @@ _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 _REQUEST: dict[str, str] = {
-    "lora_path": "LoRA adapters are not supported yet",
     "session_params": "sessions are not supported yet",
     "image_data": "multimodal prompts are not supported yet",
     "video_data": "multimodal prompts are not supported yet",
@@ -137,6 +133,25 @@ def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
     _check_fields(obj, params, named, _SAMPLING, _REQUEST)
 
 
+def check_adapter(manager: Any, obj: Any) -> None:
+    """Raise UnsupportedError for a LoRA adapter on a server without any, which refuses the children."""
+    asked = obj.lora_path if isinstance(obj.lora_path, list) else [obj.lora_path]
+    if any(asked) and not getattr(manager, "enable_lora", False):
+        problem = "this server has no LoRA adapters"
+        raise UnsupportedError(
+            "lora_path", obj.lora_path, problem, "Leave it out, or start with --enable-lora"
+        )
+
+
+def check_tools(body: Body) -> None:
+    """Raise UnsupportedError for tools on a route that does not read their calls off our answers."""
+    if body.tools and not body.route.calls_tools:
+        problem = "this route does not read calls of tools off an answer that is there at once"
+        raise UnsupportedError(
+            "tools", body.tools, problem, "Ask /v1/chat/completions, or leave the sampler out"
+        )
+
+
 def check_grammar(params: Mapping[str, Any], needs: Needs) -> None:
     """Check what an answer with a grammar may be asked beside it.
 
@@ -158,6 +173,23 @@ def check_grammar(params: Mapping[str, Any], needs: Needs) -> None:
         )
 
 
+def penalties_of(named: Fields, needs: Needs) -> Penalties | None:
+    """Return the penalties that a client named, which are part of the base law; None where there are none.
+
+    Those of the model's generation config or of the server are not applied, as its other defaults.
+
+    Raises:
+        UnsupportedError: the sampler cannot follow them.
+    """
+    penalties = Penalties.of(named)
+    if penalties is not None and needs.second_prompt is not None:
+        field, value = next(iter(penalties.acting().items()))
+        beside = needs.second_prompt[0]
+        problem = f"it does not go together with {beside}: the rows of a second prompt have no penalties"
+        raise UnsupportedError(field, value, problem, f"Leave {beside} or the penalty out")
+    return penalties
+
+
 def _check_fields(
     obj: Any,
     params: Mapping[str, Any],
@@ -168,8 +200,7 @@ def _check_fields(
 ) -> None:
     for field in sampling_fields:
         neutral, reason = _SAMPLING[field]
-        # Constraints may also come from the host (tool parsers); penalties count only where named.
-        value = named.get(field, params.get(field) if not field.endswith("_penalty") else None)
+        value = named.get(field, params.get(field))  # constraints may also come from the host (tool parsers)
         if value is not None and value not in neutral:
             raise UnsupportedError(field, value, reason, f"Leave {field} out, or {beside}")
     for field in request_fields:
