@@ -47,7 +47,7 @@ def _grow() -> None:
         KEPT.append(bytearray(os.urandom(64) * (GROWTH // 64)))
         return entered(self)
 
-    Placeholder.__enter__ = enter  # type: ignore[method-assign]
+    Placeholder.__enter__ = enter  # type: ignore[assignment, method-assign]
 
 
 def _drop_an_answer() -> None:
