@@ -10,7 +10,7 @@ import itertools
 import os
 from typing import Any
 
-FAULT = "SGLANG_POWER_SOAK_FAULT"
+FAULT = "SOAK_FAULT"
 EVERY = 20
 """Of so many calls, one goes wrong."""
 
