@@ -16,9 +16,6 @@ from integration_tests.tests.conftest import logs, no_thread_is_left
 
 __all__ = ["logs", "no_thread_is_left"]
 
-KEY_HEADER = "x-key"
-TOKENS_PER_MINUTE = 6_000
-
 
 @pytest.fixture(scope="session")
 def fault_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
@@ -37,7 +34,6 @@ def one_fault_server(logs: Path, fault_ground: Ground) -> Iterator[Server]:
             for name in ("well", *MISBEHAVIOURS)
         }
         rewards |= {f"{name}_optional": {**rewards[name], "on_error": "without"} for name in MISBEHAVIOURS}
-        limits = {"per_key": {"tokens_per_minute": TOKENS_PER_MINUTE, "header": KEY_HEADER}}
         spec = ServerSpec(
             PIVOT_MODEL,
             "faults",
@@ -45,7 +41,7 @@ def one_fault_server(logs: Path, fault_ground: Ground) -> Iterator[Server]:
                 *["--page-size", "1", "--enable-metrics", "--log-level-http", "warning"],
                 *["--max-running-requests", "16", "--max-queued-requests", "16"],
             ],
-            fault_ground.environment(rewards=rewards, limits=limits),
+            fault_ground.environment(rewards=rewards),
         )
         with server.running(spec, logs, preloaded.fork) as running:
             yield running

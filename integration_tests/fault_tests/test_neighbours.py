@@ -1,4 +1,4 @@
-"""What others do to a server: rewards that hang or talk nonsense, endless patterns, clients that take it all.
+"""What others do to a server: rewards that hang or talk nonsense, patterns without end.
 
 `make test-faults`.
 """
@@ -12,22 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_tests.fault_tests.conftest import KEY_HEADER, TOKENS_PER_MINUTE
 from integration_tests.helpers.clients import (
-    PROMPT,
     QUICK,
-    eventually,
-    metric,
     power_of,
     raw_generate,
 )
 from integration_tests.helpers.contract import (
-    CHAT,
-    CHAT_STREAM,
-    COMPLETIONS,
-    DOORS,
     GENERATE,
-    GENERATE_STREAM,
 )
 from integration_tests.helpers.faults import MISBEHAVIOURS, ask, clients
 from integration_tests.server import Server
@@ -73,52 +64,3 @@ def test_a_pattern_without_end_holds_up_nobody(pattern: str, fault_server: Serve
             raw_generate(fault_server, sampling_params={"max_new_tokens": 2})
         seen = ended()
     assert {each.status for each in seen} <= {200, 400}, seen
-
-
-# --- tokens of a key ---------------------------------------------------------------------------------
-
-SPENDING: dict[str, Any] = {"sampler": "vote", "samples": 16, "stopping": "never"}
-
-
-def spent(server: Server, key: str) -> None:
-    """Have a key use all that it has."""
-    for _ in range(50):
-        seen = ask(
-            server, "/generate", GENERATE.body(SPENDING, 96, n=4, ignore_eos=True), **{KEY_HEADER: key}
-        )
-        if seen.status == httpx.codes.TOO_MANY_REQUESTS:
-            return
-        assert seen.status == httpx.codes.OK, seen
-    pytest.fail(f"{TOKENS_PER_MINUTE} tokens were not used up")
-
-
-def test_a_key_that_has_used_its_tokens_is_refused_and_others_are_not(fault_server: Server) -> None:
-    before = metric(fault_server, "sglang_power_key_refusals_total")
-    spent(fault_server, "greedy")
-    for door in DOORS:
-        seen = ask(
-            fault_server, door.path, door.body(SPENDING, 96, n=4, ignore_eos=True), **{KEY_HEADER: "greedy"}
-        )
-        if seen.status == httpx.codes.OK:  # a stream has said so before anybody could look
-            assert door in (GENERATE_STREAM,), (door, seen)
-            assert '"status_code": 429' in seen.text
-        else:
-            assert seen.status == httpx.codes.TOO_MANY_REQUESTS, (door, seen)
-        assert "tokens per minute" in seen.text
-        assert "greedy" not in seen.text
-    for key in ({KEY_HEADER: "modest"}, {}):
-        for door in (GENERATE, COMPLETIONS, CHAT, CHAT_STREAM):
-            assert ask(fault_server, door.path, door.body(QUICK, 16), **key).status == httpx.codes.OK
-    plain = {"text": PROMPT, "sampling_params": {"max_new_tokens": 4}}
-    assert ask(fault_server, "/generate", plain, **{KEY_HEADER: "greedy"}).status == httpx.codes.OK
-    assert metric(fault_server, "sglang_power_key_refusals_total") >= before + len(DOORS)
-
-
-def test_a_key_is_served_again_when_its_tokens_have_flowed_back(fault_server: Server) -> None:
-    spent(fault_server, "patient")
-
-    def served() -> bool:
-        body = GENERATE.body(QUICK, 16)
-        return ask(fault_server, "/generate", body, **{KEY_HEADER: "patient"}).status == httpx.codes.OK
-
-    eventually(served, "tokens flow back")

@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     if not server.has_plugin:
         return _failed("\n".join(_without_plugin(server)), 1)
     planned = plan(server, task, settings)
-    for note in planned.notes:
+    for note in planned.plan.run.notes:
         print(note, file=sys.stderr)
     found = asyncio.run(tune(server, planned, settings, Folder(options.output)))
     return _tell(found, options)

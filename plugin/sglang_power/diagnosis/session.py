@@ -96,7 +96,7 @@ class Run:
     output: Path
     command: str
     findings: dict[int, PromptFinding] = field(default_factory=dict, init=False)
-    _pairs: dict[int, list[CoupledPair]] = field(default_factory=dict, init=False)
+    _pairs: dict[int, dict[int, CoupledPair]] = field(default_factory=dict, init=False)
 
     async def diagnose(self, lines: Sequence[PromptLine]) -> Diagnosis:
         """Run all pairs of all prompts, prompt by prompt.
@@ -125,11 +125,12 @@ class Run:
         for at, number in jobs:
             key = Key(settings.seed, number)
             pair = await run_pair(chains[at].make, key, settings.lag, settings.steps)
-            pairs = self._pairs.setdefault(at, [])
-            pairs.append(pair)
+            pairs = self._pairs.setdefault(at, {})
+            pairs[number] = pair
             bar.update()
             if len(pairs) == settings.replicas:
-                self.findings[at] = finding(text_of(lines[at]), pairs, chains[at], settings.confidence)
+                whole = [pairs[number] for number in range(settings.replicas)]
+                self.findings[at] = finding(text_of(lines[at]), whole, chains[at], settings.confidence)
                 self.write()
 
     def report(self) -> Diagnosis:

@@ -89,12 +89,19 @@ def parts_of(asked: Sequence[Asked], seed: int) -> Parts:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run is going to do: as an evaluation, in parts, with candidates."""
+    """What a run is going to do.
+
+    Args:
+        plan: the same as an evaluation of all arms.
+        parts: its problems.
+        candidates: names of the arms that are chosen among; others are controls.
+        arms: by name.
+    """
 
     plan: evaluation.Plan
     parts: Parts
+    candidates: tuple[str, ...]
     arms: Mapping[str, Arm]
-    notes: Sequence[str]
 
 
 def plan(server: evaluation.Server, task: Task, settings: Settings) -> Planned:
@@ -117,7 +124,7 @@ def plan(server: evaluation.Server, task: Task, settings: Settings) -> Planned:
     controls = [arm for arm in arms_of.build(CONTROLS, items, {}, (), 1, None) if arm.name not in taken]
     run = found.run.model_copy(update={"arms": (*arms, *controls)})
     by_name = {arm.name: arm for arm in (*arms, *controls)}
-    return Planned(dataclasses.replace(found, run=run), parts, by_name, found.run.notes)
+    return Planned(dataclasses.replace(found, run=run), parts, tuple(arm.name for arm in arms), by_name)
 
 
 async def tune(server: evaluation.Server, planned: Planned, settings: Settings, folder: Folder) -> Tuning:
@@ -174,7 +181,7 @@ class Session:
     async def _choose(self) -> State:
         """Halve the candidates until one is left."""
         settings, problems = self._settings, self._planned.parts.chosen_by
-        names = tuple(name for name in self._planned.arms if name in self._candidates())
+        names = self._planned.candidates
         budget = settings.budget - int(HELD_OUT * settings.budget)
         whole = Plan(len(problems), budget, halving.rounds_of(len(names)), settings.asking.concurrency)
         state = await self._step(problems, State(names), 1)
@@ -192,10 +199,6 @@ class Session:
             told = [f"{name}: {why}" for name, why in self._out.items()]
             raise ConfigError("no candidate is left: " + "; ".join(told))
         return state
-
-    def _candidates(self) -> set[str]:
-        """The names of the grid's arms; controls that are none are only asked at the end."""
-        return {name for name, arm in self._planned.arms.items() if arm.sampler in self._settings.grid}
 
     async def _step(self, problems: Sequence[Asked], state: State, items: int) -> State:
         """Ask all candidates that are left the next problems."""
@@ -272,7 +275,7 @@ class Session:
             spent=state.spent + last.spent,
             standings=tuple(self._standings(best, state)),
             held_out=tuple(held_out),
-            notes=(*self._planned.notes, *remarks(held_out), *short),
+            notes=(*run.notes, *remarks(held_out), *short),
         )
 
     def _standings(self, best: str, state: State) -> list[Standing]:
