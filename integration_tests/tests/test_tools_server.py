@@ -97,8 +97,8 @@ def test_calls_that_a_client_requires(pivot_server: Server, choice: Any) -> None
 def test_tools_that_nobody_may_call_change_nothing(pivot_server: Server) -> None:
     openai, extra = client(pivot_server), {"custom_params": POWER, "regex": "a[bc]{3}"}
     common: Json = {"model": "pivot", "messages": MESSAGES, "max_tokens": 8, "extra_body": extra}
-    none = openai.chat.completions.create(**common, tools=TOOLS, tool_choice="none")
-    without = openai.chat.completions.create(**common)
+    nobody: Json = {"tools": TOOLS, "tool_choice": "none"}
+    none, without = (openai.chat.completions.create(**common, **more) for more in (nobody, {}))
     assert none.choices[0].message.content == without.choices[0].message.content
     assert reports(none)[0]["sampler"] == "power"
 

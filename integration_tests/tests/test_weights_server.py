@@ -146,7 +146,9 @@ NAMES = ("one", "two")
 def write_adapter(folder: Path, base: Qwen2ForCausalLM, seed: int) -> dict[str, torch.Tensor]:
     """Write a LoRA adapter in peft's form, and return what it adds to the weights."""
     folder.mkdir(parents=True)
-    rng, tensors, added = np.random.default_rng(seed), {}, {}
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    added: dict[str, torch.Tensor] = {}
     for name, weight in base.named_parameters():
         if not name.endswith(tuple(f"{projection}.weight" for projection in PROJECTIONS)):
             continue

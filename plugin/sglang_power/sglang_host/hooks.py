@@ -132,7 +132,7 @@ HOOKS = (
         "sglang.srt.model_executor.model_runner.ModelRunner.sample",
         "around",
         f"{_HOST}.scheduler.row_memory:sample",
-        "policies see the token before, statistics leave penalties out",
+        "policies see the token before, statistics leave penalties out, those of whole answers act",
         ("scheduler",),
     ),
     Hook(

@@ -119,7 +119,7 @@ class CountTable:
         self._grow(len(rows) - len(self._free))
         for row in rows:
             row.slot = self._free.popleft()
-            weakref.finalize(row, self._free.append, row.slot)
+            weakref.finalize(row, self._free.append, row.slot).atexit = False
         slots = self._moved([row.slot or 0 for row in rows])
         self._counts.index_fill_(0, slots, 0)
         self._last[slots] = self._moved([row.last for row in rows])

@@ -110,8 +110,9 @@ class Body:
     def tools(self) -> list[Any]:
         """Return the tools that an answer may call; empty where it may call none."""
         tools = self.values.get("tools")
-        may_call = isinstance(tools, list) and self.values.get("tool_choice") != "none"
-        return tools if may_call else []
+        if not isinstance(tools, list) or self.values.get("tool_choice") == "none":
+            return []
+        return tools
 
     def named(self, params: Mapping[str, Any]) -> Fields:
         """Return the sampling fields that the client wrote, under SGLang's names; null is not written.
