@@ -166,7 +166,7 @@ FEATURES = [
         _works("test_weights_server", "reasoning_is_taken_out_of_answers_as_out_of_sglangs_own"),
     ),
     Feature("`max_thinking_tokens`", _field("max_thinking_tokens"), fields=("max_thinking_tokens",)),
-    Feature("LoRA adapters", _works("test_weights_server", "children_have_the_adapter_of_their_request")),
+    Feature("LoRA adapters", _field("lora_path"), fields=("lora_path",)),
     Feature(
         "weights updated meanwhile",
         _works(

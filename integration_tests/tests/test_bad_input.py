@@ -150,7 +150,7 @@ UNSUPPORTED = [
     Bad(
         "lora_path",
         "'adapter'",
-        "--enable-lora",
+        "out",
         body={"lora_path": "adapter"},
         openai={"lora_path": "adapter"},
     ),

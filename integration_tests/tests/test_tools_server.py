@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_tests.helpers.clients import MESSAGES, QUICK, client, events, post, reports
+from integration_tests.helpers.clients import EOS, MESSAGES, QUICK, client, events, post, reports
 from integration_tests.helpers.contract import CONTRACT, PAIRED
 from integration_tests.server import Server
 
@@ -35,6 +35,10 @@ TOOLS = [tool("f"), tool("g")]
 CALLS = [r'\{"name": "f", "arguments": \{"n": [1-3]\}\}', r'\{"name": "g", "arguments": \{\}\}']
 BOTH = "a[bc] " + r"\n".join(rf"<tool_call>\n{call}\n</tool_call>" for call in CALLS)
 """Text and two calls, as `--tool-call-parser qwen25` reads them."""
+
+
+TERSE = {**{str(2 + ord(blank)): -100 for blank in " \n\t\r"}, str(2 + ord("]")): 50, str(EOS): 50}
+"""No blanks where JSON leaves the choice, and an end as soon as there may be one."""
 
 
 def asked(custom: Json, **fields: Any) -> Json:
@@ -84,7 +88,7 @@ def test_calls_of_tools_in_the_answers_of_every_sampler(pivot_server: Server, na
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "g"}}])
 def test_calls_that_a_client_requires(pivot_server: Server, choice: Any) -> None:
     """What SGLang makes of it is a grammar, as of every other constraint."""
-    body = asked(POWER, tool_choice=choice, regex=None)
+    body = asked(POWER, tool_choice=choice, regex=None, logit_bias=TERSE)
     told = post(pivot_server, "/v1/chat/completions", body).json()
     (answer,) = told["choices"]
     assert answer["finish_reason"] == "tool_calls"

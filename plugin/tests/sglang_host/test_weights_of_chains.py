@@ -36,7 +36,6 @@ class Chain(Parent):
 
     async def _answer(self, _: Any, child: Any, __: Any) -> AsyncIterator[Any]:
         meta = dict(next(self._metas))
-        child.lora_id = meta.pop("lora_id", None)
         if meta.pop("updated", False):
             update(self.manager)
         finish = {"finish_reason": {"type": "length", "length": 1}}
@@ -61,7 +60,6 @@ def spans(*versions: str) -> Meta:
 async def test_children_of_the_same_weights_are_one_answer() -> None:
     await Chain(SAME, SAME, SAME).children(3)
     await Chain(spans("a"), spans("a", "a")).children(2)
-    await Chain({**SAME, "lora_id": "x"}, {**SAME, "lora_id": "x"}).children(2)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,6 @@ async def test_children_of_the_same_weights_are_one_answer() -> None:
         ((spans("a", "b"),), "from a to b"),
         ((SAME, {**SAME, "updated": True}), "by an update without a version"),
         (({**SAME, "updated": True},), "by an update without a version"),
-        (({**SAME, "lora_id": "x"}, {**SAME, "lora_id": "y"}), "from a with adapter x to a with adapter y"),
     ],
 )
 async def test_a_change_fails_the_request(metas: tuple[Meta, ...], told: str) -> None:

@@ -105,7 +105,6 @@ def answer_plan(
     """
     needs, limits = served.needs, config.limits
     support.check_request(obj, params, named)
-    support.check_adapter(manager, obj)
     support.check_grammar(params, needs)
     _check_truncation(needs, named)
     support.check_caps(limits, needs.capped)

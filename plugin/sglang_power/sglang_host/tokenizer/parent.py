@@ -15,7 +15,7 @@ import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
@@ -84,7 +84,7 @@ class Parent(Placeholder):
         self._limits = host.config.limits
         self.params: Mapping[str, Any] = host.obj.sampling_params
         self._numbers = itertools.count()
-        self._weights: Weights | None = None
+        self._weight_version: str | None = None
         self._updates: int | None = None
         self._late: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -199,7 +199,7 @@ class Parent(Placeholder):
             outs = await self._retried(once, error)
         for out in outs:
             self.retractions += out["meta_info"].get("num_retractions") or 0
-            self._check_weights(child, out["meta_info"])
+            self._check_weights(out["meta_info"])
         return outs
 
     async def _retried(self, once: Callable[[], Awaitable[T]], refusal: HTTPException) -> T:
@@ -292,8 +292,8 @@ class Parent(Placeholder):
             for kind, count in self._meter.tokens.model_dump().items()
         }
 
-    def _check_weights(self, child: Any, meta: Mapping[str, Any]) -> None:
-        """A chain never mixes weights: it fails when they, or those of its adapter, are updated under it.
+    def _check_weights(self, meta: Mapping[str, Any]) -> None:
+        """A chain never mixes weights: it fails when they are updated under it.
 
         The versions of a child's tokens are the scheduler's; the count of updates knows those without a
         version, of this tokenizer process.
@@ -301,35 +301,14 @@ class Parent(Placeholder):
         spans = [span["version"] for span in meta.get("weight_versions") or ()]
         updated = self._host.state.weight_updates != self._updates
         for version in spans or [meta.get("weight_version")]:
-            weights = Weights(version, _adapter_of(child))
-            if self._weights is None:
-                self._weights = weights
-            if updated or weights != self._weights:
-                same = weights == self._weights
-                told = "by an update without a version" if same else f"from {self._weights} to {weights}"
+            if self._weight_version is None:
+                self._weight_version = version
+            if updated or version != self._weight_version:
+                same = version == self._weight_version
+                told = (
+                    "by an update without a version" if same else f"from {self._weight_version} to {version}"
+                )
                 raise WeightsChangedError(f"the weights changed during the chain, {told}: send it again")
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What a child was computed by.
-
-    Args:
-        version: of the model's weights.
-        adapter: SGLang's id of the loaded LoRA adapter; None without one.
-    """
-
-    version: str | None
-    adapter: str | None
-
-    def __str__(self) -> str:
-        return str(self.version) if self.adapter is None else f"{self.version} with adapter {self.adapter}"
-
-
-def _adapter_of(child: Any) -> str | None:
-    """The adapter that SGLang has resolved for a child; of children in one message it is a list."""
-    adapter = getattr(child, "lora_id", None)
-    return adapter[0] if isinstance(adapter, list) else adapter
 
 
 def _batch_of(children: Sequence[Any]) -> Any:

@@ -73,6 +73,7 @@ _SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 _REQUEST: dict[str, str] = {
+    "lora_path": "LoRA adapters are not supported yet",
     "session_params": "sessions are not supported yet",
     "image_data": "multimodal prompts are not supported yet",
     "video_data": "multimodal prompts are not supported yet",
@@ -131,16 +132,6 @@ def check_policy_request(obj: Any, params: Mapping[str, Any], named: Fields) -> 
 def check_request(obj: Any, params: Mapping[str, Any], named: Fields) -> None:
     """Raises UnsupportedError for a field of this prompt that power sampling does not support."""
     _check_fields(obj, params, named, _SAMPLING, _REQUEST)
-
-
-def check_adapter(manager: Any, obj: Any) -> None:
-    """Raise UnsupportedError for a LoRA adapter on a server without any, which refuses the children."""
-    asked = obj.lora_path if isinstance(obj.lora_path, list) else [obj.lora_path]
-    if any(asked) and not getattr(manager, "enable_lora", False):
-        problem = "this server has no LoRA adapters"
-        raise UnsupportedError(
-            "lora_path", obj.lora_path, problem, "Leave it out, or start with --enable-lora"
-        )
 
 
 def check_tools(body: Body) -> None:
