@@ -34,6 +34,7 @@ from sglang_power.sglang_host.tokenizer.answer_writer import Answer, Emit, empty
 from sglang_power.sglang_host.tokenizer.body import body_of
 from sglang_power.sglang_host.tokenizer.clients import attended
 from sglang_power.sglang_host.tokenizer.host import Host
+from sglang_power.sglang_host.tokenizer.keys import account_of
 from sglang_power.sglang_host.tokenizer.ollama import OllamaChunks
 from sglang_power.sglang_host.tokenizer.openai import StreamNotes, notes_of
 from sglang_power.sglang_host.tokenizer.placeholder import Placeholder, part_of
@@ -79,6 +80,8 @@ def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     obj.normalize_batch_and_arguments()
     prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
     each = list(plans) if len(plans) == len(prompts) else [plans[0]] * len(prompts)
+    if any(isinstance(plan, AnswerPlan) for plan in each):
+        _check_key(host)
     if obj.stream:
         responses = _stream(host, prompts, each, notes_of(obj))
     else:
@@ -86,6 +89,20 @@ def serve(host: Host, plans: Sequence[Plan]) -> AsyncIterator[Any]:
     if obj.is_single or not isinstance(rid, str):
         return responses
     return _known_as(host, rid, [prompt.rid for prompt in prompts], responses)
+
+
+def _check_key(host: Host) -> None:
+    """Raise HTTP 429 where the key has no tokens left and the status is not sent yet.
+
+    OpenAI's streams send theirs with their first line; of the other ones AnswerRun asks, inside the stream.
+    """
+    account = account_of(host)
+    if account is None or (host.obj.stream and notes_of(host.obj) is None):
+        return
+    try:
+        account.check(enabled=host.manager.enable_metrics)
+    except KeyLimitError as error:
+        raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error)) from error
 
 
 async def _known_as(
