@@ -50,7 +50,7 @@ def spending(samples: int) -> Json:
 
 def spend(server: Server, key: str, samples: int, n: int = 1) -> None:
     body = GENERATE.body(spending(samples), TOKENS, n=n, ignore_eos=True)
-    seen = ask(server, "/generate", body, **{HEADER: key})
+    seen = ask(server, "/generate", body, headers={HEADER: key})
     assert seen.status == httpx.codes.OK, seen
 
 
@@ -58,7 +58,7 @@ def test_a_key_that_has_used_its_tokens_is_refused_and_others_are_not(keyed_serv
     before = metric(keyed_server, "sglang_power_key_refusals_total")
     spend(keyed_server, "greedy", 8, n=2)
     for door in DOORS:
-        seen = ask(keyed_server, door.path, door.body(QUICK, 16), **{HEADER: "greedy"})
+        seen = ask(keyed_server, door.path, door.body(QUICK, 16), headers={HEADER: "greedy"})
         if door == GENERATE_STREAM:  # its 200 was sent before anybody looked
             assert seen.status == httpx.codes.OK
             assert '"status_code":429' in seen.text.replace(" ", "")
@@ -69,18 +69,18 @@ def test_a_key_that_has_used_its_tokens_is_refused_and_others_are_not(keyed_serv
     assert metric(keyed_server, "sglang_power_key_refusals_total") == before + len(DOORS)
     for door in (GENERATE, COMPLETIONS, CHAT, CHAT_STREAM):
         for key in ({HEADER: f"modest {door}"}, {}):
-            assert ask(keyed_server, door.path, door.body(QUICK, 16), **key).status == httpx.codes.OK
+            assert ask(keyed_server, door.path, door.body(QUICK, 16), headers=key).status == httpx.codes.OK
     plain = {"text": PROMPT, "sampling_params": {"max_new_tokens": 4}}
-    assert ask(keyed_server, "/generate", plain, **{HEADER: "greedy"}).status == httpx.codes.OK
+    assert ask(keyed_server, "/generate", plain, headers={HEADER: "greedy"}).status == httpx.codes.OK
 
 
 def test_a_key_is_served_again_when_its_tokens_have_flowed_back(keyed_server: Server) -> None:
     spend(keyed_server, "patient", 8)
-    refused = ask(keyed_server, "/generate", GENERATE.body(QUICK, 16), **{HEADER: "patient"})
+    refused = ask(keyed_server, "/generate", GENERATE.body(QUICK, 16), headers={HEADER: "patient"})
     assert refused.status == httpx.codes.TOO_MANY_REQUESTS, refused
 
     def served() -> bool:
         body = GENERATE.body(QUICK, 16)
-        return ask(keyed_server, "/generate", body, **{HEADER: "patient"}).status == httpx.codes.OK
+        return ask(keyed_server, "/generate", body, headers={HEADER: "patient"}).status == httpx.codes.OK
 
     eventually(served, "tokens flow back")

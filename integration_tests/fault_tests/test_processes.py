@@ -60,7 +60,8 @@ def asking(
 
 
 def power_starts(running: Server) -> bool:
-    return faults.at_work(running)["children"] > 0
+    children: int = faults.at_work(running)["children"]
+    return children > 0
 
 
 def test_a_killed_scheduler_ends_the_server_and_every_request_at_once(logs: Path, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_killed_scheduler_ends_the_server_and_every_request_at_once(logs: Path
     doors = [GENERATE, GENERATE_STREAM, COMPLETIONS, CHAT, CHAT_STREAM]
     with server.running(spec, logs, preloaded.fork) as running:
         scheduler = scheduler_of(running)
-        calls = [
+        calls: list[Callable[[], Seen]] = [
             *[asking(running, door) for door in doors],
             partial(ask, running, "/generate", PLAIN, HANGS_S),
         ]

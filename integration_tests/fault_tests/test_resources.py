@@ -38,7 +38,7 @@ DROPPED = "sglang_power_experiment_log_lines_dropped_total"
 
 def enrolled(server: Server, unit: str) -> None:
     body = {"text": PROMPT, "sampling_params": SHORT}
-    seen = ask(server, "/generate", body, **{"x-logged": unit})
+    seen = ask(server, "/generate", body, headers={"x-logged": unit})
     assert seen.status == httpx.codes.OK, seen
 
 

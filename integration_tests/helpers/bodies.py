@@ -112,9 +112,9 @@ def right(schema: Json) -> st.SearchStrategy[Any]:
         low = int(schema.get("minimum", 0))
         return st.integers(low, min(int(schema.get("maximum", low + 4)), low + 4))
     if kind == "number":
-        low = float(schema.get("minimum", schema.get("exclusiveMinimum", 0.0)))
-        high = float(schema.get("maximum", schema.get("exclusiveMaximum", 4.0)))
-        return st.floats(low, min(high, low + 4.0), exclude_min="exclusiveMinimum" in schema)
+        bounds = {"minimum": schema.get("exclusiveMinimum", 0.0), "maximum": 4.0, **schema}
+        least, most = float(bounds["minimum"]), float(bounds["maximum"])
+        return st.floats(least, min(most, least + 4.0), exclude_min="exclusiveMinimum" in schema)
     if kind == "string":
         return st.sampled_from(["g", "number", "well", "[0-9]+", "R7+3:"])
     if kind == "array":
@@ -124,7 +124,11 @@ def right(schema: Json) -> st.SearchStrategy[Any]:
 
 def _cheap() -> list[Json]:
     """Parameters that are right for certain, one set per sampler that has a row."""
-    policies = [{"sampler": "top_n_sigma", "n": 1.5}, {"sampler": "min_p", "p": 0.1}, {"sampler": "edt"}]
+    policies: list[Json] = [
+        {"sampler": "top_n_sigma", "n": 1.5},
+        {"sampler": "min_p", "p": 0.1},
+        {"sampler": "edt"},
+    ]
     return [row.quick for name, row in CONTRACT.items() if name != "shortlist"] + policies
 
 

@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +125,9 @@ class Seen:
         return self.status == 0
 
 
-def ask(server: Server, path: str, body: Json, timeout: float = WAIT_S, **headers: str) -> Seen:
+def ask(
+    server: Server, path: str, body: Json, timeout: float = WAIT_S, headers: Mapping[str, str] | None = None
+) -> Seen:
     """Make one request, whatever becomes of it."""
     try:
         response = HTTP.post(server.url + path, json=body, timeout=timeout, headers=headers)
