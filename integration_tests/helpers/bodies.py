@@ -112,9 +112,10 @@ def right(schema: Json) -> st.SearchStrategy[Any]:
         low = int(schema.get("minimum", 0))
         return st.integers(low, min(int(schema.get("maximum", low + 4)), low + 4))
     if kind == "number":
-        bounds = {"minimum": schema.get("exclusiveMinimum", 0.0), "maximum": 4.0, **schema}
-        least, most = float(bounds["minimum"]), float(bounds["maximum"])
-        return st.floats(least, min(most, least + 4.0), exclude_min="exclusiveMinimum" in schema)
+        above, below = "exclusiveMinimum" in schema, "exclusiveMaximum" in schema
+        least = float(schema["exclusiveMinimum"] if above else schema.get("minimum", 0.0))
+        most = float(schema["exclusiveMaximum"] if below else schema.get("maximum", least + 4.0))
+        return st.floats(least, min(most, least + 4.0), exclude_min=above, exclude_max=below)
     if kind == "string":
         return st.sampled_from(["g", "number", "well", "[0-9]+", "R7+3:"])
     if kind == "array":
