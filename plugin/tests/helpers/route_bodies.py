@@ -29,7 +29,7 @@ class Manager:
     def __init__(self) -> None:
         self.tokenizer = ChatLetters()
         self.model_config = SimpleNamespace(vocab_size=100, hf_eos_token_id=[0])
-        self.server_args = SimpleNamespace()
+        self.server_args = SimpleNamespace(weight_version="default")
         self.served_model_name = "m"
         self.context_len, self.num_reserved_tokens = 4096, 0
         self.plans: list[Plan] = []

@@ -63,7 +63,7 @@ class StubParent(Parent):
             tokenizer=Speller(),
             model_config=SimpleNamespace(hf_eos_token_id=[0]),
             incremental_streaming_output=False,
-            server_args=SimpleNamespace(dp_size=1),
+            server_args=SimpleNamespace(dp_size=1, weight_version="default"),
             context_len=500,
             num_reserved_tokens=0,
             max_req_input_len=494,

@@ -60,7 +60,10 @@ class Sglang:
     def __init__(self) -> None:
         self.rid_to_state: Json = {}
         self.server_args = SimpleNamespace(
-            tokenizer_worker_num=1, preferred_sampling_params=None, incremental_streaming_output=False
+            weight_version="default",
+            tokenizer_worker_num=1,
+            preferred_sampling_params=None,
+            incremental_streaming_output=False,
         )
         self.enable_metrics = self.incremental_streaming_output = False
         self.aborts: list[str] = []
