@@ -62,7 +62,7 @@ def _planned(manager: Any, obj: Any, body: Body, config: ServerConfig) -> list[P
     """Return the plans of a call; SGLang's other routes make a 400 of a ValueError, Ollama's do not."""
     try:
         return plan_request(manager, obj, body, config)
-    except RequestError as error:
+    except ValueError as error:  # ours, and what SGLang says of its own parameters
         if body.is_ollamas:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
         raise
