@@ -97,7 +97,9 @@ async def sent(client: httpx.AsyncClient, path: str, body: Any) -> Sent:
 async def all_sent(url: str, asked: list[tuple[str, Any]]) -> list[Sent]:
     """Send bodies from several clients; once the server is gone, no more of them."""
     waiting, found = list(reversed(asked)), list[Sent]()
-    async with httpx.AsyncClient(base_url=url, timeout=HANGS_S) as client:
+    # Not kept: a connection that the server closes while the next body is on its way would look like a fault.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=HANGS_S, limits=limits) as client:
 
         async def work() -> None:
             while waiting and sum(each.status == 0 for each in found) < 3 * CLIENTS:

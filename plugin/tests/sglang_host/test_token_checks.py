@@ -52,6 +52,9 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"min_new_tokens": 1.5}, "min_new_tokens"),
     ({"min_new_tokens": 2**63}, "min_new_tokens"),
     ({"n": 10**9}, "n"),
+    ({"foo": 1}, "foo"),
+    ({"temperature": "much"}, "sampling_params"),
+    ({"top_k": [1]}, "sampling_params"),
 ]
 
 BAD_OBJECTS: list[tuple[dict[str, Any], str]] = [

@@ -7,6 +7,7 @@ the vocabulary or a number that fits no tensor ends its scheduler, and with it e
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,9 +128,25 @@ def check_sampling(manager: Any, obj: Any, params: Mapping[str, Any]) -> None:
         value = params.get(field)
         if isinstance(value, int | float) and value > largest:
             raise RequestError(field, value, f"above {largest:g}", "Lower it, or leave it out")
-    own = SamplingParams(**params)
-    own.normalize(manager.tokenizer)
-    own.verify(manager.model_config.vocab_size)
+    _check_as_sglang(manager, params)
+
+
+def _check_as_sglang(manager: Any, params: Mapping[str, Any]) -> None:
+    """Have SGLang check its own parameters; of values of a wrong type it says nothing, and fails with a 500.
+
+    On /generate it has refused names that it does not know; on /vertex_generate nobody has.
+    """
+    known = inspect.signature(SamplingParams).parameters
+    for name, value in params.items():
+        if name not in known:
+            raise RequestError(name, value, "unknown sampling parameter", "Leave it out, or correct its name")
+    try:
+        own = SamplingParams(**params)
+        own.normalize(manager.tokenizer)
+        own.verify(manager.model_config.vocab_size)
+    except (TypeError, AttributeError) as error:
+        problem = f"a value of a type that SGLang does not take ({error})"
+        raise RequestError("sampling_params", dict(params), problem, "Correct it, or leave it out") from error
 
 
 def _check_stops(stop: object) -> None:
