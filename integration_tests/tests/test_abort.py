@@ -315,6 +315,7 @@ def test_a_full_queue_delays_children_and_fails_nobody(default_server: Server) -
 # --- shutdown ---
 
 
+@pytest.mark.long
 def test_sigterm_lets_chains_finish_and_leaves_no_process(tmp_path: Path) -> None:
     spec = ServerSpec(PIVOT_MODEL, "terminated", ["--page-size", "1", "--enable-metrics"])
     with servers.running(spec, tmp_path) as server:

@@ -111,6 +111,7 @@ def test_server_info_without_the_plugin_is_silent(plain_server: Server) -> None:
     assert "sglang_power" not in server_info(plain_server)
 
 
+@pytest.mark.long
 def test_several_tokenizer_workers_are_all_shown(
     matrix_server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

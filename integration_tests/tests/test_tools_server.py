@@ -70,7 +70,13 @@ def streamed(server: Server, body: Json) -> Json:
     return message
 
 
-@pytest.mark.parametrize("name", sorted(CONTRACT.keys() - PAIRED))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "smc" else pytest.param(name, marks=pytest.mark.long)
+        for name in sorted(CONTRACT.keys() - PAIRED)
+    ],
+)
 def test_calls_of_tools_in_the_answers_of_every_sampler(pivot_server: Server, name: str) -> None:
     """In a stream they are the same, which SGLang's parsers read off pieces only."""
     body = asked({**CONTRACT[name].quick, "seed": 3})

@@ -23,6 +23,7 @@ def diagnosed(url: str, prompts: Path, *more: str) -> Diagnosis:
     return Diagnosis.model_validate_json((output / "diagnosis.json").read_bytes())
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_chains_of_the_served_sampler_meet(
     pivot_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -42,6 +43,7 @@ def test_chains_of_the_served_sampler_meet(
     assert f"{each.met}/23" in told.out
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_chats_are_diagnosed_with_the_models_template(prose_server: Server, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
