@@ -213,8 +213,8 @@ STOP_AT_ONCE: dict[str, Any] = {
 @pytest.mark.parametrize(
     "sampler",
     [
-        {"sampler": "best_of", "samples": 2, "answer": "text"},
-        {"sampler": "cot", "k": 2, "answer": "text"},
+        pytest.param({"sampler": "best_of", "samples": 2, "answer": "text"}, marks=pytest.mark.long),
+        pytest.param({"sampler": "cot", "k": 2, "answer": "text"}, marks=pytest.mark.long),
         {"sampler": "power", "block_size": 120, "steps": 1, "early_rejection": False},
         GUIDED,
     ],
