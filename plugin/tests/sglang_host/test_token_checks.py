@@ -15,6 +15,7 @@ from sglang_power.request import samplers
 from sglang_power.server.config import ServerConfig
 from sglang_power.sglang_host.tokenizer.body import NO_BODY, Body
 from sglang_power.sglang_host.tokenizer.plan import PlainPlan, plan_arm, plan_request
+from sglang_power.sglang_host.tokenizer.token_checks import check_sampling
 
 VOCAB = 100
 MANAGER = SimpleNamespace(
@@ -53,8 +54,6 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"min_new_tokens": 2**63}, "min_new_tokens"),
     ({"n": 10**9}, "n"),
     ({"foo": 1}, "foo"),
-    ({"temperature": "much"}, "sampling_params"),
-    ({"top_k": [1]}, "sampling_params"),
 ]
 
 BAD_OBJECTS: list[tuple[dict[str, Any], str]] = [
@@ -270,3 +269,12 @@ def test_messages_name_what_was_sent(
     with pytest.raises(RequestError) as error:
         plan_request(MANAGER, obj, NO_BODY, ServerConfig.model_validate({"limits": limits}))
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("params", [{"temperature": "much"}, {"top_k": [1]}, {"min_p": {}}], ids=str)
+def test_values_of_a_wrong_type_are_refused_where_sglang_fails(params: dict[str, Any]) -> None:
+    """Policies and samplers of plain draws take the client's own temperature and truncation."""
+    with pytest.raises(RequestError) as refused:
+        check_sampling(MANAGER, SimpleNamespace(), params)
+    assert refused.value.field == "sampling_params"
+    check_sampling(MANAGER, SimpleNamespace(), {"temperature": 0.5, "top_k": 3, "min_p": 0.1})
