@@ -13,6 +13,9 @@ EVERY_S = 5.0
 WARM_UP = 1 / 3
 """Share of the requests that fill caches and pools; growth counts behind it."""
 
+LEAST_SAMPLES = 5
+"""Of a process; what is gone sooner grows no more."""
+
 MOST_MB_PER_1000 = 1.0
 MB = 1 << 20
 
@@ -23,8 +26,7 @@ class Slope:
 
     Args:
         process: its title, and its pid.
-        mb_per_1000: resident MB per 1,000 requests, by Theil and Sen's estimator (the median of all slopes
-            between two samples).
+        mb_per_1000: resident MB per 1,000 requests, by least squares.
         low, high: its 95% interval.
         last_mb: resident at the end.
     """
@@ -74,13 +76,19 @@ class Memory:
 
     def slopes(self) -> list[Slope]:
         """Return the growth of every process behind the warm-up, the steepest first."""
-        return sorted(
-            (self._slope(pid) for pid in self._samples), key=lambda slope: slope.mb_per_1000, reverse=True
-        )
+        lasting = [pid for pid in self._samples if len(self._warm(pid)) >= LEAST_SAMPLES]
+        return sorted(map(self._slope, lasting), key=lambda slope: slope.mb_per_1000, reverse=True)
+
+    def _warm(self, pid: int) -> list[tuple[float, float]]:
+        """Return thousands of requests and resident MB, of the samples behind the warm-up."""
+        most = max(requests for samples in self._samples.values() for requests, _ in samples)
+        return [
+            (requests / 1000, held) for requests, held in self._samples[pid] if requests >= most * WARM_UP
+        ]
 
     def _slope(self, pid: int) -> Slope:
-        samples = self._samples[pid]
-        warm = samples[-1][0] * WARM_UP
-        kept = [(requests / 1000, resident) for requests, resident in samples if requests >= warm]
-        slope, _, low, high = stats.theilslopes([y for _, y in kept], [x for x, _ in kept])
-        return Slope(f"{self._names[pid]} ({pid})", float(slope), float(low), float(high), kept[-1][1])
+        samples = self._warm(pid)
+        found = stats.linregress(*zip(*samples, strict=True))
+        half = float(stats.t.ppf(0.975, len(samples) - 2) * found.stderr)
+        slope = float(found.slope)
+        return Slope(f"{self._names[pid]} ({pid})", slope, slope - half, slope + half, samples[-1][1])
