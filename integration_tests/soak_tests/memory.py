@@ -89,6 +89,7 @@ class Memory:
     def _slope(self, pid: int) -> Slope:
         samples = self._warm(pid)
         found = stats.linregress(*zip(*samples, strict=True))
-        half = float(stats.t.ppf(0.975, len(samples) - 2) * found.stderr)
+        constant = len({held for _, held in samples}) == 1  # no correlation, so scipy has no error of it
+        half = 0.0 if constant else float(stats.t.ppf(0.975, len(samples) - 2) * found.stderr)
         slope = float(found.slope)
         return Slope(f"{self._names[pid]} ({pid})", slope, slope - half, slope + half, samples[-1][1])
