@@ -91,15 +91,7 @@ def test_calls_of_tools_in_the_answers_of_every_sampler(pivot_server: Server, na
     assert [report["sampler"] for report in told["reports"]] == [name]
 
 
-NAMED = {"type": "function", "function": {"name": "g"}}
-NOT_UNDERSTOOD = (
-    "a tool that is named was not the one that was called; whether by SGLang or by us is not known"
-)
-
-
-@pytest.mark.parametrize(
-    "choice", ["required", pytest.param(NAMED, marks=pytest.mark.xfail(reason=NOT_UNDERSTOOD))]
-)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "g"}}])
 def test_calls_that_a_client_requires(pivot_server: Server, choice: Any) -> None:
     """What SGLang makes of it is a grammar, as of every other constraint."""
     body = asked(POWER, tool_choice=choice, regex=None, logit_bias=TERSE)
