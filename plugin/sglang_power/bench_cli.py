@@ -22,6 +22,7 @@ from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError, PowerError
 from sglang_power.extensions import install_extra
 from sglang_power.gateways import server_of
+from sglang_power.shared_cli import failed
 
 if TYPE_CHECKING:
     from sglang_power.serve_benchmark.grid import Options
@@ -101,11 +102,11 @@ def run_serve(options: argparse.Namespace, command: str) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRA:
             raise
-        return _failed(f"{error.name} is missing: {install_extra('demo')}")
+        return failed(f"{error.name} is missing: {install_extra('demo')}")
     except (PowerError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
-        return _failed(str(error) or repr(error))
+        return failed(str(error) or repr(error))
     except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on where it ended", 130)
+        return failed("interrupted; the same command goes on where it ended", 130)
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -198,7 +199,7 @@ def _session(
     with httpx.Client(headers=headers, timeout=options.timeout) as client:
         code, status = status_of(client, url, key_given=options.api_key is not None)
     if not isinstance(status, dict):
-        return _failed("\n".join(status), code), None
+        return failed("\n".join(status), code), None
     own = options.url is None
     return 0, Session(
         url=url,
@@ -226,8 +227,3 @@ def _tell(results: Results) -> None:
     print("\n".join([*target_table(results.record.rows), *gap_lines(results.not_served, results.failed)]))
     for path in results.paths:
         print(f"wrote {path}")
-
-
-def _failed(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return status

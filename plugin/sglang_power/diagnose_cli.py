@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpx
 
 from sglang_power.check_cli import status_of
-from sglang_power.errors import PowerError
-from sglang_power.extensions import install_extra
 from sglang_power.gateways import server_of
 from sglang_power.prompt_files import PromptLine, read_prompts
+from sglang_power.shared_cli import ended, failed, wrong_number
 
 if TYPE_CHECKING:
     from sglang_power.diagnosis.report import Diagnosis
@@ -94,26 +92,17 @@ def run_diagnose(options: argparse.Namespace, command: str) -> int:
     """Diagnose; 0 with a report, 1 where the server has no plugin, 2 where the run ended early."""
     if problem := _wrong_option(options):
         options.parser.error(problem)
-    try:
-        return _run(options, command)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _failed(f"{error.name} is missing: {install_extra('eval')}")
-    except (PowerError, OSError) as error:
-        return _failed(str(error) or repr(error))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _failed(f"{server_of(options.url)} does not answer: {error!r}")
-    except KeyboardInterrupt:
-        return _failed(f"interrupted; what was done of whole prompts is in {options.output}", 130)
+    return ended(
+        lambda: _run(options, command),
+        options.url,
+        EXTRA,
+        f"interrupted; what was done of whole prompts is in {options.output}",
+    )
 
 
 def _wrong_option(options: argparse.Namespace) -> str | None:
-    for name in COUNTS:
-        if (told := getattr(options, name)) is not None and told < 1:
-            return f"argument --{name.replace('_', '-')}: at least 1"
-    if options.seed < 0:
-        return "argument --seed: not below 0"
+    if problem := wrong_number(options, COUNTS):
+        return problem
     if not 0.0 < options.confidence < 1.0:
         return "argument --confidence: a probability above 0 and below 1"
     if options.lag is not None and options.lag < options.steps:
@@ -129,9 +118,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
     with httpx.Client(headers=headers, timeout=min(options.timeout, 60.0)) as client:
         code, status = status_of(client, server, key_given=options.api_key is not None)
     if not isinstance(status, dict):
-        return _failed("\n".join(status), code)
+        return failed("\n".join(status), code)
     if status["refused"]:
-        return _failed("\n".join(status["refused"]), 1)
+        return failed("\n".join(status["refused"]), 1)
     from sglang_power.diagnosis.report import lines
     from sglang_power.diagnosis.session import JSON
 
@@ -198,8 +187,3 @@ def _settings(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         concurrency=options.concurrency,
     )
-
-
-def _failed(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return status

@@ -15,8 +15,8 @@ import yaml
 
 from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError, PowerError
-from sglang_power.extensions import install_extra
 from sglang_power.gateways import INFO_ROUTE, json_object, server_of
+from sglang_power.shared_cli import ended, failed
 
 if TYPE_CHECKING:
     from sglang_power.evaluation.results import Report
@@ -92,18 +92,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(options: argparse.Namespace, command: str) -> int:
     """Evaluate; 0 with a report, 1 where answers are missing in it, 2 where the run ended early."""
-    try:
-        return _run(options, command)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _failed(f"{error.name} is missing: {install_extra('eval')}")
-    except (PowerError, OSError) as error:
-        return _failed(str(error) or repr(error))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _failed(f"{server_of(options.url)} does not answer: {error!r}")
-    except KeyboardInterrupt:
-        return _failed(f"interrupted; {RESUME}", 130)
+    return ended(lambda: _run(options, command), options.url, EXTRA, f"interrupted; {RESUME}")
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -230,7 +219,7 @@ def evaluated_server(options: argparse.Namespace) -> tuple[int, Server | None]:
     with httpx.Client(headers=headers, timeout=min(options.timeout, 60.0)) as client:
         code, status = status_of(client, url, key_given=options.api_key is not None)
         if not isinstance(status, dict) and code != 1:
-            return _failed("\n".join(status), code), None
+            return failed("\n".join(status), code), None
         models = _models(client, url)
         info = json_object(client.get(url + INFO_ROUTE).text)
     if isinstance(status, dict):
@@ -261,8 +250,3 @@ def _models(client: httpx.Client, url: str) -> list[str]:
     if not (names := [str(model["id"]) for model in told]):
         raise ConfigError(f"{url}/v1/models names no model")
     return names
-
-
-def _failed(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return status

@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import yaml
 
-from sglang_power.errors import ConfigError, PowerError
+from sglang_power.errors import ConfigError
 from sglang_power.eval_cli import EXTRA, RESUME, evaluated_server
-from sglang_power.extensions import install_extra
-from sglang_power.gateways import server_of
+from sglang_power.shared_cli import ended, failed, wrong_number
 
 if TYPE_CHECKING:
     from sglang_power.evaluation.session import Server
@@ -64,23 +62,9 @@ def add_sampler(commands: Any) -> None:
 
 def run_sampler(options: argparse.Namespace, command: str) -> int:
     """Tune; 0 with a preset, 1 where the server has no plugin, 2 where the run ended early."""
-    for name in COUNTS:
-        if (told := getattr(options, name)) is not None and told < 1:
-            options.parser.error(f"argument --{name.replace('_', '-')}: at least 1")
-    if options.seed < 0:
-        options.parser.error("argument --seed: not below 0")
-    try:
-        return _run(options, command)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _failed(f"{error.name} is missing: {install_extra('eval')}")
-    except (PowerError, OSError) as error:
-        return _failed(str(error) or repr(error))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _failed(f"{server_of(options.url)} does not answer: {error!r}")
-    except KeyboardInterrupt:
-        return _failed(f"interrupted; {RESUME}", 130)
+    if problem := wrong_number(options, COUNTS):
+        options.parser.error(problem)
+    return ended(lambda: _run(options, command), options.url, EXTRA, f"interrupted; {RESUME}")
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -94,7 +78,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     if server is None:
         return code
     if not server.has_plugin:
-        return _failed("\n".join(_without_plugin(server)), 1)
+        return failed("\n".join(_without_plugin(server)), 1)
     planned = plan(server, task, settings)
     for note in planned.plan.run.notes:
         print(note, file=sys.stderr)
@@ -177,8 +161,3 @@ def _table(told: str) -> Any:
         return json.loads(told) if is_json else yaml.safe_load(Path(told).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--grid: {error}") from error
-
-
-def _failed(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return status
