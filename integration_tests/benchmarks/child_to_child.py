@@ -21,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import numpy as np
 from sglang_power.reports import report_of
 from tqdm import tqdm
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.real.preparing import folder_of
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
@@ -60,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {
         "target": f"at most {bound:g} decode steps",
         "result": "met" if record["gap_in_steps"] <= bound else "missed",
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
-        "command": f"child_to_child --model {options.model} --rounds {options.rounds}",
+        **origin(f"child_to_child --model {options.model} --rounds {options.rounds}"),
     }
     path = results_of(options) / f"child_to_child_{options.model}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

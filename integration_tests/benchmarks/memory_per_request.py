@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import httpx
 import psutil
 from sglang_power.reports import report_of
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec, running
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bytes_per_power_request": per_request,
         "target": f"at most {PER_TOKEN} bytes a live token and {PER_REQUEST // 1024} kB: {bound}",
         "result": "met" if per_request <= bound else "missed",
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
-        "command": f"memory_per_request --requests {count}",
+        **origin(f"memory_per_request --requests {count}"),
     }
     (results_of(options) / "memory_per_request.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

@@ -17,14 +17,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 from sglang_power.reports import report_of
 from tqdm import tqdm
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
@@ -47,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with running(loaded, Path(logs)) as ours, running(excluded, Path(logs)) as stock:
             record = asyncio.run(measure(ours.url, stock.url, options.rounds, options.requests))
     record |= {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
-        "command": f"plain_requests --rounds {options.rounds} --requests {options.requests}",
+        **origin(f"plain_requests --rounds {options.rounds} --requests {options.requests}"),
     }
     (results_of(options) / "plain_requests.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

@@ -23,7 +23,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from scipy import stats
 from sglang_power.reports import report_of
 from tqdm import tqdm
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.outputs import add_outputs, results_of
 from integration_tests.pivot.problems import problems
 from integration_tests.server import PIVOT_MODEL, ServerSpec, running
@@ -90,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as logs, running(spec, Path(logs)) as server:
         record = asyncio.run(measure(server.url, options.pairs, options.seconds))
     record |= {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "sglang-power", "torch")},
-        "command": f"plain_under_load --pairs {options.pairs} --seconds {options.seconds:g}",
+        **origin(f"plain_under_load --pairs {options.pairs} --seconds {options.seconds:g}"),
     }
     (results_of(options) / "plain_under_load.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

@@ -9,16 +9,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration_tests import server
-from integration_tests.demo import hardware
 from integration_tests.helpers.bodies import MARK
 from integration_tests.helpers.trials import Ground
+from integration_tests.measured import origin
 from integration_tests.server import PIVOT_MODEL, Server, ServerSpec
 from integration_tests.tests.conftest import logs, no_thread_is_left
 
@@ -67,11 +66,6 @@ sys.addaudithook(watch)
 '''
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option to write the record."""
-    parser.addoption("--write-results", action="store_true", help=f"write {RESULTS.name}")
-
-
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What the tests found, for the record."""
@@ -84,11 +78,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     found = session.config.stash.get(RECORD, {})
     told = {
-        "hardware": hardware(),
-        "versions": {
-            name: version(name) for name in ("sglang", "sglang-power", "hypothesis", "schemathesis")
-        },
-        "command": "make fuzz",
+        **origin("make fuzz", ("sglang", "sglang-power", "hypothesis", "schemathesis")),
         **{kind: dict(sorted(counted.items())) for kind, counted in found.items()},
     }
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")

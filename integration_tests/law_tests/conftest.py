@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.tests.conftest import (
     law_model,
     law_server,
@@ -40,11 +39,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "law.json"
 RECORD = pytest.StashKey[list[dict[str, Any]]]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option to write the record."""
-    parser.addoption("--write-results", action="store_true", help=f"write {RESULTS.name}")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Note the outcome of every test, and the figures that it printed."""
@@ -62,9 +56,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not session.config.getoption("--write-results"):
         return
     record = {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "torch", "sglang-power")},
-        "command": "make test-law",
+        **origin("make test-law"),
         "tests": session.config.stash.get(RECORD, []),
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")

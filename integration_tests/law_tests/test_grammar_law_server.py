@@ -22,6 +22,7 @@ from sglang_power.request import parse_power
 from sglang_power.types import FloatArray
 
 from integration_tests.helpers.goodness_of_fit import g_test
+from integration_tests.helpers.looks import ANSWERS, LEVEL, LOOKS, passes_a_look
 from integration_tests.law_model import (
     EOS,
     HORIZON,
@@ -32,7 +33,7 @@ from integration_tests.law_model import (
     total_variation,
 )
 from integration_tests.server import Server
-from integration_tests.tests.test_law_server import Json, counted, drawn, generate
+from integration_tests.tests.test_law_server import Json, counted, drawn
 
 PATTERN = "(d[a-d]{2}|[bcd])*"
 """Searched for: every mistake below moves more than a fifth of the law, and the kept prefix decides what may
@@ -41,8 +42,7 @@ follow."""
 LONGEST = HORIZON + 2
 """Letters of the longest word that an answer may begin: what is open at the horizon needs two more."""
 
-LOOKS, LEVEL = 3, 1e-5 ** (1 / 3)
-SEED, ANSWERS = 900_000, 400
+SEED = 900_000
 
 CASES: dict[str, Json] = {
     "power": {"sampler": "power", "alpha": 1.4, "block_size": 3, "steps": 8},
@@ -114,16 +114,14 @@ def check(tree: AnswerTree, answers: Sequence[Json]) -> None:
 async def test_answers_follow_the_power_of_the_masked_law(
     law_server: Server, tree: AnswerTree, custom: Json
 ) -> None:
-    target = target_of(tree, custom)
-    for look in range(LOOKS):
-        seeds = range(SEED + look * ANSWERS, SEED + (look + 1) * ANSWERS)
-        answers = await generate(law_server, [body(seed, custom) for seed in seeds])
-        check(tree, answers)
-        p = g_test(counted(tree, [tuple(answer["output_ids"]) for answer in answers]), target)
-        print(f"look {look}: p {p:.3g}")
-        if p > LEVEL:
-            return
-    pytest.fail(f"{LOOKS} samples of {ANSWERS} answers are all below {LEVEL:.3g}")
+    await passes_a_look(
+        law_server,
+        tree,
+        target_of(tree, custom),
+        body=lambda seed: body(seed, custom),
+        check=lambda answers: check(tree, answers),
+        first_seed=SEED,
+    )
 
 
 @pytest.mark.parametrize("custom", CASES.values(), ids=CASES)

@@ -22,6 +22,7 @@ from sglang_power.request import parse_power
 from sglang_power.types import FloatArray
 
 from integration_tests.helpers.goodness_of_fit import g_test
+from integration_tests.helpers.looks import ANSWERS, LEVEL, LOOKS, passes_a_look
 from integration_tests.law_model import (
     EOS,
     HORIZON,
@@ -36,8 +37,7 @@ from integration_tests.tests.test_law_server import Json, counted, drawn, genera
 
 PENALTIES = Penalties(frequency=1.2, presence=0.6, repetition=1.6)
 
-LOOKS, LEVEL = 3, 1e-5 ** (1 / 3)
-SEED, ANSWERS = 1_300_000, 400
+SEED = 1_300_000
 BLOCK = 2
 
 CASES: dict[str, Json] = {
@@ -110,16 +110,14 @@ def check(tree: AnswerTree, answers: Sequence[Json]) -> None:
 async def test_answers_follow_the_power_of_the_penalised_law(
     law_server: Server, tree: AnswerTree, custom: Json
 ) -> None:
-    target = target_of(tree, custom["alpha"])
-    for look in range(LOOKS):
-        seeds = range(SEED + look * ANSWERS, SEED + (look + 1) * ANSWERS)
-        answers = await generate(law_server, [body(seed, custom) for seed in seeds])
-        check(tree, answers)
-        p = g_test(counted(tree, [tuple(answer["output_ids"]) for answer in answers]), target)
-        print(f"look {look}: p {p:.3g}")
-        if p > LEVEL:
-            return
-    pytest.fail(f"{LOOKS} samples of {ANSWERS} answers are all below {LEVEL:.3g}")
+    await passes_a_look(
+        law_server,
+        tree,
+        target_of(tree, custom["alpha"]),
+        body=lambda seed: body(seed, custom),
+        check=lambda answers: check(tree, answers),
+        first_seed=SEED,
+    )
 
 
 @pytest.mark.server

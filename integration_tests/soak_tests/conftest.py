@@ -16,11 +16,6 @@ from integration_tests.tests.conftest import TEST_CONFIG, logs, no_thread_is_lef
 __all__ = ["logs", "no_thread_is_left", "third_party"]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option to write the record."""
-    parser.addoption("--write-results", action="store_true", help="write results/soak.json")
-
-
 def pivot_spec(installed_at: Sequence[Path], environment: Mapping[str, str]) -> ServerSpec:
     """Return the pivot model's server with the distributions of some folders beside it.
 

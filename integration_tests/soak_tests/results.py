@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-from integration_tests.demo import hardware
+from integration_tests.measured import origin
 from integration_tests.soak_tests.soaking import Verdict
 
 RESULTS = Path(__file__).parents[1] / "results" / "soak.json"
@@ -22,9 +21,7 @@ def write(verdict: Verdict, minutes: float, clients: int) -> None:
         clients: at once.
     """
     record = {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("sglang", "torch", "sglang-power")},
-        "command": f"SGLANG_POWER_SOAK_MINUTES={minutes:g} make soak",
+        **origin(f"SGLANG_POWER_SOAK_MINUTES={minutes:g} make soak"),
         "clients": clients,
         "requests": verdict.counts.total(),
         "outcomes": dict(sorted(verdict.counts.items())),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -13,7 +12,7 @@ import httpx
 from sglang_power.check_cli import status_of
 from sglang_power.gateways import server_of
 from sglang_power.prompt_files import PromptLine, read_prompts
-from sglang_power.shared_cli import ended, failed, wrong_number
+from sglang_power.shared_cli import add_prompts, add_server, ended, failed, wrong_number
 
 if TYPE_CHECKING:
     from sglang_power.diagnosis.report import Diagnosis
@@ -32,17 +31,8 @@ def add_diagnose(commands: Commands) -> None:
     )
     parser.set_defaults(parser=parser)
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:30000", help="base URL of the server (default: %(default)s)")
-    add("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)")
-    add("--timeout", type=float, default=600.0, help="seconds for one answer (default: %(default)s)")
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="typical prompts: one a line, or (.jsonl) an object a line with text, prompt or messages",
-    )
-    add("--chat", action="store_true", help="texts are messages of a user, not beginnings that go on")
+    add_server(parser, timeout_s=600.0)
+    add_prompts(parser)
     add("--limit", type=int, default=8, help="prompts to use, from the top (default: %(default)s)")
     add("--replicas", type=int, default=64, help="pairs of chains a prompt (default: %(default)s)")
     add("--steps", type=int, default=32, help="steps to look at, behind the start (default: %(default)s)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -16,7 +15,7 @@ import yaml
 from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError, PowerError
 from sglang_power.gateways import INFO_ROUTE, json_object, server_of
-from sglang_power.shared_cli import ended, failed
+from sglang_power.shared_cli import add_server, ended, failed
 
 if TYPE_CHECKING:
     from sglang_power.evaluation.results import Report
@@ -45,9 +44,7 @@ def add_eval(commands: Commands) -> None:
         help="run; tasks: list them, with where to get each and its checksum; report: make the report of "
         "--output anew",
     )
-    add("--url", default="http://127.0.0.1:30000", help="base URL of the server (default: %(default)s)")
-    add("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)")
-    add("--timeout", type=float, default=3600.0, help="seconds for one answer (default: %(default)s)")
+    add_server(parser, timeout_s=3600.0)
     add("--task", metavar="NAME", help="a task that `eval tasks` lists, or your own JSONL file")
     add("--data", type=Path, metavar="FILE", help="the file of a data set")
     add("--limit", type=int, help="items to ask, from the top; by default all")

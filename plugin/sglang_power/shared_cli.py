@@ -1,10 +1,12 @@
-"""How commands that ask a server end: exit statuses, and the words for what went wrong. Knows no command."""
+"""What commands that ask a server have in common: options, and how they end. Knows no command."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 import httpx
 
@@ -13,6 +15,27 @@ from sglang_power.extensions import install_extra
 from sglang_power.gateways import server_of
 
 INTERRUPTED = 130
+
+
+def add_server(parser: argparse.ArgumentParser, timeout_s: float) -> None:
+    """Add the options that say which server is asked, and how long one answer may take by default."""
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:30000", help="base URL of the server (default: %(default)s)")
+    add("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)")
+    add("--timeout", type=float, default=timeout_s, help="seconds for one answer (default: %(default)s)")
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a file of typical prompts."""
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="typical prompts: one a line, or (.jsonl) an object a line with text, prompt or messages",
+    )
+    add("--chat", action="store_true", help="texts are messages of a user, not beginnings that go on")
 
 
 def failed(message: str, status: int = 2) -> int:

@@ -6,7 +6,6 @@ Of `thresholds`, `model_rows` measures and `tuning` computes; `tune_sampler_cli`
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from sglang_power.check_cli import status_of
 from sglang_power.errors import ConfigError
 from sglang_power.gateways import server_of
 from sglang_power.prompt_files import read_prompts
+from sglang_power.shared_cli import add_prompts, add_server
 from sglang_power.tune_sampler_cli import add_sampler, run_sampler
 
 if TYPE_CHECKING:
@@ -40,21 +40,12 @@ def add_tune(commands: Commands) -> None:
         help="thresholds of branch triggers and of entropix, at which they fire at a share of the rows",
     )
     add = thresholds.add_argument
-    add("--url", default="http://127.0.0.1:30000", help="base URL of the server (default: %(default)s)")
-    add("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)")
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="typical prompts: one a line, or (.jsonl) an object a line with text, prompt or messages",
-    )
-    add("--chat", action="store_true", help="texts are messages of a user, not beginnings that go on")
+    add_server(thresholds, timeout_s=600.0)
+    add_prompts(thresholds)
     add("--rate", type=float, default=0.05, help="share of the rows at which to fire (default: %(default)s)")
     add("--limit", type=int, default=64, help="prompts to use, from the top (default: %(default)s)")
     add("--max-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     add("--concurrency", type=int, default=8, help="requests at once (default: %(default)s)")
-    add("--timeout", type=float, default=600.0, help="seconds for one answer (default: %(default)s)")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write; by default to the terminal")
     thresholds.set_defaults(parser=thresholds)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ import yaml
 
 from sglang_power.errors import ConfigError
 from sglang_power.eval_cli import EXTRA, RESUME, evaluated_server
-from sglang_power.shared_cli import ended, failed, wrong_number
+from sglang_power.shared_cli import add_server, ended, failed, wrong_number
 
 if TYPE_CHECKING:
     from sglang_power.evaluation.session import Server
@@ -34,9 +33,7 @@ def add_sampler(commands: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:30000", help="base URL of the server (default: %(default)s)")
-    add("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="the server's key (SGLANG_API_KEY)")
-    add("--timeout", type=float, default=3600.0, help="seconds for one answer (default: %(default)s)")
+    add_server(parser, timeout_s=3600.0)
     add("--sample", required=True, metavar="FILE", help="problems with answers: JSONL, or a task of `eval`")
     add("--data", type=Path, metavar="FILE", help="the file of a data set, where --sample names one")
     add("--budget", type=int, required=True, metavar="TOKENS", help="decoded tokens of everything")

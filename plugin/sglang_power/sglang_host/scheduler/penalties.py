@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from sglang_power.algorithms.penalties import Penalties
+from sglang_power.sglang_host.scheduler.row_tensors import moved
 
 
 class CountedRow:
@@ -139,14 +140,10 @@ class CountTable:
         self._free.extend(range(old, old + more))
 
     def _moved(self, values: Sequence[int]) -> torch.Tensor:
-        return self._to_device(torch.tensor(values, dtype=torch.int64))
+        return moved(torch.tensor(values, dtype=torch.int64), self._device)
 
     def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return self._to_device(torch.tensor(values, dtype=torch.float32)[:, None])
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        on_host = self._device.type == "cpu"
-        return tensor if on_host else tensor.pin_memory().to(self._device, non_blocking=True)
+        return moved(torch.tensor(values, dtype=torch.float32)[:, None], self._device)
 
 
 _tables: dict[tuple[torch.device, int], CountTable] = {}

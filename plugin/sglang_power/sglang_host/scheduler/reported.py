@@ -20,6 +20,7 @@ from sglang_power_kernels import row_statistics
 from sglang_power.sglang_host.child_params import POLICY, REPORTED, REPORTED_FIELD, STATISTICS_KEY
 from sglang_power.sglang_host.scheduler.batch_rows import BatchRows
 from sglang_power.sglang_host.scheduler.committed import append_record, export_kernel_calls
+from sglang_power.sglang_host.scheduler.row_tensors import moved
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class ReportedRows(BatchRows[ReportedRow]):
         cache: dict[torch.device, ReportedTensors] = self.__dict__.setdefault("_on_device", {})
         if device not in cache:
             places = (self.indices, [self.indices[i] for i in self.penalised], self.penalised)
-            cache[device] = ReportedTensors(*(_moved(each, device) for each in places))
+            cache[device] = ReportedTensors(
+                *(moved(torch.tensor(each, dtype=torch.int64), device) for each in places)
+            )
         return cache[device]
 
     def unpenalised(self, logits: torch.Tensor) -> torch.Tensor | None:
@@ -119,11 +122,6 @@ class ReportedRows(BatchRows[ReportedRow]):
         logits_output.auxiliary_device_output = append_auxiliary_output(
             logits_output.auxiliary_device_output, DeviceReport(self, torch.stack(columns, dim=1))
         )
-
-
-def _moved(places: Sequence[int], device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(places, dtype=torch.int64)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

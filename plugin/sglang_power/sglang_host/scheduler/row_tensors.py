@@ -17,6 +17,11 @@ from sglang_power.sglang_host.child_params import ChildParams
 from sglang_power.types import ProposalLaw
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device; the host does not wait."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Truncation:
     """Rows that ask for the same searches, [group] each; None where the group does not ask for that one.
@@ -121,7 +126,7 @@ class RowTensors:
             return self
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
+            return moved(tensor, device)
 
         def move_some(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else move(tensor)
